@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer) to create the environment"
+
+.PHONY: install
+install: $(INSTALLED) ## Create .venv with the tested versions of everything
+
+# The stamp is written last, so an installation that was interrupted is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." >&2; \
+		echo "       Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: '$(PYTHON)' cannot create environments: its venv or ensurepip module is missing." >&2; \
+		echo "       On Debian and Ubuntu both are in the package python3-venv (apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,wandb,hub]'
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
+	$(BIN)/python train.py pe=cope task=counting
+
+.PHONY: laptop-table
+laptop-table: $(INSTALLED) ## Run the laptop-scale sweep behind the main table
+	$(BIN)/python train.py -m +table=laptop
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests, without those marked slow
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: clean
+clean: ## Remove build artefacts and caches; leaves .venv, data/ and outputs/ alone
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . \( -path ./$(VENV) -o -path ./data -o -path ./outputs \) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

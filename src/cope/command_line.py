@@ -1,0 +1,168 @@
+"""What stands between the command line and a run: overrides checked before Hydra composes them, errors told in one message."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cope.errors import UserError, nearest
+from cope.sweep import is_sweep, write_job
+
+INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
+
+
+def wants_stack_trace() -> bool:
+    """Whether the user asked for stack traces, in Hydra's way."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+def check_overrides(arguments: Sequence[str], config_folder: str) -> None:
+    """Exit with one message if an override names a choice or a key that does not exist.
+
+    Hydra refuses them too; this adds the nearest match, and says it of every override at once.
+    """
+    if {"-sc", "--shell-completion"} & set(arguments):
+        return
+    folder = Path(sys.argv[0]).resolve().parent / config_folder
+    try:
+        overrides = OverridesParser.create().parse_overrides(
+            [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        )
+    except HydraException:
+        return  # Hydra shows where the syntax goes wrong
+    overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
+    problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder)
+    if problems:
+        _tell("\n".join(problems))
+        sys.exit(1)
+
+
+def _choices(folder: Path, group: str) -> list[str]:
+    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def _is_group(override: Override, folder: Path) -> bool:
+    return (folder / override.key_or_group).is_dir()
+
+
+def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
+    problems = []
+    for override in overrides:
+        if _is_group(override, folder) and not override.is_delete():
+            choices = _choices(folder, override.key_or_group)
+            for value in _values(override):
+                if value not in choices:
+                    listed = ", ".join(choices)
+                    problems.append(
+                        f"{override.key_or_group}={value} is not known; allowed: {listed}.{nearest(value, choices)}"
+                    )
+    return problems
+
+
+def _unknown_keys(overrides: Sequence[Override], folder: Path) -> list[str]:
+    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
+    keys = [
+        override for override in overrides
+        if not _is_group(override, folder) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    ]  # fmt: skip
+    if not keys:
+        return []
+    problems: dict[str, None] = {}
+    for choice in itertools.product(*[_values(group) for group in groups]):
+        names = [f"{_prefix(group)}{group.key_or_group}={value}" for group, value in zip(groups, choice, strict=True)]
+        try:
+            with initialize_config_dir(str(folder), version_base="1.3"):
+                config = compose("train", overrides=names)
+        except HydraException:
+            continue  # not a combination that exists: Hydra says why
+        known = _known_keys(config)
+        for override in keys:
+            key = override.key_or_group
+            if key not in known:
+                where = f" with {', '.join(names)}" if names else ""
+                siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+                allowed = f" Allowed{where}: {', '.join(sorted(siblings))}." if siblings else ""
+                guess = nearest(key, known)
+                problems[f"{key} is not a setting.{allowed}{guess}"] = None
+    return list(problems)
+
+
+def _prefix(override: Override) -> str:
+    return "+" if override.is_add() else "++" if override.is_force_add() else ""
+
+
+def _known_keys(config: DictConfig, prefix: str = "") -> set[str]:
+    known = set()
+    for key in config:
+        known.add(f"{prefix}{key!s}")
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            known |= _known_keys(node, f"{prefix}{key!s}.")
+    return known
+
+
+@dataclass
+class Outcome:
+    """What a run tells of itself: its folder, once it is known."""
+
+    folder: str | None = None
+
+
+@contextmanager
+def reporting_errors() -> Iterator[Outcome]:
+    """Print a UserError's message alone and exit with status 1; in a sweep, say which job failed and let the others go on."""
+    from cope.training.loop import Interrupted
+
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Interrupted as error:
+        write_job("interrupted", outcome.folder, str(error))
+        _tell(str(error))
+        sys.exit(INTERRUPTED)
+    except (UserError, OmegaConfBaseException) as error:
+        message = _message(error)
+        if not is_sweep():
+            if wants_stack_trace():
+                raise
+            _tell(message)
+            sys.exit(1)
+        _tell(f"FAILED: {write_job('failed', outcome.folder, message)}\n{message}")
+        if wants_stack_trace():
+            traceback.print_exc()
+    except Exception as error:
+        if not is_sweep():
+            raise
+        # A bug of ours: the others may be spared it, but its trace is wanted.
+        _tell(f"FAILED: {write_job('failed', outcome.folder, f'{type(error).__name__}: {error}')}\n{traceback.format_exc()}")
+    else:
+        write_job("done", outcome.folder, "")
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+    return str(error)
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

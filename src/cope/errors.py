@@ -1,0 +1,40 @@
+"""Errors that speak to the person at the keyboard.
+
+A :class:`UserError` names the key, the value, what is allowed and, where there is one, the nearest match. ``train.py`` prints
+its text alone and exits with status 1; a stack trace is for our own bugs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right: a setting, a file, a folder, a missing package."""
+
+
+def nearest(value: object, allowed: Iterable[object]) -> str:
+    """`` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
+    matches = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise UserError unless ``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        listed = ", ".join(str(choice) for choice in allowed)
+        raise UserError(f"{key}={value} is not known; allowed: {listed}.{nearest(value, allowed)}")
+
+
+def check_at_least(key: str, value: float, minimum: float) -> None:
+    """Raise UserError if ``value`` is below ``minimum``."""
+    if not value >= minimum:
+        raise UserError(f"{key}={value} is too small; allowed: {minimum} or more.")
+
+
+def check_between(key: str, value: float, low: float, high: float) -> None:
+    """Raise UserError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise UserError(f"{key}={value} is out of range; allowed: {low} to {high}.")

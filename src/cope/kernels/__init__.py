@@ -1,0 +1,1 @@
+"""Implementations of CoPE attention under one contract, with the same numbers: see :func:`cope.functional.cope_attention`."""

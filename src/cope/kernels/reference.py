@@ -1,0 +1,89 @@
+"""CoPE attention as the paper writes it, one line an equation.
+
+*Contextual Position Encoding: Learning to Count What's Important*, Golovneva et al., arXiv 2405.18719, Section 4. This file is
+the definition that every faster backend is held to, in values and in gradients. It builds several time x time tensors per
+head: read it, test against it, train with another.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
+    """(query, key) bool, True where a query may look. The last query stands at the last key, as when decoding with a cache."""
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def contextual_positions(gate_logits: Tensor, num_positions: int | None) -> tuple[Tensor, Tensor]:
+    """Gates and the positions they add up to.
+
+    Args:
+        gate_logits: (..., query, key), the scaled products of each query with each key.
+        num_positions: positions are clamped to the last one, ``num_positions - 1``; None leaves them free.
+
+    Returns:
+        gates g_ij = sigmoid(gate_logits_ij), 0 for keys after the query (Equation 3), and positions
+        p_ij = g_ij + ... + g_ii (Equation 4): how much each query i counts from key j up to itself, both ends included.
+    """
+    num_queries, num_keys = gate_logits.shape[-2:]
+    visible = causal_mask(num_queries, num_keys, gate_logits.device)
+    gates = torch.sigmoid(gate_logits).masked_fill(~visible, 0.0)
+    positions = gates.flip(-1).cumsum(-1).flip(-1)
+    return gates, positions if num_positions is None else positions.clamp(max=num_positions - 1)
+
+
+def interpolate(z: Tensor, positions: Tensor) -> Tensor:
+    """z_i[p_ij] for fractional p_ij, on the line between the two whole positions around it (Equation 5).
+
+    Args:
+        z: (..., query, num_positions), the product of each query with each vector of the table.
+        positions: (..., query, key), between 0 and num_positions - 1.
+    """
+    if z.shape[-1] == 1:
+        return z.expand_as(positions)
+    # floor and floor + 1, not floor and ceil: where p is a whole number the two agree in value, but with ceil both ends
+    # are the same entry and p would get no gradient at all.
+    below = positions.detach().floor().clamp(max=z.shape[-1] - 2).long()
+    weight = positions - below
+    return torch.lerp(z.gather(-1, below), z.gather(-1, below + 1), weight)
+
+
+def by_distance(bias: Tensor, num_keys: int) -> Tensor:
+    """(..., query, distance) -> (..., query, key): the entry for each pair's distance; 0 for keys after the query."""
+    num_queries = bias.shape[-2]
+    query_index = torch.arange(num_keys - num_queries, num_keys, device=bias.device)[:, None]
+    distance = query_index - torch.arange(num_keys, device=bias.device)
+    index = distance.clamp(min=0).expand(*bias.shape[:-1], num_keys)
+    return bias.gather(-1, index).masked_fill(distance < 0, 0.0)
+
+
+def cope_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    *,
+    gate_keys: Tensor | None = None,
+    scale: str = "released",
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Causal attention with contextual positions; shapes and arguments as in :func:`cope.functional.cope_attention`."""
+    inverse_sqrt_dim = 1.0 / math.sqrt(q.shape[-1])
+    content_logits = q @ k.transpose(-1, -2) * inverse_sqrt_dim  # (batch, heads, query, key)
+    gate_logits = content_logits if gate_keys is None else q @ gate_keys.transpose(-1, -2) * inverse_sqrt_dim
+    _, positions = contextual_positions(gate_logits, num_positions=table.shape[0])
+    z = q @ table.transpose(-1, -2)  # (batch, heads, query, num_positions)
+    if scale == "released":
+        z = z * inverse_sqrt_dim
+    logits = content_logits + interpolate(z, positions)  # Equation 6
+    if bias is not None:
+        logits = logits + by_distance(bias, k.shape[-2])
+    visible = causal_mask(q.shape[-2], k.shape[-2], q.device)
+    attention = logits.masked_fill(~visible, -math.inf).softmax(-1)
+    return F.dropout(attention, dropout) @ v

@@ -1,0 +1,160 @@
+"""A decoder-only Transformer, top to bottom. Position comes from the encoding's hooks alone.
+
+Initialisation follows the code that CoPE's authors released: token embeddings from N(0, 1/dim), PyTorch's own for linear
+layers, and with pre-norm each branch's last layer divided by sqrt(2 num_layers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.model.attention import LayerCache, SelfAttention
+from cope.positions.base import ModelShape, PositionEncoding
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+def check_shape(dim: int, num_layers: int, num_heads: int) -> None:
+    """Raise UserError unless a Transformer can have this shape."""
+    for key, value in (("dim", dim), ("num_layers", num_layers), ("num_heads", num_heads)):
+        check_at_least(f"model.{key}", value, 1)
+    if dim % num_heads:
+        divisors = [str(heads) for heads in range(1, dim + 1) if dim % heads == 0 and heads <= 64]
+        raise UserError(f"model.num_heads={num_heads} does not divide model.dim={dim}; allowed: {', '.join(divisors)}.")
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, dim: int, hidden: int, activation: str, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden)
+        self.output = nn.Linear(hidden, dim)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes (batch, time, dim) in and out."""
+        output: Tensor = self.output(self.dropout(self.activation(self.hidden(x))))
+        return output
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each in a residual branch with layer norm before it (pre) or after the sum (post)."""
+
+    def __init__(
+        self, shape: ModelShape, index: int, feed_forward_multiple: int, activation: str, norm: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(shape.dim, shape.num_heads, dropout, index)
+        self.feed_forward = FeedForward(shape.dim, shape.dim * feed_forward_multiple, activation, dropout)
+        self.attention_norm = nn.LayerNorm(shape.dim)
+        self.feed_forward_norm = nn.LayerNorm(shape.dim)
+        self.norm = norm
+        self.dropout = nn.Dropout(dropout)
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What attention sees of the layer's input."""
+        normed: Tensor = self.attention_norm(x) if self.norm == "pre" else x
+        return normed
+
+    def forward(self, x: Tensor, encoding: PositionEncoding, start: int, cache: LayerCache | None) -> Tensor:
+        """Shapes (batch, time, dim) in and out."""
+        attended = self.dropout(self.attention(self.attention_input(x), encoding, start, cache))
+        if self.norm == "pre":
+            x = x + attended
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x + attended)
+        normed: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return normed
+
+
+class Transformer(nn.Module):
+    """Token ids in, logits of the next token out.
+
+    Args:
+        vocab_size: number of token ids.
+        encoding: the position encoding, which also knows the model's shape.
+        feed_forward_multiple: the feed-forward's hidden size, in multiples of dim.
+        activation: ``relu`` or ``gelu``.
+        norm: ``pre`` or ``post``.
+        dropout: probability, for embeddings, attention weights, hidden units and branches.
+        tied_embeddings: the output layer is the token embedding's transpose.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        encoding: PositionEncoding,
+        feed_forward_multiple: int = 4,
+        activation: str = "relu",
+        norm: str = "pre",
+        dropout: float = 0.0,
+        tied_embeddings: bool = True,
+    ) -> None:
+        super().__init__()
+        check_at_least("model.feed_forward_multiple", feed_forward_multiple, 1)
+        check_choice("model.activation", activation, ACTIVATIONS)
+        check_choice("model.norm", norm, ["pre", "post"])
+        check_between("model.dropout", dropout, 0.0, 0.99)
+        shape = encoding.shape
+        self.encoding = encoding
+        self.embedding = nn.Embedding(vocab_size, shape.dim)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            Layer(shape, index, feed_forward_multiple, activation, norm, dropout) for index in range(shape.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(shape.dim) if norm == "pre" else nn.Identity()
+        self.output = nn.Linear(shape.dim, vocab_size, bias=False)
+        self._initialise(shape, norm)
+        if tied_embeddings:
+            self.output.weight = self.embedding.weight
+
+    def _initialise(self, shape: ModelShape, norm: str) -> None:
+        nn.init.normal_(self.embedding.weight, std=shape.dim**-0.5)
+        if norm == "pre":
+            with torch.no_grad():
+                for layer in self.layers:
+                    assert isinstance(layer, Layer)
+                    layer.attention.output.weight /= math.sqrt(2 * shape.num_layers)
+                    layer.feed_forward.output.weight /= math.sqrt(2 * shape.num_layers)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        where: Bool[Tensor, "batch time"] | None = None,
+        start: int = 0,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch time vocab"] | Float[Tensor, "wanted vocab"]:
+        """Logits of the token after each of ``tokens``.
+
+        Args:
+            tokens: the ids at ``start``, ``start + 1``, ...
+            where: compute logits only here, in one row each; the rest of the output layer's work is saved.
+            start: number of tokens already in ``caches``.
+            caches: one for each layer, from :meth:`empty_caches`, for decoding a few tokens at a time.
+        """
+        x = self.dropout(self.encoding.embed(self.embedding(tokens), start))
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.encoding, start, None if caches is None else caches[index])
+        x = self.final_norm(x)
+        logits: Tensor = self.output(x if where is None else x[where])
+        return logits
+
+    def empty_caches(self) -> list[LayerCache]:
+        """One empty cache for each layer."""
+        return [LayerCache() for _ in self.layers]
+
+    def num_parameters(self) -> int:
+        """Learned numbers, each counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

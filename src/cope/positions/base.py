@@ -1,0 +1,158 @@
+"""The contract of a position encoding: hooks that attention calls without knowing whose they are.
+
+Each hook defaults to "no position", so an encoding overrides only what it uses, and encodings compose by calling one
+another's hooks. One module serves the whole model; ``layer`` tells a hook where it is called from.
+
+    embed    adds to the token embeddings                absolute, sinusoidal
+    project  makes a further vector per key, cached      CoPE with separate keys
+    rotate   turns queries and keys                      RoPE
+    bias     adds to the attention logits                relative, every CoPE
+    attend   the whole of attention, where a fused form is faster than ``bias``; equal to it to rounding
+
+In every hook the last query stands at the last key, so the same code serves a whole sequence, a block of its queries, and
+one token at a time with a cache of earlier keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cope.errors import UserError
+from cope.kernels.reference import causal_mask
+
+QUERIES_PER_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What an encoding may need to know of the model it serves."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    context: int  # the most tokens a training sequence has
+    longest: int  # the most tokens any sequence has that will be evaluated; at least ``context``
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.dim // self.num_heads
+
+
+class Heads(NamedTuple):
+    """What one layer's attention hands to an encoding."""
+
+    q: Float[Tensor, "batch heads query head_dim"]
+    k: Float[Tensor, "batch heads key head_dim"]
+    v: Float[Tensor, "batch heads key head_dim"]
+    projected: Float[Tensor, "batch heads key head_dim"] | None  # what ``project`` made of the keys' tokens
+    layer: int
+
+    def block(self, start: int, end: int) -> Heads:
+        """The queries from ``start`` to ``end``, with the keys up to the last of them."""
+        num_keys = self.k.shape[-2] - self.q.shape[-2] + end
+        return Heads(
+            self.q[..., start:end, :],
+            self.k[..., :num_keys, :],
+            self.v[..., :num_keys, :],
+            None if self.projected is None else self.projected[..., :num_keys, :],
+            self.layer,
+        )
+
+
+class PositionEncoding(nn.Module):
+    """No position at all (``pe=none``), and the base of every encoding."""
+
+    max_tokens: int | None = None  # the longest sequence for which the encoding is defined; None is any
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def embed(self, x: Float[Tensor, "batch time dim"], start: int) -> Float[Tensor, "batch time dim"]:
+        """Token embeddings with positions ``start``, ``start + 1``, ... added."""
+        return x
+
+    def project(self, x: Float[Tensor, "batch time dim"], layer: int) -> Float[Tensor, "batch heads time head_dim"] | None:
+        """A further vector for each key, computed from the layer's input and cached beside keys and values."""
+        return None
+
+    def rotate(
+        self, q: Float[Tensor, "batch heads time head_dim"], k: Float[Tensor, "batch heads time head_dim"], start: int
+    ) -> tuple[Float[Tensor, "batch heads time head_dim"], Float[Tensor, "batch heads time head_dim"]]:
+        """Queries and keys of the tokens at ``start``, ``start + 1``, ..., turned by their positions."""
+        return q, k
+
+    def bias(
+        self, heads: Heads, logits: Float[Tensor, "batch heads query key"]
+    ) -> Float[Tensor, "batch heads query key"] | None:
+        """What to add to ``logits``, the products q.k / sqrt(head_dim). Keys after the query are masked by the caller."""
+        return None
+
+    def gates_and_positions(
+        self, heads: Heads
+    ) -> tuple[Float[Tensor, "batch heads query key"], Float[Tensor, "batch heads query key"]] | None:
+        """The gates and the positions that they count, to be looked at; None for an encoding without gates."""
+        return None
+
+    def attend(self, heads: Heads, dropout: float) -> Float[Tensor, "batch heads query head_dim"]:
+        """Causal softmax attention with ``bias``, a block of queries at a time: keys that no query sees are never built."""
+        if type(self).bias is PositionEncoding.bias:
+            return _attend_without_bias(heads, dropout)
+        num_queries = heads.q.shape[-2]
+        if num_queries <= QUERIES_PER_BLOCK:
+            return self._attend_block(heads, dropout)
+        # Each block is computed again in the backward pass, so that memory grows with time, not with its square.
+        outputs = [
+            checkpoint(
+                self._attend_block,
+                heads.block(start, min(start + QUERIES_PER_BLOCK, num_queries)),
+                dropout,
+                use_reentrant=False,
+                preserve_rng_state=dropout > 0,
+            )
+            for start in range(0, num_queries, QUERIES_PER_BLOCK)
+        ]
+        return torch.cat(outputs, dim=-2)
+
+    def _attend_block(self, heads: Heads, dropout: float) -> Tensor:
+        logits = heads.q @ heads.k.transpose(-1, -2) / math.sqrt(heads.q.shape[-1])
+        bias = self.bias(heads, logits)
+        if bias is not None:
+            logits = logits + bias
+        visible = causal_mask(heads.q.shape[-2], heads.k.shape[-2], heads.q.device)
+        attention = logits.masked_fill(~visible, -math.inf).softmax(-1)
+        return F.dropout(attention, dropout) @ heads.v
+
+    def check_length(self, num_tokens: int) -> None:
+        """Raise UserError if a sequence of ``num_tokens`` is longer than the encoding is defined for."""
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            raise UserError(
+                f"a sequence of {num_tokens} tokens is longer than the {self.max_tokens} positions of this encoding, which "
+                "has none beyond them. Take one that has (relative_capped, rope, cope), or train with a longer task.context."
+            )
+
+
+def _attend_without_bias(heads: Heads, dropout: float) -> Tensor:
+    num_queries, num_keys = heads.q.shape[-2], heads.k.shape[-2]
+    if num_queries == num_keys:
+        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, dropout_p=dropout, is_causal=True)
+    visible = None if num_queries == 1 else causal_mask(num_queries, num_keys, heads.q.device)
+    return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, attn_mask=visible, dropout_p=dropout)
+
+
+def positions_beyond_training(shape: ModelShape, beyond: str) -> int:
+    """Number of positions in a table of learned positions.
+
+    ``untrained`` has entries for the longest sequence to be evaluated; those beyond the training context keep their initial
+    values, which is what the published comparisons did. ``error`` has none, and a longer sequence is refused.
+    """
+    return shape.longest if beyond == "untrained" else shape.context

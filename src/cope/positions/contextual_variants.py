@@ -1,0 +1,109 @@
+"""CoPE without a table: the position itself weighs the logit (CoPE_ALiBi), or an MLP makes its vector (CoPE_MLP).
+
+Ablations of arXiv 2405.18719 (Appendix). ALiBi is Press et al. 2021, arXiv 2108.12409.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cope.errors import check_at_least
+from cope.positions.base import Heads, ModelShape, PositionEncoding
+from cope.positions.contextual import Contextual, Gated
+
+
+class ContextualAlibi(Gated):
+    """Logit + m_h p_ij, one slope m_h a head (``pe=cope_alibi``).
+
+    Fixed slopes are negative, as in ALiBi: a larger count lowers the logit. They fall geometrically over the heads, by ALiBi's
+    own ratio 2^(-8 / num_heads), from ``first_slope``. Learned slopes, one a head and layer, start from 0.
+
+    Args:
+        first_slope: size of the first head's slope; the paper tried 1, 1/4 and 1/16. Has no effect on learned slopes.
+        learned: learn the slopes.
+        num_positions: positions are clamped to ``num_positions - 1``; null leaves them free, since there is no table to outrun.
+        gates: ``keys``, ``separate_keys`` or ``values``.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        first_slope: float = 1.0,
+        learned: bool = False,
+        num_positions: int | None = None,
+        gates: str = "keys",
+    ) -> None:
+        super().__init__(shape, num_positions, gates)
+        check_at_least("pe.first_slope", first_slope, 0.0)
+        ratio = 2.0 ** (-8.0 / shape.num_heads)
+        slopes = torch.tensor([-first_slope * ratio**head for head in range(shape.num_heads)])
+        if learned:
+            self.slopes = nn.Parameter(torch.zeros(shape.num_layers, shape.num_heads))
+        else:
+            self.register_buffer("slopes", slopes.expand(shape.num_layers, -1).clone())
+
+    def bias(self, heads: Heads, logits: Tensor) -> Tensor:
+        _, positions = self.gates_and_positions(heads)
+        return self.slopes[heads.layer][:, None, None] * positions
+
+
+class ContextualMlp(PositionEncoding):
+    """q_i . e(p_ij) with a small network e instead of interpolation (``pe=cope_mlp``): far more time and memory.
+
+    The network, shared by heads and layers alike, maps p / (num_positions - 1) through ``width`` ReLU units to a vector of
+    head_dim. Since e is linear in its last layer, q.e(p) = (q W) . relu(u p + b) + q.c: (query, key, width) numbers a head, not
+    (query, key, head_dim).
+
+    Args:
+        width: hidden units; the paper's N = 64.
+        first_layer_only: the MLP in the first layer, interpolation from a table in the others.
+        init_std: standard deviation of the output layer's initial values, and of the tables'; 0 starts without position, as
+            the paper's table does.
+        num_positions, scale, share_layers, gates: as in :class:`Contextual`; ``share_layers`` concerns the tables.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        num_positions: int = 64,
+        width: int = 64,
+        first_layer_only: bool = False,
+        scale: str = "released",
+        share_layers: bool = False,
+        init_std: float = 0.0,
+        gates: str = "keys",
+    ) -> None:
+        super().__init__(shape)
+        check_at_least("pe.width", width, 1)
+        self.contextual = Contextual(shape, num_positions, scale, share_layers, init_std, gates)
+        if not first_layer_only:
+            del self.contextual.tables  # no layer would read them
+        self.first_layer_only = first_layer_only
+        self.hidden = nn.Linear(1, width)
+        self.output = nn.Linear(width, shape.head_dim)
+        nn.init.normal_(self.output.weight, std=init_std)
+        nn.init.zeros_(self.output.bias)
+
+    def project(self, x: Tensor, layer: int) -> Tensor | None:
+        return self.contextual.project(x, layer)
+
+    def gates_and_positions(self, heads: Heads) -> tuple[Tensor, Tensor]:
+        return self.contextual.gates_and_positions(heads)
+
+    def bias(self, heads: Heads, logits: Tensor) -> Tensor:
+        if self.first_layer_only and heads.layer > 0:
+            return self.contextual.bias(heads, logits)
+        _, positions = self.gates_and_positions(heads)
+        fraction = positions / max(1, (self.contextual.num_positions or 1) - 1)
+        hidden = torch.relu(self.hidden(fraction[..., None]))  # (batch, heads, query, key, width)
+        weights = heads.q @ self.output.weight  # (batch, heads, query, width)
+        product = torch.einsum("bhikn,bhin->bhik", hidden, weights) + (heads.q @ self.output.bias)[..., None]
+        return product / math.sqrt(heads.q.shape[-1]) if self.contextual.scale == "released" else product
+
+    def attend(self, heads: Heads, dropout: float) -> Tensor:
+        if self.first_layer_only and heads.layer > 0:
+            return self.contextual.attend(heads, dropout)
+        return super().attend(heads, dropout)

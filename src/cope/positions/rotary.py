@@ -1,0 +1,41 @@
+"""Rotary position encoding (RoPE; Su et al. 2021, arXiv 2104.09864): queries and keys are turned by their position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cope.errors import UserError
+from cope.positions.base import ModelShape, PositionEncoding
+
+
+class Rotary(PositionEncoding):
+    """The product of a query turned by i and a key turned by j depends on i - j alone.
+
+    Dimension m of a head's first half is paired with dimension m of its second half, as in LLaMA and GPT-NeoX.
+
+    Args:
+        base: ratio of the slowest rotation's wavelength to the fastest's.
+    """
+
+    def __init__(self, shape: ModelShape, base: float = 10_000.0) -> None:
+        super().__init__(shape)
+        if shape.head_dim % 2:
+            raise UserError(
+                f"rope turns pairs of dimensions and needs an even head size; model.dim={shape.dim} with "
+                f"model.num_heads={shape.num_heads} gives {shape.head_dim}."
+            )
+        self.base = base
+
+    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        half = q.shape[-1] // 2
+        frequency = self.base ** -(torch.arange(half, device=q.device, dtype=torch.float32) / half)
+        position = torch.arange(start, start + q.shape[-2], device=q.device, dtype=torch.float32)
+        angle = position[:, None] * frequency  # (time, head_dim / 2)
+        cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
+        return _turn(q, cos, sin), _turn(k, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

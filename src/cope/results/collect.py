@@ -1,0 +1,36 @@
+"""Reads many runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_results(output_dir: Path) -> list[dict[str, Any]]:
+    """Every finished run below ``output_dir``, in the order of their folders' names."""
+    return [json.loads(path.read_text()) for path in sorted(output_dir.glob("*/*/*/seed=*/result.json"))]
+
+
+def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
+    """For each of several runs, ``key=value`` of the settings in which runs of the same encoding differ."""
+    flat = [_flatten(config) for config in configs]
+    by_encoding: dict[Any, list[dict[str, Any]]] = {}
+    for settings in flat:
+        by_encoding.setdefault(settings.get("pe.name"), []).append(settings)
+    labels = []
+    for settings in flat:
+        others = by_encoding[settings.get("pe.name")]
+        keys = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
+        labels.append(" ".join(f"{key}={settings[key]}" for key in keys))
+    return labels
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,100 @@
+"""Mirrors of ``metrics.jsonl``: Weights & Biases, or none.
+
+Nothing of the environment is logged: no variables, keys, host names, code or terminal output.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from cope.errors import UserError, check_choice
+
+log = logging.getLogger(__name__)
+
+
+class NoLogger:
+    """``logger=none``: the run folder is all there is."""
+
+    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
+        """Begin a run."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Mirror one line of ``metrics.jsonl``."""
+
+    def images(self, paths: dict[str, Path]) -> None:
+        """Mirror pictures, by key."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """End the run with its final numbers."""
+
+
+class WandbLogger(NoLogger):
+    """``logger=wandb``: runs grouped by task and named by encoding, so that encodings lie over each other in one chart.
+
+    Args:
+        project: W&B's project.
+        mode: ``auto`` (online if the user is logged in, else offline: files in the run folder that ``wandb sync`` uploads),
+            ``online`` or ``offline``. The environment variable WANDB_MODE, where set, decides for ``auto``.
+    """
+
+    def __init__(self, project: str = "cope-lab", mode: str = "auto") -> None:
+        check_choice("logger.mode", mode, ["auto", "online", "offline"])
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "logger=wandb needs the package wandb, which is not installed. Install it (pip install wandb), or log to the "
+                "run folder alone with logger=none."
+            ) from error
+        self._wandb = wandb
+        self.project = project
+        self.mode = mode
+        self._run: Any = None
+
+    def _resolved_mode(self) -> Any:
+        if self.mode != "auto":
+            return self.mode
+        if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+            return os.environ["WANDB_MODE"]
+        return "online" if self._wandb.api.api_key else "offline"
+
+    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
+        mode = self._resolved_mode()
+        settings = self._wandb.Settings(
+            silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
+        )
+        try:
+            self._run = self._wandb.init(
+                project=self.project,
+                mode=mode,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                group=config["task"]["name"],
+                name=config["pe"]["name"],
+                tags=[f"seed={config['seed']}", f"scale={config['scale']}"],
+                config=config,
+                dir=str(folder),
+                settings=settings,
+            )
+        except self._wandb.errors.Error as error:
+            raise UserError(
+                f"logger=wandb cannot start in mode {mode}: {error}. Use logger.mode=offline or logger=none."
+            ) from error
+        log.info("W&B: %s%s", mode, "" if mode == "online" else f"; upload later with: wandb sync {self._run.dir}/..")
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def images(self, paths: dict[str, Path]) -> None:
+        if self._run is None:
+            return  # a finished run, shown again
+        self._run.log({key: self._wandb.Image(str(path)) for key, path in paths.items()})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self._run is None:
+            return
+        self._run.summary.update(summary)
+        self._run.finish()

@@ -1,0 +1,161 @@
+"""A run's folder: what it was asked to do, what it measured as it went, and its result.
+
+config.yaml       the composed settings
+metrics.jsonl     one JSON object a line with ``step`` and what was measured there; the truth that services mirror
+result.json       written last, atomically: it means "finished"
+checkpoints/      last.pt and best.pt
+figures/          pictures, and the arrays they are drawn from
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from cope.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; what was at ``path`` is still there.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Free some space, or choose another folder "
+            "with output_dir=...; nothing that was there before is lost."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` to ``path`` atomically. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.last_checkpoint = path / "checkpoints" / "last.pt"
+        self.best_checkpoint = path / "checkpoints" / "best.pt"
+        self.figures = path / "figures"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
+        """The folder of the run that these define."""
+        return cls(Path(output_dir) / task / encoding / run_hash / f"seed={seed}")
+
+    def lock(self) -> None:
+        """Keep the folder to this process until it ends.
+
+        Raises:
+            UserError: another process has it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"output_dir: {self.path} cannot be written: {error.strerror}. Choose another with output_dir=..."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.path} is being written by another process: the same command is already running.") from error
+
+    def start_over(self) -> None:
+        """Delete what an earlier run left."""
+        for path in (self.config, self.metrics, self.result):
+            path.unlink(missing_ok=True)
+        for folder in (self.last_checkpoint.parent, self.figures):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write ``config.yaml``."""
+        write_text(self.config, yaml.safe_dump(config, sort_keys=False))
+
+    def read_config(self) -> dict[str, Any] | None:
+        """What ``config.yaml`` holds, None if there is none."""
+        if not self.config.exists():
+            return None
+        try:
+            content = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config} cannot be read: {error}. To start the run over, add force=true.") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.config} is not a run's configuration. To start the run over, add force=true.")
+        return content
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What ``result.json`` holds, None if the run is not finished."""
+        if not self.result.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(self.result.read_text())
+        except ValueError as error:
+            raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
+        return content
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the lines after ``step``: a continued run writes them again."""
+        kept = [line for line in self._metric_lines() if line["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.metrics} cannot be written: {error.strerror}. Free some space and run the same command again."
+            ) from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line of ``metrics.jsonl``."""
+        return self._metric_lines()
+
+    def _metric_lines(self) -> list[dict[str, Any]]:
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue  # the last line of a run that was killed while writing it
+        return lines

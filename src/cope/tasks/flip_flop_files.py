@@ -1,0 +1,179 @@
+"""The flip-flop data set its authors released, from the Hugging Face Hub or from a local folder.
+
+Why: results on the very sequences of Liu et al. 2023 (arXiv 2306.00946) can be compared with theirs. The data set
+``synthseq/flipflop`` has one column, ``text``, such as ``w0i1r0``, and the splits ``train``, ``val``, ``val_dense`` and
+``val_sparse``. It has no test split of its own, so ``val`` is parted: we choose checkpoints by its second half and score its
+first. A local folder holds the same as parquet files (``val-00000-of-00001.parquet`` or ``val.parquet``, there or in a folder
+below), or is what ``save_to_disk`` of the ``datasets`` package wrote.
+
+Picture: the text ``w1i0r1`` becomes
+
+    inputs   w  1  i  0  r
+    labels   .  .  .  .  1
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import numpy as np
+
+from cope.errors import UserError, check_choice, nearest
+from cope.seeding import stream_seed
+
+DATASET = "synthseq/flipflop"
+COLUMN = "text"
+# Ours -> (theirs, from which fraction of its rows, to which). Validation and test share no row.
+SPLITS = {
+    "train": ("train", 0.0, 1.0),
+    "validation": ("val", 0.5, 1.0),
+    "test": ("val", 0.0, 0.5),
+    "ood_sparse": ("val_sparse", 0.0, 1.0),
+    "ood_dense": ("val_dense", 0.0, 1.0),
+}
+PUBLISHED_P_IGNORE = {"validation": 0.8, "test": 0.8, "ood_sparse": 0.98, "ood_dense": 0.1}
+CONNECT_SECONDS = 3.0
+INSTEAD = "Generate the data (task.source=generator), or name a folder with a copy of it (task.source=/path/to/folder)."
+
+
+class FlipFlopFiles:
+    """The released texts by our split names; nothing is opened before it is asked for.
+
+    Args:
+        source: ``hub``, or the path of a local folder.
+        cache_dir: where local parquet files are kept in the form that ``datasets`` reads.
+    """
+
+    def __init__(self, source: str, cache_dir: Path) -> None:
+        if source != "hub" and not Path(str(source)).expanduser().is_dir():
+            hint = nearest(source, ("generator", "hub"))
+            raise UserError(f"task.source={source} is not a folder; allowed: generator, hub, or the path of a folder.{hint}")
+        self.source = source
+        self.cache_dir = cache_dir
+        self._opened: dict[str, Any] = {}  # by their split names
+
+    def check_split(self, split: str) -> None:
+        """Raise UserError unless the data set has our ``split``."""
+        if split not in SPLITS:
+            check_choice(f"task.source={self.source}: the test split", split, [name for name in SPLITS if name != "train"])
+
+    def first(self, split: str, num: int, key: str) -> list[str]:
+        """The first ``num`` texts of our ``split``; UserError naming ``key`` if there are fewer."""
+        rows, start, stop = self._rows(split)
+        if num > stop - start:
+            theirs = SPLITS[split][0]
+            raise UserError(
+                f"{key}={num} is too large for task.source={self.source}: its split {theirs!r} has {stop - start} sequences "
+                f"for {split}; allowed: 1 to {stop - start}."
+            )
+        return list(rows[start : start + num][COLUMN])
+
+    def passing_through(self, num: int, seeds: tuple[int, int], epoch: int) -> list[str]:
+        """The texts of one epoch of training: the next ``num`` rows from a place that depends on ``seeds``, round and round.
+
+        The rows are random and independent already, so reading them in order is as good as shuffling, and reads far less.
+        """
+        rows, _, total = self._rows("train")
+        data_seed, seed = seeds
+        offset = stream_seed(data_seed, "flip_flop/offset", seed) % total
+        num = min(num, total)
+        return list(rows[((offset + epoch * num + np.arange(num)) % total).tolist()][COLUMN])
+
+    def _rows(self, split: str) -> tuple[Any, int, int]:
+        """Their rows, and which of them are our ``split``."""
+        theirs, low, high = SPLITS[split]
+        if theirs not in self._opened:
+            rows = self._open(theirs)
+            if COLUMN not in rows.column_names:
+                columns = ", ".join(rows.column_names)
+                raise UserError(f"task.source={self.source}: split {theirs!r} has no column {COLUMN!r}; it has: {columns}.")
+            self._opened[theirs] = rows
+        rows = self._opened[theirs]
+        start, stop = int(low * len(rows)), int(high * len(rows))
+        if start == stop:
+            raise UserError(f"task.source={self.source}: split {theirs!r} has {len(rows)} sequences: too few for {split}.")
+        return rows, start, stop
+
+    def _open(self, theirs: str) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError(
+                f"task.source={self.source} needs the package datasets: pip install -e '.[hub]'\n"
+                "Or generate the data: task.source=generator"
+            ) from error
+        try:
+            if self.source == "hub":
+                return _open_hub(datasets, theirs)
+            return _open_folder(datasets, Path(self.source).expanduser(), theirs, self.cache_dir)
+        except UserError:
+            raise
+        except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = f"{DATASET} from the Hugging Face Hub" if self.source == "hub" else f"split {theirs!r}"
+            raise UserError(f"task.source={self.source}: cannot load {what} ({reason}). {INSTEAD}") from error
+
+
+def _open_hub(datasets: Any, theirs: str) -> Any:
+    """From the Hub; when that cannot be reached, what an earlier run downloaded."""
+    if _hub_is_reachable():
+        return datasets.load_dataset(DATASET, split=theirs, download_config=datasets.DownloadConfig(max_retries=1))
+    with _offline(datasets):
+        try:
+            return datasets.load_dataset(DATASET, split=theirs)
+        except Exception as error:  # whatever it is, the way out is the same
+            raise UserError(
+                f"task.source=hub: {_endpoint()} cannot be reached, and {DATASET} was not downloaded before. {INSTEAD}"
+            ) from error
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _hub_is_reachable() -> bool:
+    """Ask with a short timeout: ``datasets`` itself retries for some 25 seconds before it gives up."""
+    endpoint, proxies = _endpoint(), getproxies()
+    address = urlsplit(proxies.get(urlsplit(endpoint).scheme) or proxies.get("all") or endpoint)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        with socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError):  # ValueError: the port of a mistyped address
+        return False
+
+
+@contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Both libraries read their environment variables when imported, which is too late now; these are what they set."""
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+def _open_folder(datasets: Any, folder: Path, theirs: str, cache_dir: Path) -> Any:
+    """A split of a saved data set, or of parquet files named after their split."""
+    if (folder / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(folder))
+        if theirs not in saved:
+            raise UserError(f"task.source={folder}: there is no split {theirs!r}; there are: {', '.join(saved)}.")
+        return saved[theirs]
+    # "val-*" and "val.parquet", and not "val*", which would take in val_dense and val_sparse.
+    files = sorted(path for pattern in (f"{theirs}.parquet", f"{theirs}-*.parquet") for path in folder.rglob(pattern))
+    if not files:
+        raise UserError(
+            f"task.source={folder}: there is no file {theirs}.parquet or {theirs}-*.parquet, and no dataset_dict.json."
+        )
+    return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_dir))

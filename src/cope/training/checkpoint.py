@@ -1,0 +1,58 @@
+"""Checkpoints: written atomically, read with ``weights_only=True``, refused if damaged or made by other code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cope
+from cope.errors import UserError
+from cope.results.record import write_atomically
+
+# What can change a run's numbers. Reports, figures and logging cannot.
+FINGERPRINTED = ("functional.py", "seeding.py", "kernels", "positions", "model", "tasks", "training")
+
+
+def code_fingerprint() -> str:
+    """A hash of the package's code that can change a run's numbers."""
+    root = Path(cope.__file__).parent
+    files = [
+        path for name in FINGERPRINTED for path in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))
+    ]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values) to ``path``; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated or no checkpoint of this project.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: this run has no checkpoint yet.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({reason}). It is damaged or was cut off. To start the run over, add force=true."
+        ) from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise UserError(f"{path} is not a checkpoint of this project.")
+    return state

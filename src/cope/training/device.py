@@ -1,0 +1,116 @@
+"""Devices, precision and threads, through Lightning Fabric: a laptop, one GPU, or many under torchrun or Slurm."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from cope.errors import UserError, check_at_least, check_choice
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The keys of ``trainer``.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: examples a step, over all devices and micro-batches together.
+        accumulate: micro-batches that each device splits its share into, to save memory.
+        eval_every: steps between validations; each also writes a checkpoint.
+        log_every: steps between lines of ``train/loss``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        devices: how many, on each machine.
+        num_nodes: machines.
+        strategy: ``auto`` (one device) or ``ddp``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        compile: run the model through ``torch.compile``.
+        threads: CPU threads; null takes every core, or an equal share in a joblib sweep.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int
+    eval_every: int
+    log_every: int
+    device: str
+    devices: int
+    num_nodes: int
+    strategy: str
+    precision: str
+    compile: bool
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "devices", "num_nodes"):
+            check_at_least(f"trainer.{key}", getattr(self, key), 1)
+        if self.threads is not None:
+            check_at_least("trainer.threads", self.threads, 1)
+        check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
+        check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
+        check_choice("trainer.precision", self.precision, PRECISIONS)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("trainer.device=cuda, but PyTorch finds no GPU here; allowed: auto, cpu.")
+        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+            raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
+        parts = self.devices * self.num_nodes * self.accumulate
+        if self.batch_size % parts:
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} cannot be shared evenly by trainer.devices x trainer.num_nodes x "
+                f"trainer.accumulate = {parts}; allowed: multiples of {parts}."
+            )
+
+    def fabric(self) -> Fabric:
+        """The launched Fabric. Where it starts further processes, they run the same command from its beginning."""
+        accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(self.device, self.device)
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.strategy,
+            precision=self.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked above
+        )
+        fabric.launch()
+        return fabric
+
+
+def peak_memory_mib() -> float:
+    """The process's peak resident memory and the GPU's peak allocation, whichever is larger, in MiB."""
+    resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
+    allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(resident_kib / 1024, allocated / 2**20)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the run ran on: processor, cores, threads, device. No host name, no environment."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that gives no name: the platform's own word stands
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("cope-lab", "torch", "numpy", "lightning-fabric", "hydra-core"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,232 @@
+"""One run, from a composed configuration to ``result.json``: check everything, build, train, score every split."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+
+from cope.configuration import Problems, arguments, build, checked, definition, resolved, run_hash
+from cope.errors import UserError, check_at_least
+from cope.model.inspection import gates_and_positions
+from cope.model.transformer import Transformer, check_shape
+from cope.positions.base import ModelShape, PositionEncoding
+from cope.results.logging import NoLogger
+from cope.results.record import RunFolder, write_atomically, write_json
+from cope.seeding import seed_torch
+from cope.tasks.base import Examples, Task
+from cope.training.checkpoint import load_checkpoint
+from cope.training.device import TrainerSettings, hardware, peak_memory_mib, versions
+from cope.training.evaluation import score
+from cope.training.loop import TrainingLoop
+from cope.training.optimizer import OptimizerSettings
+
+log = logging.getLogger(__name__)
+
+LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
+
+
+class Experiment:
+    """A checked configuration and what is built from it.
+
+    Args:
+        config: composed by Hydra, every interpolation resolvable.
+
+    Raises:
+        UserError: everything that is wrong with the configuration, at once, before any data is generated or read.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = checked(config)
+        self.is_main_process = True
+        problems = Problems()
+        with problems.collect():
+            check_at_least("seed", config.seed, 0)
+        with problems.collect():
+            self.trainer = TrainerSettings(**arguments(config.trainer, TrainerSettings, "trainer"))
+        with problems.collect():
+            self.optimizer = OptimizerSettings(**arguments(config.optimizer, OptimizerSettings, "optimizer"))
+        with problems.collect():
+            self.logger: NoLogger = build(config.logger, "logger")
+        with problems.collect():
+            self.task: Task = build(config.task, "task")
+            shape = self._shape()
+            self.model = build_model(config, self.task, shape)
+            self._check_lengths(self.model.encoding)
+        problems.raise_if_any()
+        self.folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)
+
+    def _shape(self) -> ModelShape:
+        return model_shape(self.config, self.task.context, self.task.longest)
+
+    def _check_lengths(self, encoding: PositionEncoding) -> None:
+        if encoding.max_tokens is not None and self.task.longest > encoding.max_tokens:
+            raise UserError(
+                f"pe={self.config.pe.name} with pe.beyond=error has positions for {encoding.max_tokens} tokens, but a split of "
+                f"task={self.config.task.name} has sequences of {self.task.longest}. Use pe.beyond=untrained, or test only "
+                "splits that fit."
+            )
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, show_progress: bool) -> dict[str, Any]:
+        """Train, or go on with training, score every split, and write the result; or return a finished one.
+
+        Raises:
+            UserError: another process has the folder, its config differs, or training could not end.
+        """
+        fabric = self.trainer.fabric()
+        self.is_main_process = fabric.is_global_zero
+        if fabric.is_global_zero:
+            self._claim_folder()
+        fabric.barrier()
+        result = self.folder.read_result()
+        if result is not None:
+            log.info("This run is finished already; force=true starts it over.")
+            return result
+        if self.trainer.threads is not None:
+            torch.set_num_threads(self.trainer.threads)
+        if fabric.is_global_zero:
+            self.logger.start(
+                self.folder.path, resolved(self.config), f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}"
+            )
+        else:
+            self.logger = NoLogger()
+        label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
+        loop = TrainingLoop(
+            self.model, self.task, self.config.seed, self.trainer, self.optimizer, fabric, self.folder, self.logger, label,
+            show_progress,
+        )  # fmt: skip
+        loop.resume()
+        log.info(
+            "%s: %s parameters, %d steps of %d sequences, %d thread(s), in %s", label, f"{self.model.num_parameters():,}",
+            self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
+        )  # fmt: skip
+        loop.run()
+        return self._finish(loop, fabric)
+
+    def _claim_folder(self) -> None:
+        """Lock the folder and see to it that what is in it belongs to this run."""
+        self.folder.lock()
+        if self.config.force:
+            self.folder.start_over()
+        asked = definition(self.config)
+        found = self.folder.read_config()
+        if found is None:
+            self.folder.write_config(resolved(self.config))
+            return
+        if definition(OmegaConf.create(found)) != asked:
+            raise UserError(
+                f"{self.folder.config} differs from the settings of this command, though the folder's name stands for them: it "
+                "was changed by hand. Put it back, or start the run over with force=true."
+            )
+
+    def _finish(self, loop: TrainingLoop, fabric: Fabric) -> dict[str, Any]:
+        """Score the best checkpoint on every test split and write ``result.json``."""
+        best = load_checkpoint(self.folder.best_checkpoint)
+        self.model.load_state_dict(best["model"])
+        splits = {}
+        for split in ("validation", *self.task.test_splits):
+            splits[split] = score(loop.model, self.task.evaluation_examples(split), fabric)
+        result = {
+            "task": self.config.task.name,
+            "encoding": self.config.pe.name,
+            "seed": self.config.seed,
+            "scale": self.config.scale,
+            "headline": self.task.headline,
+            "splits": {split: found.as_dict() for split, found in splits.items()},
+            "best_step": best["step"],
+            "steps": self.trainer.steps,
+            "num_parameters": self.model.num_parameters(),
+            "num_tokens": loop.num_tokens,
+            "time_s": round(loop.time_s, 2),
+            "peak_memory_mib": round(peak_memory_mib(), 1),
+            "hardware": hardware(fabric.device),
+            "versions": versions(),
+            "commit": commit(),
+            "config": definition(self.config),
+        }
+        if fabric.is_global_zero:
+            self._save_gates()
+            final = {f"eval/{split}/{metric}": getattr(found, metric) for split, found in splits.items()
+                     if split != "validation" for metric in ("error", "token_error")}  # fmt: skip
+            self.folder.append_metrics({"step": loop.step, **final})
+            self.logger.metrics(final, loop.step)
+            write_json(self.folder.result, result)
+        return result
+
+    def _save_gates(self) -> None:
+        """Keep gates and positions of one test example, for the picture: the most varied of those short enough to read."""
+        examples = self.task.evaluation_examples("test")
+        readable = np.flatnonzero(examples.lengths <= LONGEST_EXAMPLE_TO_DRAW).tolist()
+        index = int(max(readable, key=lambda candidate: _variety(examples, candidate), default=examples.lengths.argmin()))
+        length = int(examples.lengths[index])
+        tokens = examples.tokens[index, :length].astype(np.int64)
+        arrays = gates_and_positions(self.model, torch.from_numpy(tokens[:-1]).to(next(self.model.parameters()).device))
+        if arrays is None:
+            return
+        # The token that predicts the first answer is the one whose counting matters.
+        query = int(np.flatnonzero(examples.answers[index])[0]) - 1
+        words = np.array([self.task.vocabulary[token] for token in tokens])
+        content = {"words": words, "query": np.array(query), "index": np.array(index), **arrays}
+        write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+
+
+def _variety(examples: Examples, index: int) -> float:
+    """Entropy of an example's tokens, times its length: high where many different things happen."""
+    counts = np.bincount(examples.tokens[index, : examples.lengths[index]])
+    counts = counts[counts > 0]
+    return float(-(counts * np.log(counts / counts.sum())).sum())
+
+
+def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
+    """The shape that ``config.model`` asks for.
+
+    Raises:
+        UserError: a shape that no Transformer can have.
+    """
+    keys = {key: config.model.get(key) for key in ("dim", "num_layers", "num_heads")}
+    for key, value in keys.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"model.{key}={value} has the wrong type; allowed: int.")
+    check_shape(**keys)
+    return ModelShape(**keys, context=context, longest=longest)
+
+
+def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transformer:
+    """The Transformer of ``config`` with its encoding, initialised from ``config.seed``.
+
+    Encoding and Transformer draw from streams of their own, so that every encoding meets the same initial Transformer.
+    """
+    seed_torch(config.seed, "initialisation of the encoding")
+    encoding: PositionEncoding = build(config.pe, "pe", shape=shape)
+    seed_torch(config.seed, "initialisation of the Transformer")
+    rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
+    assert isinstance(rest, DictConfig)
+    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model"))
+
+
+def commit() -> str | None:
+    """The commit of the code, ``+changes`` where it was changed since; None outside a git checkout."""
+    root = Path(__file__).resolve().parent
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+changes" if changed else "")

@@ -1,0 +1,302 @@
+"""The training loop: steps, validations and checkpoints, continued where an earlier process left them.
+
+Everything random is a function of (seed, step), see ``cope.seeding``; so the state of a run is its weights, its optimiser and
+its step, and a continued run has the very numbers of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import nn
+from tqdm import tqdm
+
+from cope.errors import UserError
+from cope.results.logging import NoLogger
+from cope.results.record import RunFolder
+from cope.seeding import seed_torch
+from cope.tasks.base import IGNORE, Task
+from cope.training.batches import TrainingBatches
+from cope.training.checkpoint import code_fingerprint, load_checkpoint, save_checkpoint
+from cope.training.device import TrainerSettings
+from cope.training.evaluation import Score, score
+from cope.training.optimizer import OptimizerSettings
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(UserError):
+    """The run was asked to stop, has saved its state, and can go on."""
+
+
+class Diverged(UserError):
+    """The loss became NaN or infinite."""
+
+
+class TrainingLoop:
+    """Trains ``model`` on ``task``.
+
+    Args:
+        model: on the CPU; moved and wrapped here.
+        label: what to call the run in log lines.
+        show_progress: draw a bar; without one, each validation is a log line.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        seed: int,
+        trainer: TrainerSettings,
+        optimizer: OptimizerSettings,
+        fabric: Fabric,
+        folder: RunFolder,
+        logger: NoLogger,
+        label: str,
+        show_progress: bool,
+    ) -> None:
+        self.task = task
+        self.seed = seed
+        self.trainer = trainer
+        self.optimizer_settings = optimizer
+        self.fabric = fabric
+        self.folder = folder
+        self.logger = logger
+        self.label = label
+        self.show_progress = show_progress
+        self.core = model
+        wrapped = cast(nn.Module, torch.compile(model)) if trainer.compile else model
+        self.model, self.optimizer = fabric.setup(wrapped, optimizer.build(model.parameters()))
+        self.batches = TrainingBatches(task, seed, trainer.batch_size, fabric.global_rank, fabric.world_size)
+        self.validation = task.evaluation_examples("validation")
+        self.step = 0
+        self.num_tokens = 0
+        self.time_s = 0.0
+        self.best: dict[str, float] | None = None
+        self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
+        self.unlogged_targets = 0
+        self._stop = False
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.core.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "time_s": self.time_s,
+            "best": self.best,
+            "unlogged_loss": self.unlogged_loss,
+            "unlogged_targets": self.unlogged_targets,
+            "code": code_fingerprint(),
+        }
+
+    def _save(self, best: bool = False) -> None:
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.folder.best_checkpoint if best else self.folder.last_checkpoint, self._state())
+
+    def resume(self) -> None:
+        """Go on from ``last.pt`` if there is one.
+
+        Raises:
+            UserError: the checkpoint is damaged, or was made by other code.
+        """
+        if not self.folder.last_checkpoint.exists():
+            if self.fabric.is_global_zero:
+                self.folder.truncate_metrics(-1)
+            return
+        state = load_checkpoint(self.folder.last_checkpoint)
+        if state["code"] != code_fingerprint():
+            raise UserError(
+                f"{self.folder.last_checkpoint} was written by other code than this, so continuing would mix the two. Check "
+                "out the code that began the run, or start it over with force=true."
+            )
+        self.core.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
+        self.best = state["best"]
+        self.unlogged_loss, self.unlogged_targets = state["unlogged_loss"], state["unlogged_targets"]
+        if self.fabric.is_global_zero:
+            self.folder.truncate_metrics(self.step)
+        log.info("%s: continuing at step %d of %d", self.label, self.step, self.trainer.steps)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the last step, with ``best.pt`` the checkpoint of the best validation.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the state is saved.
+            Diverged: the loss is NaN or infinite.
+        """
+        self.model.train()
+        started, tokens_before = time.perf_counter(), self.num_tokens
+        validated: Score | None = None
+        rate = 0.0
+        with self._stops_on_signals(), self._bar() as bar:
+            while self.step < self.trainer.steps:
+                step_loss, step_targets = self._train_step()
+                self.unlogged_loss, self.unlogged_targets = self.unlogged_loss + step_loss, self.unlogged_targets + step_targets
+                self.step += 1
+                bar.update()
+                if self.step % self.trainer.log_every == 0 or self.step == self.trainer.steps:
+                    elapsed = time.perf_counter() - started
+                    rate = (self.num_tokens - tokens_before) / elapsed
+                    self.time_s += elapsed
+                    loss = self.unlogged_loss / self.unlogged_targets
+                    self._record({"train/loss": loss, "train/lr": self._learning_rate(), "train/tokens_per_s": rate})
+                    self.unlogged_loss, self.unlogged_targets, tokens_before = 0.0, 0, self.num_tokens
+                    self._describe(bar, loss, rate, validated)
+                    started = time.perf_counter()
+                if self.step % self.trainer.eval_every == 0 or self.step == self.trainer.steps:
+                    validated = self._validate()
+                    self._describe(bar, None, rate, validated)
+                    if not self.show_progress:
+                        log.info(
+                            "%s: step %d/%d  validation error %.2f%%  %.0f tokens/s",
+                            self.label, self.step, self.trainer.steps, 100 * self._headline(validated), rate,
+                        )  # fmt: skip
+                    started, tokens_before = time.perf_counter(), self.num_tokens
+                if self._should_stop():
+                    self._save()
+                    raise Interrupted(
+                        f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
+                    )
+
+    def _train_step(self) -> tuple[float, int]:
+        """One optimiser step; the summed loss and the number of targets, over all devices."""
+        seed_torch(self.seed, "dropout", self.step, self.fabric.global_rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        parts = self.batches.at(self.step, self.trainer.accumulate)
+        sums = torch.tensor([sum(int((targets != IGNORE).sum()) for _, targets in parts),
+                             sum(inputs.numel() for inputs, _ in parts)], dtype=torch.float64)  # fmt: skip
+        sums = self._sum_over_devices(sums)
+        num_targets, self.num_tokens = int(sums[0]), self.num_tokens + int(sums[1])
+        total = torch.zeros((), dtype=torch.float64)
+        for index, (inputs, targets) in enumerate(parts):
+            inputs, targets = inputs.to(self.fabric.device), targets.to(self.fabric.device)
+            wanted = targets != IGNORE
+            last = index == len(parts) - 1
+            with nullcontext() if last else self.fabric.no_backward_sync(self.model):
+                loss = F.cross_entropy(self.model(inputs, wanted).float(), targets[wanted], reduction="sum")
+                # Devices average their gradients; we want the mean over all targets of all devices.
+                self.fabric.backward(loss * (self.fabric.world_size / num_targets))
+            total += loss.detach().double().cpu()
+        total = self._sum_over_devices(total)
+        if not math.isfinite(float(total)):
+            self._diverged(float(total))
+        if self.optimizer_settings.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.optimizer_settings.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(total), num_targets
+
+    def _sum_over_devices(self, values: torch.Tensor) -> torch.Tensor:
+        if self.fabric.world_size == 1:
+            return values
+        summed = self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)
+        return summed.cpu()
+
+    def _learning_rate(self) -> float:
+        return self.optimizer_settings.learning_rate(self.step, self.trainer.steps)
+
+    def _diverged(self, loss: float) -> None:
+        checkpoint = self.folder.last_checkpoint
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written"
+        raise Diverged(
+            f"The loss became {loss} at step {self.step}; {good}. Try a smaller optimizer.lr (now "
+            f"{self.optimizer_settings.lr}), more "
+            f"optimizer.warmup_steps (now {self.optimizer_settings.warmup_steps}), optimizer.clip_norm=1, or "
+            "trainer.precision=32-true."
+        )
+
+    # ---- validation --------------------------------------------------------------------------------------------------
+
+    def _headline(self, validated: Score) -> float:
+        return float(getattr(validated, self.task.headline))
+
+    def _validate(self) -> Score:
+        validated = score(self.model, self.validation, self.fabric)
+        self._record(
+            {
+                "eval/validation/error": validated.error,
+                "eval/validation/token_error": validated.token_error,
+                "eval/validation/loss": validated.loss,
+            }
+        )
+        # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
+        candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
+        if self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"]):
+            self.best = candidate
+            self._save(best=True)
+        self._save()
+        return validated
+
+    # ---- watching ----------------------------------------------------------------------------------------------------
+
+    def _record(self, values: dict[str, float]) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.append_metrics({"step": self.step, **values})
+            self.logger.metrics(values, self.step)
+
+    def _bar(self) -> Any:
+        return tqdm(
+            total=self.trainer.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=not (self.show_progress and self.fabric.is_global_zero),
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+        )
+
+    def _describe(self, bar: Any, loss: float | None, rate: float, validated: Score | None) -> None:
+        fields = {}
+        if loss is not None:
+            fields["loss"] = f"{loss:.3f}"
+        fields["tokens/s"] = f"{rate:,.0f}"
+        if validated is not None:
+            fields["validation error"] = f"{100 * self._headline(validated):.1f}%"
+        bar.set_postfix(fields)
+
+    @contextmanager
+    def _stops_on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM (which clusters send) let the step end first; a second Ctrl-C does not wait."""
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        try:
+            before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _should_stop(self) -> bool:
+        """Whether any device was asked to stop: all must stop at the same step."""
+        if self.fabric.world_size == 1:
+            return self._stop
+        return bool(self._sum_over_devices(torch.tensor(float(self._stop))) > 0)

@@ -1,0 +1,64 @@
+"""What several test files share: composed configurations, and the names of every encoding and every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import settings
+from omegaconf import DictConfig
+
+from cope.configuration import build
+from cope.model.transformer import Transformer
+from cope.training.experiment import build_model, model_shape
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+# Whatever has a file in configs/ is tested: a new encoding or task needs no list to be extended.
+ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+
+# No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
+settings.register_profile("cope", deadline=None, derandomize=True)
+settings.load_profile("cope")
+torch.set_num_threads(1)  # the tensors here are too small to be shared out
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoding_name(request: pytest.FixtureRequest) -> str:
+    """Every choice of ``pe``."""
+    return str(request.param)
+
+
+@pytest.fixture(params=TASKS)
+def task_name(request: pytest.FixtureRequest) -> str:
+    """Every choice of ``task``."""
+    return str(request.param)
+
+
+@pytest.fixture(name="compose")
+def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
+    """``compose(*overrides)``: what ``train.py`` would see, at scale=smoke and with its folders under ``tmp_path``."""
+
+    def composed(*overrides: str) -> DictConfig:
+        folders = [f"output_dir={tmp_path / 'outputs'}", f"data_dir={tmp_path / 'data'}"]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose("train", overrides=["scale=smoke", "logger=none", *folders, *overrides])
+
+    return composed
+
+
+@pytest.fixture
+def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]:
+    """``make_model(*overrides)``: the model that ``train.py`` would build for task=counting, in evaluation mode."""
+
+    def made(*overrides: str) -> Transformer:
+        config = compose("task=counting", *overrides)
+        task = build(config.task, "task")
+        return build_model(config, task, model_shape(config, task.context, task.longest)).eval()
+
+    return made

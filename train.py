@@ -1,0 +1,39 @@
+"""Train a Transformer with one position encoding on one task, and score it in and out of distribution.
+
+    python train.py pe=cope task=counting
+    python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3 hydra/launcher=joblib
+
+The same command again goes on with an unfinished run and shows a finished one. ``python train.py --help`` lists the settings.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from cope.command_line import check_overrides, reporting_errors
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def train(config: DictConfig) -> None:
+    with reporting_errors() as outcome:
+        # Imported here, so that --help and shell completion need not wait for PyTorch.
+        from cope.report.figures import draw_run
+        from cope.report.tables import run_line, run_table
+        from cope.sweep import is_sweep, take_share_of_cores
+        from cope.training.experiment import Experiment
+
+        take_share_of_cores(config)
+        experiment = Experiment(config)
+        outcome.folder = str(experiment.folder.path)
+        result = experiment.run(show_progress=sys.stderr.isatty() and not is_sweep())
+        if experiment.is_main_process:
+            pictures = draw_run(experiment.folder)
+            experiment.logger.images(pictures)
+            experiment.logger.finish(result["splits"])
+            print(run_line(result) if is_sweep() else run_table(result, experiment.folder, pictures.values()), flush=True)
+
+
+if __name__ == "__main__":
+    check_overrides(sys.argv[1:], "configs")
+    train()
