@@ -31,8 +31,10 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 	$(BIN)/python train.py pe=cope task=counting
 
 .PHONY: laptop-table
-laptop-table: $(INSTALLED) ## Run the laptop-scale sweep behind the main table
-	$(BIN)/python train.py -m +table=laptop
+laptop-table: $(INSTALLED) ## Make the README's table: 54 runs of about a minute, two at a time
+	$(BIN)/python train.py -m task=counting,selective_copy,flip_flop seed=1,2,3 \
+		pe=none,absolute,relative,rope,cope,cope_sep_keys hydra/launcher=joblib
+	$(BIN)/python scripts/laptop_table.py
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, without those marked slow

@@ -15,7 +15,6 @@ from cope import cope_attention
 from cope.errors import UserError
 from cope.functional import BACKENDS, SCALES
 from cope.kernels.blockwise import QUERIES_PER_BLOCK
-from cope.kernels.reference import by_distance, contextual_positions, interpolate
 
 NAMES = ("q", "k", "v", "table", "gate_keys", "bias")
 
@@ -149,26 +148,6 @@ def test_gradcheck(backend, scale, num_positions):
     )
 
 
-@given(num_keys=st.integers(1, 40), data=st.data())
-def test_open_gates_count_tokens(num_keys, data):
-    num_queries = data.draw(st.integers(1, num_keys))
-    gates, positions = contextual_positions(torch.full((num_queries, num_keys), 1e4), num_positions=None)
-    distance = torch.arange(num_keys - num_queries, num_keys)[:, None] - torch.arange(num_keys)
-    assert torch.equal(gates, (distance >= 0).float())
-    assert torch.equal(positions, (distance + 1).clamp(min=0).float())
-    clamped = contextual_positions(torch.full((num_queries, num_keys), 1e4), num_positions=5)[1]
-    assert torch.equal(clamped, positions.clamp(max=4))
-
-
-@given(num_positions=st.integers(1, 20), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_interpolation(num_positions, fraction, seed):
-    z = torch.randn(2, 3, num_positions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    whole = torch.arange(num_positions, dtype=torch.float64).expand(2, 3, -1)
-    assert torch.equal(interpolate(z, whole), z)
-    between = interpolate(z, whole[..., :-1] + fraction)
-    torch.testing.assert_close(between, z[..., :-1] * (1 - fraction) + z[..., 1:] * fraction, atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_clamped_positions_give_gates_no_gradient(backend):
     # One query and gates of about 0.95: counted back from the query, 0.95, 1.9, then clamped at 2 for every earlier key.
@@ -265,11 +244,6 @@ def test_empty_batch_and_single_token(backend):
     assert (gradients(empty, output)["table"] == 0).all()
     single = draw(1, 1, 4)
     torch.testing.assert_close(run(single, backend), single["v"])  # one key has all the attention
-
-
-def test_by_distance():
-    bias = torch.arange(6.0).reshape(2, 3)  # two queries, three distances, three keys
-    assert by_distance(bias, 3).tolist() == [[1.0, 0.0, 0.0], [5.0, 4.0, 3.0]]
 
 
 def test_unknown_settings_name_what_is_allowed():

@@ -34,7 +34,7 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str) -> dict[st
     initialiser = target.__init__ if inspect.isclass(target) else target
     hints = get_type_hints(initialiser)
     parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in NOT_CONFIGURABLE}
-    values = [str(name) for name in node.keys() if name != "_target_"]
+    values = [str(name) for name in node if name != "_target_"]
     if "name" not in parameters:
         values = [name for name in values if name != "name"]  # the group's choice, there for reading only
     for name in values:
@@ -52,10 +52,10 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str) -> dict[st
             schema = OmegaConf.merge(schema, {name: value})
         except OmegaConfBaseException as error:
             wanted = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
-            raise UserError(f"{key}.{name}={value!s} has the wrong type; allowed: {wanted}.") from error
+            raise UserError(f"{key}.{name}={value!r} has the wrong type; allowed: {wanted}.") from error
     checked = OmegaConf.to_container(schema, resolve=True)
     assert isinstance(checked, dict)
-    missing = [f"{key}.{name}" for name, value in checked.items() if value == MISSING]
+    missing = [f"{key}.{name!s}" for name, value in checked.items() if value == MISSING]
     if missing:
         raise UserError(f"{', '.join(missing)} must be set.")
     return {str(name): value for name, value in checked.items()}

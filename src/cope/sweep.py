@@ -20,7 +20,7 @@ def is_sweep() -> bool:
 
 
 def take_share_of_cores(config: DictConfig) -> None:
-    """Settle ``trainer.threads``: all cores, or an equal share where joblib runs several jobs at once.
+    """Settle ``trainer.threads``: all cores, or an equal share where several jobs or devices run at once.
 
     Raises:
         UserError: a sweep of this machine's own asks for several processes a job; they would start the whole sweep again.
@@ -38,7 +38,7 @@ def take_share_of_cores(config: DictConfig) -> None:
     num_jobs = 1
     if "joblib" in target:
         num_jobs = launcher["n_jobs"] if launcher["n_jobs"] > 0 else cores
-    config.trainer.threads = max(1, cores // num_jobs)
+    config.trainer.threads = max(1, cores // (num_jobs * config.trainer.devices))
 
 
 def write_job(status: str, folder: str | None, message: str) -> str:

@@ -137,7 +137,8 @@ class PositionEncoding(nn.Module):
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise UserError(
                 f"a sequence of {num_tokens} tokens is longer than the {self.max_tokens} positions of this encoding, which "
-                "has none beyond them. Take one that has (relative_capped, rope, cope), or train with a longer task.context."
+                "has none beyond them. Take one that has (relative_capped, rope, cope), or train with splits as long in the "
+                "configuration."
             )
 
 

@@ -28,13 +28,12 @@ def headline_count(split: dict[str, Any], headline: str) -> tuple[int, int]:
     return split["errors"], split["count"]
 
 
-def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path]) -> str:
-    """Error of every split with its 95% Wilson interval, where the run is, and its pictures."""
-    headline = result["headline"]
+def scores_table(headline: str, splits: dict[str, Any]) -> str:
+    """A row for each split: the headline error with its 95% Wilson interval, and the counts."""
     other = "token_error" if headline == "error" else "error"
     names = {"error": "sequence error %", "token_error": "token error %"}
     rows = []
-    for split, found in result["splits"].items():
+    for split, found in splits.items():
         errors, count = headline_count(found, headline)
         low, high = wilson_interval(errors, count)
         row = {
@@ -46,19 +45,25 @@ def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
         if found["token_count"] != found["count"]:
             row[names[other]] = percent(found[other])
         rows.append(row)
-    table = pd.DataFrame(rows).to_string(index=False)
-    cut = {split: found["num_cut"] for split, found in result["splits"].items() if found["num_cut"]}
+    lines = [pd.DataFrame(rows).to_string(index=False)]
+    cut = {split: found["num_cut"] for split, found in splits.items() if found["num_cut"]}
+    if cut:
+        counts = ", ".join(f"{number} of {split}" for split, number in cut.items())
+        lines.append(f"sequences cut or left out to fit the context: {counts}")
+    return "\n".join(lines)
+
+
+def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path]) -> str:
+    """What a run was, its scores, where its folder is, and its pictures."""
     lines = [
         f"{result['encoding']} on {result['task']} (scale {result['scale']}, seed {result['seed']}, "
         f"{result['num_parameters']:,} parameters, {result['num_tokens']:,} tokens in {result['time_s']:.0f} s)",
         "",
-        table,
+        scores_table(result["headline"], result["splits"]),
         "",
+        f"run folder: {folder.path}",
+        *[f"picture:    {path}" for path in pictures],
     ]
-    if cut:
-        lines.append("sequences cut or left out to fit the context: " + ", ".join(f"{s} {n}" for s, n in cut.items()))
-    lines.append(f"run folder: {folder.path}")
-    lines += [f"picture:    {path}" for path in pictures]
     return "\n".join(lines)
 
 

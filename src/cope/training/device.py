@@ -33,7 +33,7 @@ class TrainerSettings:
         strategy: ``auto`` (one device) or ``ddp``.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         compile: run the model through ``torch.compile``.
-        threads: CPU threads; null takes every core, or an equal share in a joblib sweep.
+        threads: CPU threads; null takes an equal share of the cores for each job and device.
     """
 
     steps: int

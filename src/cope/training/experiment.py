@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ class Experiment:
         self.is_main_process = fabric.is_global_zero
         if fabric.is_global_zero:
             self._claim_folder()
+        else:
+            logging.getLogger("cope").setLevel(logging.WARNING)  # one voice
         fabric.barrier()
         result = self.folder.read_result()
         if result is not None:
@@ -150,13 +153,16 @@ class Experiment:
             "hardware": hardware(fabric.device),
             "versions": versions(),
             "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
             "config": definition(self.config),
         }
         if fabric.is_global_zero:
             self._save_gates()
             final = {f"eval/{split}/{metric}": getattr(found, metric) for split, found in splits.items()
                      if split != "validation" for metric in ("error", "token_error")}  # fmt: skip
-            self.folder.append_metrics({"step": loop.step, **final})
+            line = {"step": loop.step, **final}
+            if line not in self.folder.read_metrics():  # a run that was killed right after this line has it already
+                self.folder.append_metrics(line)
             self.logger.metrics(final, loop.step)
             write_json(self.folder.result, result)
         return result
@@ -173,7 +179,7 @@ class Experiment:
             return
         # The token that predicts the first answer is the one whose counting matters.
         query = int(np.flatnonzero(examples.answers[index])[0]) - 1
-        words = np.array([self.task.vocabulary[token] for token in tokens])
+        words = np.array(self.task.vocabulary)[tokens]
         content = {"words": words, "query": np.array(query), "index": np.array(index), **arrays}
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 

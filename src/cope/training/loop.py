@@ -156,7 +156,9 @@ class TrainingLoop:
                     rate = (self.num_tokens - tokens_before) / elapsed
                     self.time_s += elapsed
                     loss = self.unlogged_loss / self.unlogged_targets
-                    self._record({"train/loss": loss, "train/lr": self._learning_rate(), "train/tokens_per_s": rate})
+                    self._record(
+                        {"train/loss": loss, "train/lr": self._learning_rate(self.step - 1), "train/tokens_per_s": rate}
+                    )
                     self.unlogged_loss, self.unlogged_targets, tokens_before = 0.0, 0, self.num_tokens
                     self._describe(bar, loss, rate, validated)
                     started = time.perf_counter()
@@ -179,7 +181,7 @@ class TrainingLoop:
         """One optimiser step; the summed loss and the number of targets, over all devices."""
         seed_torch(self.seed, "dropout", self.step, self.fabric.global_rank)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate(self.step)
         parts = self.batches.at(self.step, self.trainer.accumulate)
         sums = torch.tensor([sum(int((targets != IGNORE).sum()) for _, targets in parts),
                              sum(inputs.numel() for inputs, _ in parts)], dtype=torch.float64)  # fmt: skip
@@ -213,17 +215,16 @@ class TrainingLoop:
         assert isinstance(summed, torch.Tensor)
         return summed.cpu()
 
-    def _learning_rate(self) -> float:
-        return self.optimizer_settings.learning_rate(self.step, self.trainer.steps)
+    def _learning_rate(self, step: int) -> float:
+        return self.optimizer_settings.learning_rate(step, self.trainer.steps)
 
     def _diverged(self, loss: float) -> None:
         checkpoint = self.folder.last_checkpoint
         good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written"
         raise Diverged(
             f"The loss became {loss} at step {self.step}; {good}. Try a smaller optimizer.lr (now "
-            f"{self.optimizer_settings.lr}), more "
-            f"optimizer.warmup_steps (now {self.optimizer_settings.warmup_steps}), optimizer.clip_norm=1, or "
-            "trainer.precision=32-true."
+            f"{self.optimizer_settings.lr}), more optimizer.warmup_steps (now {self.optimizer_settings.warmup_steps}), "
+            "optimizer.clip_norm=1, or trainer.precision=32-true."
         )
 
     # ---- validation --------------------------------------------------------------------------------------------------
@@ -233,6 +234,8 @@ class TrainingLoop:
 
     def _validate(self) -> Score:
         validated = score(self.model, self.validation, self.fabric)
+        if not math.isfinite(validated.loss):
+            self._diverged(validated.loss)  # before the last good checkpoint is overwritten
         self._record(
             {
                 "eval/validation/error": validated.error,

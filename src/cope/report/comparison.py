@@ -1,0 +1,65 @@
+"""A Markdown table of a task's results beside the paper's."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from cope.report.tables import MISSING, spread
+
+METRICS = {"error": "sequence error", "token_error": "token error"}
+
+
+def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
+    """``{task: {encoding: {split: [mean, standard deviation]}}}``, test error in percent."""
+    content: dict[str, dict[str, dict[str, list[float]]]] = yaml.safe_load(
+        files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def comparison_table(task: str, results: dict[str, list[dict[str, Any]]], num_seeds: int) -> str:
+    """One row an encoding, one column a test split: mean (standard deviation) here, and below it the paper's.
+
+    Args:
+        results: the finished runs of each encoding; fewer than ``num_seeds`` are marked, none at all is "missing".
+    """
+    finished = [result for runs in results.values() for result in runs]
+    if not finished:
+        return f"{task}: {MISSING}"
+    headline = finished[0]["headline"]
+    splits = [split for split in finished[0]["splits"] if split != "validation"]
+    paper = paper_figures().get(task, {})
+    lines = [
+        f"**{task}**, {METRICS[headline]} in %",
+        "",
+        "| pe | " + " | ".join(splits) + " | seconds a run |",
+        "|---" * (len(splits) + 2) + "|",
+    ]
+    for encoding, runs in results.items():
+        cells = []
+        for split in splits:
+            cell = spread([run["splits"][split][headline] for run in runs])
+            published = paper.get(encoding, {}).get(split)
+            cells.append(cell + (f"<br>*paper {published[0]} ({published[1]})*" if published else ""))
+        seconds = f"{sum(run['time_s'] for run in runs) / len(runs):.0f}" if runs else MISSING
+        name = f"`{encoding}`" + ("" if len(runs) == num_seeds else f" ({len(runs)} of {num_seeds} seeds)")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds} |")
+    return "\n".join(lines)
+
+
+def provenance(results: list[dict[str, Any]]) -> str:
+    """What the figures come from: scale, seeds, hardware, threads, versions, commit, date."""
+
+    def all_of(values: list[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values))
+
+    hardware = [result["hardware"] for result in results]
+    return (
+        f"Scale {all_of([r['scale'] for r in results])}; seeds {all_of(sorted(r['seed'] for r in results))}; "
+        f"{all_of([h['processor'] for h in hardware])}, {all_of([h['threads'] for h in hardware])} thread(s) a run; "
+        f"PyTorch {all_of([r['versions']['torch'] for r in results])}; commit {all_of([r['commit'] for r in results])}; "
+        f"{all_of(sorted(r['date'] for r in results))}."
+    )

@@ -1,0 +1,107 @@
+"""Runs at the smallest scale, in this process or in one of their own, and what can be compared of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT
+from omegaconf import DictConfig
+
+from cope.results.record import RunFolder
+from cope.training.experiment import Experiment
+from cope.training.loop import TrainingLoop
+
+MEASURED = ("time_s", "peak_memory_mib")  # of result.json: what no two runs share
+
+
+def run(config: DictConfig) -> tuple[RunFolder, dict[str, Any]]:
+    """Run what ``train.py`` would run, and let go of the folder as the end of the process would."""
+    experiment = Experiment(config)
+    try:
+        return experiment.folder, experiment.run(show_progress=False)
+    finally:
+        release(experiment.folder)
+
+
+def release(folder: RunFolder) -> None:
+    """Give up the folder's lock."""
+    if folder._lock is not None:
+        folder._lock.close()
+
+
+def folder_of(config: DictConfig) -> RunFolder:
+    """The folder that ``config`` runs in."""
+    return Experiment(config).folder
+
+
+def after_step(step: int, act: Callable[[TrainingLoop], None]) -> Callable[[TrainingLoop], bool]:
+    """A ``TrainingLoop._should_stop`` that calls ``act`` once that many steps are done, then answers as the real one does."""
+    real = TrainingLoop._should_stop
+
+    def should_stop(loop: TrainingLoop) -> bool:
+        if loop.step == step:
+            act(loop)
+        return real(loop)
+
+    return should_stop
+
+
+def without_times(folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """``metrics.jsonl`` and ``result.json`` without what depends on the clock."""
+    metrics = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for line in metrics:
+        line.pop("train/tokens_per_s", None)
+    result = json.loads(folder.result.read_text())
+    for key in MEASURED:
+        del result[key]
+    return metrics, result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder`` but the lock, which says nothing."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    """Whether two checkpoints have the same weights and the same state of the optimiser, to the bit."""
+    return _same(*(_comparable(torch.load(path, weights_only=True)) for path in (first, second)))
+
+
+def _comparable(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: state[key] for key in ("model", "optimizer", "step", "num_tokens", "best")}
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(first == second)
+
+
+def train(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``python train.py`` in a process of its own, with its folders under ``folder``."""
+    return subprocess.run(
+        command(*arguments, folder=folder), capture_output=True, text=True, cwd=folder, timeout=300,
+        env=clean_environment() | environment,
+    )  # fmt: skip
+
+
+def command(*arguments: str, folder: Path) -> list[str]:
+    """The command line of :func:`train`."""
+    places = [f"output_dir={folder / 'outputs'}", f"data_dir={folder / 'data'}"]
+    return [sys.executable, str(ROOT / "train.py"), *arguments, *places]
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, with one thread, since the machine may be busy, and without a wish for stack traces."""
+    return {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | {"OMP_NUM_THREADS": "1"}

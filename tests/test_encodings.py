@@ -1,0 +1,129 @@
+"""The contract of a position encoding, held against every file in configs/pe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cope.model.inspection import gates_and_positions
+from cope.model.transformer import Transformer
+from cope.positions.base import QUERIES_PER_BLOCK, Heads
+from cope.positions.contextual import Gated
+from cope.positions.contextual_variants import ContextualMlp
+
+LONGEST = 48  # tokens of the longest sequence of task=counting at scale=smoke
+
+
+def some_tokens(model: Transformer, time: int = LONGEST, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.embedding.num_embeddings, (batch, time), generator=generator)
+
+
+def some_heads(model: Transformer, num_queries: int, num_keys: int, layer: int) -> Heads:
+    """Random queries, keys and values of a layer, in float64, and what the encoding projects from random inputs."""
+    shape = model.encoding.shape
+    generator = torch.Generator().manual_seed(layer)
+
+    def normal(time: int) -> Tensor:
+        return torch.randn(2, shape.num_heads, time, shape.head_dim, generator=generator, dtype=torch.float64)
+
+    inputs = torch.randn(2, num_keys, shape.dim, generator=generator, dtype=torch.float64)
+    q, k, v = normal(num_queries).requires_grad_(), normal(num_keys).requires_grad_(), normal(num_keys).requires_grad_()
+    return Heads(q, k, v, model.encoding.project(inputs, layer), layer)
+
+
+def test_model_is_causal(make_model, encoding_name):
+    model = make_model(f"pe={encoding_name}")
+    tokens = some_tokens(model)
+    changed = tokens.clone()
+    changed[:, 30:] = (tokens[:, 30:] + 1) % model.embedding.num_embeddings
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(after[:, :30], before[:, :30], rtol=0, atol=1e-6)
+    assert (after[:, 30:] - before[:, 30:]).abs().max() > 1e-2
+
+
+def test_every_parameter_has_a_finite_gradient(make_model, encoding_name):
+    model = make_model(f"pe={encoding_name}").train()
+    tokens = some_tokens(model)
+    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} is not used"
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_seed_alone_decides_the_initial_parameters(make_model, encoding_name):
+    first, again, other = (make_model(f"pe={encoding_name}", seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    random = [name for name in first if first[name].std() > 0 and "slopes" not in name]  # not zeros, ones, or ALiBi's
+    assert random and not any(torch.equal(first[name], other[name]) for name in random)
+
+
+def test_every_encoding_meets_the_same_transformer(make_model, encoding_name):
+    model, plain = make_model(f"pe={encoding_name}"), make_model("pe=none").state_dict()
+    own = {name: x for name, x in model.state_dict().items() if not name.startswith("encoding.")}
+    assert own.keys() == plain.keys()
+    assert all(torch.equal(own[name], plain[name]) for name in own)
+
+
+@pytest.mark.parametrize("chunks", [[1] * LONGEST, [1, 7, 2, 20, 3, 15]], ids=["one_at_a_time", "uneven"])
+def test_decoding_with_a_cache_equals_the_whole_sequence(make_model, encoding_name, chunks):
+    model = make_model(f"pe={encoding_name}").double()
+    tokens = some_tokens(model, sum(chunks))
+    caches, start, found = model.empty_caches(), 0, []
+    with torch.no_grad():
+        for size in chunks:
+            found.append(model(tokens[:, start : start + size], start=start, caches=caches))
+            start += size
+        torch.testing.assert_close(torch.cat(found, dim=1), model(tokens), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(9, 9), (5, 12), (QUERIES_PER_BLOCK + 9, QUERIES_PER_BLOCK + 30)])
+def test_attend_is_softmax_attention_with_bias(make_model, encoding_name, num_queries, num_keys):
+    # A test split of longer programs, so that encodings with a table have as many entries as there are keys.
+    model = make_model(f"pe={encoding_name}", "task.splits.ood_more_operations.context=200").double()
+    for layer in range(model.encoding.shape.num_layers):
+        heads = some_heads(model, num_queries, num_keys, layer)
+        logits = heads.q @ heads.k.transpose(-1, -2) / heads.q.shape[-1] ** 0.5
+        bias = model.encoding.bias(heads, logits)
+        future = torch.ones(num_queries, num_keys, dtype=torch.bool).triu(num_keys - num_queries + 1)
+        expected = (logits if bias is None else logits + bias).masked_fill(future, -torch.inf).softmax(-1) @ heads.v
+        found = model.encoding.attend(heads, dropout=0.0)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+        wanted = [heads.q, heads.k, heads.v, *model.encoding.parameters()]
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=found.dtype)
+        found_gradients, expected_gradients = (
+            torch.autograd.grad((output * weights).sum(), wanted, retain_graph=True, materialize_grads=True)
+            for output in (found, expected)
+        )
+        torch.testing.assert_close(found_gradients, expected_gradients, rtol=1e-8, atol=1e-9)
+
+
+def test_gates_and_positions(make_model, encoding_name):
+    model = make_model(f"pe={encoding_name}")
+    tokens = some_tokens(model, 20, batch=1)[0]
+    arrays = gates_and_positions(model, tokens)
+    contextual = model.encoding.contextual if isinstance(model.encoding, ContextualMlp) else model.encoding
+    if not isinstance(contextual, Gated):
+        assert arrays is None
+        return
+    gates, positions = (torch.from_numpy(arrays[name]).double() for name in ("gates", "positions"))
+    assert gates.shape == (2, 2, 20, 20)  # layers, heads, query, key
+    visible = torch.ones(20, 20, dtype=torch.bool).tril()
+    assert ((gates[..., visible] > 0) & (gates[..., visible] < 1)).all()
+    assert (gates[..., ~visible] == 0).all()
+    counted = gates.flip(-1).cumsum(-1).flip(-1)
+    if contextual.num_positions is not None:
+        assert counted.max() > contextual.num_positions - 1  # so that clamping is seen
+        counted = counted.clamp(max=contextual.num_positions - 1)
+    torch.testing.assert_close(positions, counted, rtol=0, atol=1e-5)
+
+
+def test_only_none_is_blind_to_order(make_model, encoding_name):
+    # One layer without position sees its keys as a set. (Two are not blind: the causal mask tells how many came before.)
+    model = make_model(f"pe={encoding_name}", "model.num_layers=1").double()
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [4, 1, 5, 2, 3, 6]])
+    first, shuffled = model(tokens)[:, -1]
+    assert torch.allclose(first, shuffled, rtol=0, atol=1e-9) == (encoding_name == "none")
