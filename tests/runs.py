@@ -18,7 +18,8 @@ from cope.results.record import RunFolder
 from cope.training.experiment import Experiment
 from cope.training.loop import TrainingLoop
 
-MEASURED = ("time_s", "peak_memory_mib")  # of result.json: what no two runs share
+# Of result.json: what two runs need not share, though their numbers are the same. The code's commit may change in between.
+CIRCUMSTANCES = ("time_s", "peak_memory_mib", "date", "commit")
 
 
 def run(config: DictConfig) -> tuple[RunFolder, dict[str, Any]]:
@@ -54,19 +55,23 @@ def after_step(step: int, act: Callable[[TrainingLoop], None]) -> Callable[[Trai
 
 
 def without_times(folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """``metrics.jsonl`` and ``result.json`` without what depends on the clock."""
+    """``metrics.jsonl`` and ``result.json`` without what two equal runs need not share."""
     metrics = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     for line in metrics:
         line.pop("train/tokens_per_s", None)
     result = json.loads(folder.result.read_text())
-    for key in MEASURED:
+    for key in CIRCUMSTANCES:
         del result[key]
     return metrics, result
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` but the lock, which says nothing."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def same_tensors(first: Path, second: Path) -> bool:

@@ -166,6 +166,15 @@ def test_cope_with_open_gates_is_relative_position():
     torch.testing.assert_close(cope.attend(heads, 0.0), relative.attend(heads, 0.0))
 
 
+@pytest.mark.parametrize(("gates", "source"), [("keys", "k"), ("separate_keys", "projected"), ("values", "v")])
+def test_cope_gates_open_by_their_own_keys(gates, source):
+    encoding = Contextual(SHAPE, num_positions=4, gates=gates)
+    heads = some_heads(5, 5)
+    heads = heads._replace(projected=torch.randn_like(heads.k) if gates == "separate_keys" else None)
+    expected = (heads.q @ getattr(heads, source).transpose(-1, -2) / math.sqrt(SHAPE.head_dim)).sigmoid().tril()
+    torch.testing.assert_close(encoding.gates_and_positions(heads)[0], expected)
+
+
 @pytest.mark.parametrize("backend", ["reference", "blockwise"])
 def test_cope_relative_adds_both_terms(backend):
     encoding = ContextualRelative(SHAPE, num_positions=4, init_std=1.0, beyond="capped", backend=backend)
@@ -207,14 +216,14 @@ def test_cope_mlp_multiplies_the_query_with_the_vector_of_its_network(scale):
 
 def test_cope_mlp_first_layer_only_has_tables_in_later_layers():
     encoding = ContextualMlp(SHAPE, num_positions=4, first_layer_only=True, init_std=1.0).double()
-    before = [encoding.attend(some_heads(4, 4, layer), 0.0) for layer in range(SHAPE.num_layers)]
     torch.manual_seed(0)
     before = [encoding.attend(some_heads(4, 4, layer), 0.0) for layer in range(SHAPE.num_layers)]
-    nn.init.zeros_(encoding.contextual.tables)
+    assert encoding.tables.shape[0] == SHAPE.num_layers - 1  # the first layer would not read one
+    nn.init.zeros_(encoding.tables)
     torch.manual_seed(0)
     after = [encoding.attend(some_heads(4, 4, layer), 0.0) for layer in range(SHAPE.num_layers)]
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, False]
-    assert not hasattr(ContextualMlp(SHAPE).contextual, "tables")  # nothing unread is counted as a parameter
+    assert not hasattr(ContextualMlp(SHAPE), "tables")  # nothing unread is counted as a parameter
 
 
 @pytest.mark.parametrize("kind", [Contextual, ContextualRelative, ContextualRotary])

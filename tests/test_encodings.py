@@ -11,7 +11,6 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer
 from cope.positions.base import QUERIES_PER_BLOCK, Heads
 from cope.positions.contextual import Gated
-from cope.positions.contextual_variants import ContextualMlp
 
 LONGEST = 48  # tokens of the longest sequence of task=counting at scale=smoke
 
@@ -105,7 +104,7 @@ def test_gates_and_positions(make_model, encoding_name):
     model = make_model(f"pe={encoding_name}")
     tokens = some_tokens(model, 20, batch=1)[0]
     arrays = gates_and_positions(model, tokens)
-    contextual = model.encoding.contextual if isinstance(model.encoding, ContextualMlp) else model.encoding
+    contextual = model.encoding
     if not isinstance(contextual, Gated):
         assert arrays is None
         return

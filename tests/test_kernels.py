@@ -254,3 +254,21 @@ def test_unknown_settings_name_what_is_allowed():
         run(values, "auto", scale="published")
     with pytest.raises(UserError, match="num_positions=0"):
         run({**values, "table": torch.zeros(0, 3, dtype=torch.float64)}, "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"dropout": 1.0}, "dropout=1.0 is out of range"),
+        ({"bias": torch.zeros(1, 1, 4, 3)}, "bias has 3 distances for 4 keys"),
+    ],
+)
+def test_what_would_give_nonsense_is_refused(arguments, said):
+    q, k, v = (torch.zeros(1, 1, 4, 2) for _ in range(3))
+    with pytest.raises(UserError, match=said):
+        cope_attention(q, k, v, torch.zeros(3, 2), **arguments)
+
+
+def test_more_queries_than_keys_are_refused():
+    with pytest.raises(UserError, match="5 queries for 4 keys"):
+        cope_attention(torch.zeros(1, 1, 5, 2), *(torch.zeros(1, 1, 4, 2) for _ in range(2)), torch.zeros(3, 2))

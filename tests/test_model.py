@@ -184,7 +184,7 @@ CHECK_ANNOTATED_SHAPES = """
     refused(lambda: cope_attention(x, x, x, torch.randn(3, 4), gate_keys=x[..., :2]))
     refused(lambda: Transformer(5, encodings[0])(tokens[0]))  # no batch
     refused(lambda: Transformer(5, encodings[0])(tokens.float()))  # not ids
-    refused(lambda: Rotary(shape).rotate(x, x[..., :2], 0))
+    refused(lambda: PositionEncoding(shape).rotate(x, x[..., :2], 0))
     refused(lambda: PositionEncoding(shape).embed(x, 0))
 """
 

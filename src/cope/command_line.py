@@ -139,6 +139,11 @@ def reporting_errors() -> Iterator[Outcome]:
         write_job("interrupted", outcome.folder, str(error))
         _tell(str(error))
         sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:  # outside of training, where there is nothing to be saved
+        message = "Stopped; the same command goes on from the last checkpoint."
+        write_job("interrupted", outcome.folder, message)
+        _tell(message)
+        sys.exit(INTERRUPTED)
     except (UserError, OmegaConfBaseException) as error:
         message = _message(error)
         if not is_sweep():

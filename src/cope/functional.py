@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cope.errors import check_at_least, check_choice
+from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.kernels import blockwise, reference
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
@@ -55,7 +55,8 @@ def cope_attention(
         gate_keys: keys for the gates alone ("sep-keys"); pass ``v`` for gates from the values ("val-gates").
         scale: ``released`` adds q.e / sqrt(head_dim), as the authors' code does by default; ``paper`` adds q.e undivided,
             as in the paper's listing. q.k is divided in both.
-        bias: added to the logit of query i and key j: ``bias[..., i, distance of j from i]``. At least as many distances as keys.
+        bias: added to the logit of query i and key j: ``bias[..., i, distance of j from i]``; at least as many distances as
+            keys.
         dropout: probability of dropping an attention weight. Pass 0 when not training.
         backend: ``auto``, ``blockwise`` or ``reference``.
 
@@ -63,12 +64,20 @@ def cope_attention(
         The attended values, of q's type. Half precision is computed in float32.
 
     Raises:
-        UserError: an unknown scale or backend, or an empty table.
+        UserError: an unknown scale or backend, an empty table, more queries than keys, or a bias of too few distances.
     """
     input_dtype = q.dtype
     check_choice("scale", scale, SCALES)
     check_choice("backend", backend, ["auto", *BACKENDS])
     check_at_least("num_positions", table.shape[0], 1)
+    check_between("dropout", dropout, 0.0, 0.99)
+    num_queries, num_keys = q.shape[-2], k.shape[-2]
+    if num_queries > num_keys:
+        raise UserError(
+            f"q has {num_queries} queries for {num_keys} keys: the first would see no key; allowed: at most {num_keys}."
+        )
+    if bias is not None and bias.shape[-1] < num_keys:
+        raise UserError(f"bias has {bias.shape[-1]} distances for {num_keys} keys; allowed: {num_keys} or more.")
     attend = BACKENDS[_fastest() if backend == "auto" else backend]
     dtype = torch.promote_types(q.dtype, torch.float32)
     # Positions are sums of many gates: half precision would lose whole positions, under autocast too.

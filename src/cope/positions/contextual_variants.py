@@ -50,7 +50,7 @@ class ContextualAlibi(Gated):
         return self.slopes[heads.layer][:, None, None] * positions
 
 
-class ContextualMlp(PositionEncoding):
+class ContextualMlp(Contextual):
     """q_i . e(p_ij) with a small network e instead of interpolation (``pe=cope_mlp``): far more time and memory.
 
     The network, shared by heads and layers alike, maps p / (num_positions - 1) through ``width`` ReLU units to a vector of
@@ -76,34 +76,36 @@ class ContextualMlp(PositionEncoding):
         init_std: float = 0.0,
         gates: str = "keys",
     ) -> None:
-        super().__init__(shape)
+        super().__init__(shape, num_positions, scale, share_layers, init_std, gates)
         check_at_least("pe.width", width, 1)
-        self.contextual = Contextual(shape, num_positions, scale, share_layers, init_std, gates)
-        if not first_layer_only:
-            del self.contextual.tables  # no layer would read them
         self.first_layer_only = first_layer_only
+        if not first_layer_only or shape.num_layers == 1:
+            del self.tables  # no layer would read them
+        elif not share_layers:
+            self.tables = nn.Parameter(self.tables.detach()[1:].clone())
         self.hidden = nn.Linear(1, width)
         self.output = nn.Linear(width, shape.head_dim)
         nn.init.normal_(self.output.weight, std=init_std)
         nn.init.zeros_(self.output.bias)
 
-    def project(self, x: Tensor, layer: int) -> Tensor | None:
-        return self.contextual.project(x, layer)
+    def table(self, layer: int) -> Tensor:
+        return self.tables[layer - 1 if len(self.tables) > 1 else 0]  # the first layer has none
 
-    def gates_and_positions(self, heads: Heads) -> tuple[Tensor, Tensor]:
-        return self.contextual.gates_and_positions(heads)
+    def uses_mlp(self, layer: int) -> bool:
+        """Whether a layer's position vectors come from the MLP."""
+        return layer == 0 or not self.first_layer_only
 
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
-        if self.first_layer_only and heads.layer > 0:
-            return self.contextual.bias(heads, logits)
+        if not self.uses_mlp(heads.layer):
+            return super().bias(heads, logits)
         _, positions = self.gates_and_positions(heads)
-        fraction = positions / max(1, (self.contextual.num_positions or 1) - 1)
-        hidden = torch.relu(self.hidden(fraction[..., None]))  # (batch, heads, query, key, width)
+        assert self.num_positions is not None
+        hidden = torch.relu(self.hidden(positions[..., None] / max(1, self.num_positions - 1)))  # (..., query, key, width)
         weights = heads.q @ self.output.weight  # (batch, heads, query, width)
         product = torch.einsum("bhikn,bhin->bhik", hidden, weights) + (heads.q @ self.output.bias)[..., None]
-        return product / math.sqrt(heads.q.shape[-1]) if self.contextual.scale == "released" else product
+        return product / math.sqrt(heads.q.shape[-1]) if self.scale == "released" else product
 
     def attend(self, heads: Heads, dropout: float) -> Tensor:
-        if self.first_layer_only and heads.layer > 0:
-            return self.contextual.attend(heads, dropout)
+        if self.uses_mlp(heads.layer):
+            return PositionEncoding.attend(self, heads, dropout)  # not Contextual's, which reads the table
         return super().attend(heads, dropout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ MISSING = "missing"
 def percent(fraction: float) -> str:
     """0.0123 -> ``1.23``, with more digits where a small number would look like none."""
     value = 100 * fraction
-    return f"{value:.2f}" if value == 0 or value >= 0.01 else f"{value:.3f}"
+    digits = 2 if value == 0 or value >= 0.01 else -math.floor(math.log10(value))
+    return f"{value:.{digits}f}"
 
 
 def headline_count(split: dict[str, Any], headline: str) -> tuple[int, int]:

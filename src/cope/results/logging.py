@@ -63,8 +63,9 @@ class WandbLogger(NoLogger):
 
     def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
         mode = self._resolved_mode()
+        # An empty host, because W&B puts the machine's own name where there is none.
         settings = self._wandb.Settings(
-            silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
+            silent=True, console="off", host="", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
         )
         try:
             self._run = self._wandb.init(
