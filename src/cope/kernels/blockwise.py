@@ -26,6 +26,8 @@ from cope.kernels.reference import by_distance, causal_mask
 QUERIES_PER_BLOCK = 64  # 32 to 64 were best on CPUs: the block's tensors stay in the cache
 
 
+# torch.compile takes the rest of the model: it cannot compile this (seen with PyTorch 2.13), and has little to gain here.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cope_attention(
     q: Tensor,
     k: Tensor,

@@ -53,6 +53,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({reason}). It is damaged or was cut off. To start the run over, add force=true."
         ) from error
-    if not isinstance(state, dict) or "model" not in state:
+    if not isinstance(state, dict) or not {"model", "step", "code"} <= state.keys():
         raise UserError(f"{path} is not a checkpoint of this project.")
     return state

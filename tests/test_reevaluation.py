@@ -1,0 +1,58 @@
+"""``evaluate.py``: a run's best checkpoint on its own splits, on changed ones, and on what it cannot do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from runs import run
+
+from cope.errors import UserError
+from cope.training.reevaluation import reevaluate
+
+
+@pytest.fixture
+def finished(compose):
+    return run(compose("pe=absolute", "task=counting"))
+
+
+def test_unchanged_settings_give_the_result_of_the_run(finished):
+    folder, result = finished
+    scores, path = reevaluate([f"run={folder.path}"])
+    assert scores["splits"] == {split: found for split, found in result["splits"].items() if split != "validation"}
+    assert json.loads(path.read_text()) == scores
+
+
+def test_splits_can_be_added_changed_and_removed(finished):
+    folder, result = finished
+    scores, _ = reevaluate(
+        [f"run={folder.path}", "+task.splits.rare={pass_weight: 1000}", "task.num_test=32", "~task.splits.ood_longer"]
+    )
+    assert list(scores["splits"]) == ["test", "ood_shorter", "ood_more_operations", "rare"]
+    assert all(found["count"] == 32 for found in scores["splits"].values())
+    assert scores["splits"]["rare"]["error"] < result["splits"]["ood_shorter"]["error"]  # hardly anything to count
+    assert folder.read_result() == result
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("task.num_tests=1", "Did you mean 'num_test'"),
+        ("trainer.steps=1", "trainer.steps cannot be changed after training"),
+        ("task.splits.ood_longer.context=400", "400 tokens is longer than the"),
+        ("task.splits.ood_longr={}", "Did you mean 'ood_longer'"),
+        ("task.overflow=panic", "allowed: cut_left, drop, error"),
+    ],
+)
+def test_what_cannot_be_done_is_said(finished, argument, said):
+    if argument == "task.splits.ood_longer.context=400":
+        argument = "+" + argument  # the split has no context of its own yet
+    with pytest.raises(UserError, match=said):
+        reevaluate([f"run={finished[0].path}", argument])
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        reevaluate([f"run={tmp_path}"])
+    with pytest.raises(UserError, match="name one run"):
+        reevaluate([])
