@@ -15,7 +15,7 @@ from cope.report.comparison import comparison_table, provenance
 from cope.results.record import RunFolder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-ENCODINGS = ("none", "absolute", "relative", "rope", "cope", "cope_sep_keys")
+ENCODINGS = ("none", "absolute", "relative", "rope", "cope")
 TASKS = ("counting", "selective_copy", "flip_flop")
 SEEDS = (1, 2, 3)
 

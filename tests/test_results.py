@@ -185,7 +185,9 @@ def test_results_are_found_below_the_output_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cope", "rope"])
 def test_pictures_of_a_run(compose: Compose, encoding: str) -> None:
-    folder, _ = run(compose(f"pe={encoding}", "trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1"))
+    folder, _ = run(
+        compose(f"pe={encoding}", "model.num_layers=1", "trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1")
+    )
     pictures = draw_run(folder)
     expected = {"figures/learning_curves", "figures/gates"} if encoding == "cope" else {"figures/learning_curves"}
     assert set(pictures) == expected
@@ -195,7 +197,7 @@ def test_pictures_of_a_run(compose: Compose, encoding: str) -> None:
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20  # lines and letters, not a blank sheet
     if encoding == "cope":
         with np.load(folder.figures / "gates.npz") as arrays:
-            assert arrays["gates"].shape == arrays["positions"].shape == (2, 2, *arrays["gates"].shape[-1:] * 2)
+            assert arrays["gates"].shape == arrays["positions"].shape == (1, 2, *arrays["gates"].shape[-1:] * 2)
             assert arrays["words"][int(arrays["query"]) - 1] == "print"
             assert ((arrays["gates"] >= 0) & (arrays["gates"] <= 1)).all()
 

@@ -105,6 +105,17 @@ def test_a_run_killed_just_before_its_result_ends_as_an_unbroken_one(
     check_same(run(unbroken)[0], run(broken)[0])
 
 
+def test_the_best_checkpoint_may_be_from_before_the_break(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingLoop, "_headline", lambda loop, _: float(loop.step))  # worse with every validation
+    config = compose(*SHORT, "pe=none")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingLoop, "_should_stop", after_step(7, ask_to_stop))
+        run(config)
+    folder, result = run(config)
+    assert result["best_step"] == 5
+    assert torch.load(folder.best_checkpoint, weights_only=True)["step"] == 5
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(
     pair: Callable[..., tuple[DictConfig, DictConfig]], compose: Compose
 ) -> None:

@@ -27,7 +27,7 @@ QUERIES_PER_BLOCK = 64  # 32 to 64 were best on CPUs: the block's tensors stay i
 
 
 # torch.compile takes the rest of the model: it cannot compile this (seen with PyTorch 2.13), and has little to gain here.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def cope_attention(
     q: Tensor,
     k: Tensor,

@@ -1,0 +1,194 @@
+"""Whatever goes wrong is told in one message that names the setting, its value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from omegaconf import DictConfig
+from runs import folder_of, run, train
+
+from cope.command_line import check_overrides
+from cope.errors import UserError
+from cope.tasks import flip_flop_files
+from cope.training.experiment import Experiment
+
+Compose = Callable[..., DictConfig]
+SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
+
+# ---- on the command line -------------------------------------------------------------------------------------------------
+
+
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """The lines on standard error of a command line that is refused."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        check_overrides(arguments, "configs")
+    assert stopped.value.code == 1
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pe=cop"], [r"pe=cop is not known; allowed: absolute, .*sinusoidal\. Did you mean 'cope'\?"]),
+        (["task=countin"], [r"task=countin .* counting, flip_flop, selective_copy\. Did you mean 'counting'\?"]),
+        (["-m", "pe=cope,rop", "scale=smok"], ["pe=rop .*'rope'", "scale=smok .*'smoke'"]),
+        (["trainer.stepz=3"], [r"trainer\.stepz is not a setting\. .*batch_size, .*Did you mean 'trainer\.steps'\?"]),
+        (["sed=3", "pe.num_position=3"], ["sed is .*'seed'", r"pe\.num_position is .*gates, .*'pe\.num_positions'"]),
+        # A setting that only some of the encodings of a sweep have.
+        (["-m", "pe=none,cope", "pe.num_positions=4"], [r"pe\.num_positions is not .*pe=none"]),
+    ],
+)
+def test_unknown_names_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: list[str]
+) -> None:
+    lines = told(capsys, monkeypatch, *arguments)
+    assert len(lines) == len(expected)
+    for pattern, line in zip(expected, lines, strict=True):
+        assert re.search(pattern, line), line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pe=rope", "pe.base=100"],
+        ["-m", "pe=cope,cope_mlp", "pe.num_positions=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["+task.splits.rare={pass_weight: 400}", "logger=none"],
+        ["pe=nonsense", "-sc", "query=bash"],  # completion asks with half a word
+    ],
+)
+def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+    check_overrides(arguments, "configs")
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.steps=foo"], r"trainer\.steps='?foo.* wrong type; allowed: int"),
+        (["trainer.steps=1.5"], r"trainer\.steps=1\.5 .* int"),
+        (["trainer.steps=null"], r"trainer\.steps=None .* int"),
+        (["pe.num_positions=abc"], r"pe\.num_positions='?abc.* int"),
+        (["model.dim=1.5"], r"model\.dim=1\.5 .* int"),
+        (["model.dropout=much"], r"model\.dropout='?much.* float"),
+        (["model.dropout=1.5"], r"model\.dropout=1\.5 .* 0\.0 to"),
+        (["model.norm=per"], r"model\.norm=per .* pre, post\. Did you mean 'pre'\?"),
+        (["model.num_heads=3"], r"model\.num_heads=3 does not divide model\.dim=16; allowed: 1, 2, 4, 8, 16\."),
+        (["pe=rope", "model.dim=18"], r"even head size; model\.dim=18 with model\.num_heads=2 gives 9"),
+        (["pe.num_positions=0"], r"pe\.num_positions=0 is too small; allowed: 1 or more"),
+        (["pe.gates=kes"], r"pe\.gates=kes .* Did you mean 'keys'\?"),
+        (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 32 tokens, .* sequences of 48\."),
+        (["+pe.num_position=4"], r"pe\.num_position is not a setting; allowed: .*Did you mean 'num_positions'\?"),
+        (["pe._target_=cope.nowhere.Nothing"], r"pe\._target_=cope\.nowhere\.Nothing cannot be loaded"),
+        (["optimizer.lr=-1"], r"optimizer\.lr=-1\.0 .* above 0"),
+        (["optimizer.algorithm=adan"], r"optimizer\.algorithm=adan .* adam, adamw"),
+        (["trainer.device=tpu"], r"trainer\.device=tpu .* auto, cpu, cuda"),
+        (["trainer.device=cuda"], r"trainer\.device=cuda, .* no GPU .* auto, cpu"),
+        (["trainer.devices=2"], r"trainer\.devices=2 needs trainer\.strategy=ddp"),
+        (["trainer.accumulate=3"], r"trainer\.batch_size=16 .* multiples of 3"),
+        (["seed=-1"], "seed=-1 is too small; allowed: 0 or more"),
+        (["logger=wandb", "logger.mode=ofline"], r"logger\.mode=ofline .* Did you mean 'offline'\?"),
+        (
+            ["task=flip_flop", "task.source=/no/such/folder"],
+            r"task\.source=/no/such/folder is not a folder; allowed: generator",
+        ),
+        (["task.loss=everyware"], r"task\.loss=everyware .* Did you mean 'everywhere'\?"),
+    ],
+)
+def test_a_setting_that_cannot_be(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = compose(*overrides)
+    with pytest.raises(UserError) as error:
+        Experiment(config)
+    assert re.search(expected, str(error.value)), str(error.value)
+    assert not Path(config.output_dir).exists()
+
+
+def test_everything_that_is_wrong_is_told_at_once(compose: Compose) -> None:
+    with pytest.raises(UserError) as error:
+        Experiment(compose("trainer.steps=0", "optimizer.lr=0", "model.num_heads=5", "seed=-3"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    for key in ("trainer.steps=0 ", "optimizer.lr=0.0 ", "model.num_heads=5 ", "seed=-3 "):
+        assert sum(line.startswith(key) for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.batch_size=512"], r"trainer\.batch_size=512 is more than the 256 training examples"),
+        (["task.context=12", "task.overflow=error"], r"task\.context=12 .* longest \d+ tokens"),
+    ],
+)
+def test_settings_that_the_data_do_not_allow(compose: Compose, overrides: list[str], expected: str) -> None:
+    config = compose(*SHORT, *overrides)
+    with pytest.raises(UserError, match=expected):
+        run(config)
+    assert not folder_of(config).last_checkpoint.exists()
+
+
+@pytest.mark.parametrize("key", ["output_dir", "data_dir"])
+def test_a_folder_that_cannot_be_written(compose: Compose, tmp_path: Path, key: str) -> None:
+    config = compose(*SHORT)
+    config[key] = str(tmp_path / "file" / "folder")  # permissions would not stop root, under whom tests may run
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=rf"{key}.*cannot .*writ(.|\n)*{key}=") as error:
+        run(config)
+    assert str(tmp_path / "file" / "folder") in str(error.value)
+
+
+def test_the_hub_cannot_be_reached(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(flip_flop_files, "_hub_is_reachable", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # where nothing was downloaded before
+    with pytest.raises(UserError, match=r"task\.source=hub: .* cannot be reached.*task\.source=generator"):
+        run(compose(*SHORT, "task=flip_flop", "task.source=hub", "task.num_pairs=256"))
+
+
+def test_wandb_is_not_installed(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logger=wandb needs .*pip install wandb.*logger=none"):
+        Experiment(compose("logger=wandb"))
+
+
+# ---- in a process of its own ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_encoding_costs_no_wait_for_pytorch(tmp_path: Path) -> None:
+    finished = train("pe=cop", "scale=smoke", folder=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    imports, told = [], []
+    for line in finished.stderr.splitlines():
+        (imports if line.startswith("import time:") else told).append(line)
+    assert len(told) == 1
+    assert "Did you mean 'cope'?" in told[0]
+    assert imports
+    assert not any(line.endswith("| torch") for line in imports)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wish", ["0", "1"])
+def test_a_trace_is_shown_to_those_who_ask(tmp_path: Path, wish: str) -> None:
+    arguments = ("scale=smoke", "logger=none", "trainer.steps=foo", "optimizer.schedule=cosin")
+    finished = train(*arguments, folder=tmp_path, HYDRA_FULL_ERROR=wish)
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert ("Traceback" in finished.stderr) == (wish == "1")
+    if wish == "0":
+        first, second = finished.stderr.splitlines()
+        assert "trainer.steps" in first
+        assert "Did you mean 'cosine'?" in second
+    else:
+        assert "UserError: trainer.steps" in finished.stderr

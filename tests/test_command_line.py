@@ -1,0 +1,163 @@
+"""The command line as a user meets it: help, completion, sweeps, Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ENCODINGS, TASKS
+from omegaconf import DictConfig
+from runs import after_step, clean_environment, command, folder_of, run, train
+
+from cope.command_line import INTERRUPTED, reporting_errors
+from cope.errors import UserError
+from cope.results.record import RunFolder
+from cope.training.loop import Interrupted, TrainingLoop
+
+TINY = ("scale=smoke", "logger=none", "trainer.steps=4", "trainer.eval_every=2", "task.num_test=16")
+
+
+# ---- what asks for no run ------------------------------------------------------------------------------------------------
+
+
+def test_help(tmp_path: Path) -> None:
+    shown = train("--help", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert f"pe: {', '.join(ENCODINGS)}" in lines
+    assert f"task: {', '.join(TASKS)}" in lines
+    assert {"trainer: default", "logger: none, wandb", "scale: laptop, paper, smoke"} <= set(lines)
+    assert sum(line.strip().startswith("python train.py pe=") or " -m " in line for line in lines) == 3
+    assert 'eval "$(python train.py --shell-completion install=bash)"' in shown.stdout
+    assert "  num_positions: ${recipe.num_positions}" in lines  # the settings, below their groups
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_settings_of_a_run_can_be_looked_at(tmp_path: Path) -> None:
+    shown = train("--cfg", "job", "--resolve", "pe=rope", "task=flip_flop", "scale=paper", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    settings = yaml.safe_load(shown.stdout)
+    assert (settings["pe"]["name"], settings["task"]["name"], settings["scale"]) == ("rope", "flip_flop", "paper")
+    assert settings["trainer"]["steps"] == 10000
+    assert not any(tmp_path.iterdir())
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    shown = train("-sc", "install=bash", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "complete " in shown.stdout
+
+
+# ---- how a run ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UserError("model.dim=0 is too small."), 1, "model.dim=0 is too small.\n"),
+        (Interrupted("Stopped after step 3."), INTERRUPTED, "Stopped after step 3.\n"),
+        (KeyboardInterrupt(), INTERRUPTED, "Stopped; the same command goes on from the last checkpoint.\n"),
+    ],
+)
+def test_errors_become_messages(
+    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stopped, reporting_errors():
+        raise error
+    assert stopped.value.code == status
+    assert capsys.readouterr() == ("", told)
+
+
+def test_our_own_bugs_keep_their_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(ZeroDivisionError), reporting_errors():
+        raise ZeroDivisionError
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError), reporting_errors():
+        raise UserError
+
+
+def wait_for_a_measurement(folder: RunFolder, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not folder.metrics.exists() or not folder.metrics.read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_interrupting_loses_nothing(
+    compose: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    endless = ("scale=smoke", "logger=none", "pe=none", "trainer.steps=1000000", "trainer.eval_every=1000000")
+    config = compose(*endless)
+    folder = folder_of(config)
+    process = subprocess.Popen(
+        command(*endless, folder=tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=clean_environment(),
+    )  # fmt: skip
+    try:
+        wait_for_a_measurement(folder, process)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == INTERRUPTED
+    found = re.fullmatch(r"Stopped after step (\d+) of 1000000; the same command goes on from there\.\n", told)
+    assert found, told
+    step = int(found[1])
+    assert step >= 5
+    # The same settings again, here, for three steps more.
+    monkeypatch.setattr(TrainingLoop, "_should_stop", after_step(step + 3, lambda loop: setattr(loop, "_stop", True)))
+    with caplog.at_level("INFO"), pytest.raises(Interrupted, match=f"Stopped after step {step + 3} "):
+        run(config)
+    assert f"continuing at step {step} of 1000000" in caplog.text
+    steps = [line["step"] for line in folder.read_metrics()]
+    assert steps == sorted(set(steps))
+
+
+# ---- sweeps --------------------------------------------------------------------------------------------------------------
+
+
+def table_of(output: str) -> list[list[str]]:
+    """The rows of the one table that ends a sweep's output."""
+    assert output.count("mean (standard deviation over seeds)") == 1
+    table = output.split("mean (standard deviation over seeds)")[1]
+    return [line.split() for line in table.splitlines()[1:]]
+
+
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
+    # RoPE needs an even head size, and this one is 9.
+    sweep = train("-m", "pe=rope,none", "model.dim=18", *TINY, folder=tmp_path)
+    assert sweep.returncode == 1
+    errors = sweep.stderr.splitlines()
+    failed = [line for line in errors if line.startswith("FAILED: pe=rope ")]
+    assert len(failed) == 1
+    assert sum("even head size" in line and line.startswith("failed: pe=rope") for line in errors) == 1  # once more, at the end
+    assert errors[-1] == "1 of 2 jobs did not finish; the same command runs only those."
+    assert "Traceback" not in sweep.stderr
+    header, *rows = table_of(sweep.stdout)
+    assert header[:4] == ["encoding", "seeds", "validation", "test"]
+    assert [row[:2] for row in rows] == [["none", "1"]]
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_one_table_and_is_not_repeated(tmp_path: Path) -> None:
+    arguments = ("-m", "pe=none,cope", "seed=1,2", "hydra/launcher=joblib", *TINY)
+    first = train(*arguments, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    rows = table_of(first.stdout)
+    assert [row[:2] for row in rows[1:]] == [["none", "2"], ["cope", "2"]]
+    assert len(list((tmp_path / "outputs").glob("counting/*/*/seed=*/result.json"))) == 4
+    assert first.stdout.count("step 4/4") == 4
+    again = train(*arguments, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert table_of(again.stdout) == rows
+    assert "step 4/4" not in again.stdout
+    assert again.stdout.count("finished already") == 4
