@@ -157,11 +157,7 @@ def test_the_rate_that_is_logged_is_the_schedules(compose: Compose) -> None:
 
 
 # Not a number must pass through every kind of attention.
-DIVERGING = [
-    "absolute",
-    "relative",
-    pytest.param("cope", marks=pytest.mark.xfail(strict=True, reason="NaN positions are turned into indices")),
-]
+DIVERGING = ["absolute", "relative", "cope"]
 
 
 def explode_from(step: int) -> Callable[[OptimizerSettings, int, int], float]:

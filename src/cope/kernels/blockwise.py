@@ -68,7 +68,8 @@ class _Block:
             logits = logits + z
         else:
             positions = positions.clamp_(max=num_positions - 1)
-            self.below = positions.floor().clamp_(max=num_positions - 2).long()
+            # Clamped as an integer: a NaN stays an index within the table, and goes on through the weight to the loss.
+            self.below = positions.floor().long().clamp_(0, num_positions - 2)
             self.weight = positions - self.below
             self.slope = z.diff(dim=-1).gather(-1, self.below)
             logits = logits + z.gather(-1, self.below).addcmul_(self.slope, self.weight)

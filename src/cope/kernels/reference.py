@@ -48,7 +48,7 @@ def interpolate(z: Tensor, positions: Tensor) -> Tensor:
         return z.expand_as(positions)
     # floor and floor + 1, not floor and ceil: where p is a whole number the two agree in value, but with ceil both ends
     # are the same entry and p would get no gradient at all.
-    below = positions.detach().floor().clamp(max=z.shape[-1] - 2).long()
+    below = positions.detach().floor().long().clamp(0, z.shape[-1] - 2)
     weight = positions - below
     return torch.lerp(z.gather(-1, below), z.gather(-1, below + 1), weight)
 
