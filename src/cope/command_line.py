@@ -44,7 +44,10 @@ def check_overrides(arguments: Sequence[str], config_folder: str) -> None:
     except HydraException:
         return  # Hydra shows where the syntax goes wrong
     overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
-    problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder)
+    try:
+        problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder)
+    except HydraException:
+        return  # a sweep that only Hydra can spell out, such as glob(*)
     if problems:
         _tell("\n".join(problems))
         sys.exit(1)

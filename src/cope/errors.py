@@ -7,6 +7,7 @@ its text alone and exits with status 1; a stack trace is for our own bugs.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -29,9 +30,10 @@ def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
 
 
 def check_at_least(key: str, value: float, minimum: float) -> None:
-    """Raise UserError if ``value`` is below ``minimum``."""
-    if not value >= minimum:
-        raise UserError(f"{key}={value} is too small; allowed: {minimum} or more.")
+    """Raise UserError if ``value`` is below ``minimum``, infinite or NaN."""
+    if not minimum <= value < math.inf:
+        wrong = "not finite" if value == math.inf else "too small"
+        raise UserError(f"{key}={value} is {wrong}; allowed: {minimum} or more.")
 
 
 def check_between(key: str, value: float, low: float, high: float) -> None:

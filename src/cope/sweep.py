@@ -25,20 +25,21 @@ def take_share_of_cores(config: DictConfig) -> None:
     Raises:
         UserError: a sweep of this machine's own asks for several processes a job; they would start the whole sweep again.
     """
+    devices = config.trainer.devices
+    if not isinstance(devices, int) or devices < 1 or config.trainer.threads is not None:
+        return  # nothing to settle, or wrong: the check of all settings says so
     launcher = HydraConfig.get().launcher if is_sweep() else {}
     target = str(launcher.get("_target_", ""))
-    if is_sweep() and config.trainer.devices > 1 and "submitit" not in target:
+    if is_sweep() and devices > 1 and "submitit" not in target:
         raise UserError(
             f"trainer.devices={config.trainer.devices} in a local sweep: each job can have one device only. Run the jobs "
             "one by one, or with hydra/launcher=submitit_slurm."
         )
-    if config.trainer.threads is not None:
-        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_jobs = 1
     if "joblib" in target:
         num_jobs = launcher["n_jobs"] if launcher["n_jobs"] > 0 else cores
-    config.trainer.threads = max(1, cores // (num_jobs * config.trainer.devices))
+    config.trainer.threads = max(1, cores // (num_jobs * devices))
 
 
 def write_job(status: str, folder: str | None, message: str) -> str:

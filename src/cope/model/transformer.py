@@ -26,7 +26,7 @@ def check_shape(dim: int, num_layers: int, num_heads: int) -> None:
     for key, value in (("dim", dim), ("num_layers", num_layers), ("num_heads", num_heads)):
         check_at_least(f"model.{key}", value, 1)
     if dim % num_heads:
-        divisors = [str(heads) for heads in range(1, dim + 1) if dim % heads == 0 and heads <= 64]
+        divisors = [str(heads) for heads in range(1, min(dim, 64) + 1) if dim % heads == 0]
         raise UserError(f"model.num_heads={num_heads} does not divide model.dim={dim}; allowed: {', '.join(divisors)}.")
 
 
@@ -157,4 +157,4 @@ class Transformer(nn.Module):
 
     def num_parameters(self) -> int:
         """Learned numbers, each counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cope.errors import check_choice
+from cope.errors import check_at_least, check_choice
 from cope.positions.base import ModelShape, PositionEncoding, positions_beyond_training
 
 
@@ -40,6 +40,7 @@ class Sinusoidal(PositionEncoding):
 
     def __init__(self, shape: ModelShape, base: float = 10_000.0) -> None:
         super().__init__(shape)
+        check_at_least("pe.base", base, 1.0)
         self.base = base
 
     def embed(self, x: Tensor, start: int) -> Tensor:

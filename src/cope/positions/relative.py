@@ -27,6 +27,9 @@ class Relative(PositionEncoding):
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error", "capped"])
         self.num_distances = positions_beyond_training(shape, beyond)
+        if beyond == "capped":
+            # A sequence's last token is only predicted, so the largest distance in training is context - 2.
+            self.num_distances = max(1, self.num_distances - 1)
         self.max_tokens = None if beyond == "capped" else self.num_distances
         self.vectors = nn.Parameter(torch.randn(self.num_distances, shape.head_dim) * shape.head_dim**-0.5)
 

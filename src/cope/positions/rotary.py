@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cope.errors import UserError
+from cope.errors import UserError, check_at_least
 from cope.positions.base import ModelShape, PositionEncoding
 
 
@@ -25,6 +25,7 @@ class Rotary(PositionEncoding):
                 f"rope turns pairs of dimensions and needs an even head size; model.dim={shape.dim} with "
                 f"model.num_heads={shape.num_heads} gives {shape.head_dim}."
             )
+        check_at_least("pe.base", base, 1.0)
         self.base = base
 
     def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,11 @@ Nothing of the environment is logged: no variables, keys, host names, code or te
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cope.errors import UserError, check_choice
 
@@ -29,6 +31,17 @@ class NoLogger:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """End the run with its final numbers."""
+
+
+def _is_logged_in() -> bool:
+    """Whether ``wandb login`` left a key, or the environment has one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):  # no such file, or not one we can read
+        return False
 
 
 class WandbLogger(NoLogger):
@@ -59,7 +72,7 @@ class WandbLogger(NoLogger):
             return self.mode
         if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
             return os.environ["WANDB_MODE"]
-        return "online" if self._wandb.api.api_key else "offline"
+        return "online" if _is_logged_in() else "offline"
 
     def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
         mode = self._resolved_mode()

@@ -102,7 +102,7 @@ class RunFolder:
         """Delete what an earlier run left."""
         for path in (self.config, self.metrics, self.result):
             path.unlink(missing_ok=True)
-        for folder in (self.last_checkpoint.parent, self.figures):
+        for folder in (self.last_checkpoint.parent, self.figures, self.path / "evaluations"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_config(self, config: dict[str, Any]) -> None:

@@ -86,6 +86,11 @@ class Counting(SyntheticTask):
             "context": context,
             "overflow": overflow,
         }
+        if overflow == "drop" and num_train is None:
+            raise UserError(
+                "task.overflow=drop with task.num_train=null would give epochs of different sizes; allowed: a number of "
+                "task.num_train, or task.overflow=cut_left."
+            )
         super().__init__(
             name=name,
             settings=settings,

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cope.errors import UserError, check_at_least, check_choice
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrainerSettings:
         devices: how many, on each machine.
         num_nodes: machines.
         strategy: ``auto`` (one device) or ``ddp``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        precision: ``32-true`` or ``bf16-mixed``.
         compile: run the model through ``torch.compile``.
         threads: CPU threads; null takes an equal share of the cores for each job and device.
     """
@@ -75,7 +76,8 @@ class TrainerSettings:
             accelerator=accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            strategy=self.strategy,
+            # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
+            strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
             precision=self.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked above
         )
         fabric.launch()

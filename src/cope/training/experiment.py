@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from cope.configuration import Problems, arguments, build, checked, definition, resolved, run_hash
-from cope.errors import UserError, check_at_least
+from cope.errors import UserError, check_at_least, check_choice
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
@@ -30,6 +31,8 @@ from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
 
+GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
+TOP_LEVEL_KEYS = (*GROUPS, "seed", "force", "output_dir", "data_dir")
 LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
 
 
@@ -48,6 +51,7 @@ class Experiment:
         self.is_main_process = True
         problems = Problems()
         with problems.collect():
+            _check_types(config)
             check_at_least("seed", config.seed, 0)
         with problems.collect():
             self.trainer = TrainerSettings(**arguments(config.trainer, TrainerSettings, "trainer"))
@@ -189,6 +193,17 @@ def _variety(examples: Examples, index: int) -> float:
     counts = np.bincount(examples.tokens[index, : examples.lengths[index]])
     counts = counts[counts > 0]
     return float(-(counts * np.log(counts / counts.sum())).sum())
+
+
+def _check_types(config: DictConfig) -> None:
+    """Raise UserError unless the keys outside every group have the types they need, and are all there are."""
+    for key, kind in (("seed", int), ("force", bool), ("output_dir", str), ("data_dir", str)):
+        if type(config[key]) is not kind or config[key] == "":
+            raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
+    for found in config:
+        check_choice("key", str(found), TOP_LEVEL_KEYS)
+    if not re.fullmatch(r"\w+", str(config.pe.get("name"))) or config.pe.get("name") is None:
+        raise UserError(f"pe.name={config.pe.get('name')} cannot name a folder; allowed: letters, digits and '_'.")
 
 
 def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:

@@ -163,6 +163,7 @@ class TrainingLoop:
                     self._describe(bar, loss, rate, validated)
                     started = time.perf_counter()
                 if self.step % self.trainer.eval_every == 0 or self.step == self.trainer.steps:
+                    self.time_s += time.perf_counter() - started  # since the last log line; validation is not counted
                     validated = self._validate()
                     self._describe(bar, None, rate, validated)
                     if not self.show_progress:

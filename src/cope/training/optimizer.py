@@ -49,7 +49,7 @@ class OptimizerSettings:
         check_at_least("optimizer.weight_decay", self.weight_decay, 0.0)
         check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         check_between("optimizer.final_fraction", self.final_fraction, 0.0, 1.0)
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UserError(f"optimizer.clip_norm={self.clip_norm} is out of range; allowed: above 0, or null.")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

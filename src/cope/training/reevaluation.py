@@ -42,6 +42,8 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     for change in changes:
         _apply(asked, change)
     task: Task = build(asked.task, "task")
+    if task.vocabulary != trained.vocabulary:
+        raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
     # The model keeps the shape it was trained with: a table of positions does not grow.
     model = build_model(config, trained, model_shape(config, trained.context, trained.longest))
     model.load_state_dict(load_checkpoint(folder.best_checkpoint)["model"])
