@@ -1,8 +1,15 @@
-"""Compares many runs."""
+"""Reads many runs."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+
+def read_results(output_dir: Path) -> list[dict[str, Any]]:
+    """Every finished run below ``output_dir``, in the order of their folders' names."""
+    return [json.loads(path.read_text()) for path in sorted(output_dir.glob("*/*/*/seed=*/result.json"))]
 
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
