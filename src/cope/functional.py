@@ -1,4 +1,4 @@
-"""``cope_attention``: CoPE for anybody's model, in the manner of ``torch.nn.functional.scaled_dot_product_attention``."""
+"""Attention with counted positions for anybody's model, in the manner of PyTorch's ``scaled_dot_product_attention``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
-from cope.kernels import blockwise, reference
+from cope.kernels import blockwise, native, reference, triton
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.cope_attention,
-    "blockwise": blockwise.cope_attention,
+    "reference": reference.attention,
+    "blockwise": blockwise.attention,
+    "native": native.attention,
+    "triton": triton.attention,
 }
 SCALES = ("released", "paper")
 
 log = logging.getLogger(__name__)
-
-
-@cache
-def _fastest() -> str:
-    """The backend that ``auto`` stands for; says so once a process."""
-    log.info("cope_attention: backend=auto takes blockwise (plain PyTorch, runs everywhere, memory linear in time)")
-    return "blockwise"
 
 
 def cope_attention(
@@ -36,8 +31,9 @@ def cope_attention(
     table: Float[Tensor, "num_positions head_dim"],
     *,
     gate_keys: Float[Tensor, "batch heads key head_dim"] | None = None,
+    relative: Float[Tensor, "num_distances head_dim"] | None = None,
+    bias: Float[Tensor, "#heads num_distances"] | None = None,
     scale: str = "released",
-    bias: Float[Tensor, "#batch #heads query distance"] | None = None,
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads query value_dim"]:
@@ -53,36 +49,131 @@ def cope_attention(
         v: values.
         table: position vectors e[0], ..., e[num_positions - 1]; positions beyond the last are clamped to it.
         gate_keys: keys for the gates alone ("sep-keys"); pass ``v`` for gates from the values ("val-gates").
+        relative: vectors r[0], r[1], ... of a further, token-based term: ``q_i . r[i - j] / sqrt(head_dim)`` is added to the
+            logit (Shaw et al. 2018, arXiv 1803.02155). Pairs further apart than the last vector use the last.
+        bias: a further number for each head and distance, added to the logit as it is (ALiBi; T5 without buckets). Pairs
+            further apart than the last number use the last.
         scale: ``released`` adds q.e / sqrt(head_dim), as the authors' code does by default; ``paper`` adds q.e undivided,
             as in the paper's listing. q.k is divided in both.
-        bias: added to the logit of query i and key j: ``bias[..., i, distance of j from i]``; at least as many distances as
-            keys.
         dropout: probability of dropping an attention weight. Pass 0 when not training.
-        backend: ``auto``, ``blockwise`` or ``reference``.
+        backend: ``reference`` (the equations line by line), ``blockwise`` (plain PyTorch), ``native`` (C++, for CPUs),
+            ``triton`` (for NVIDIA GPUs) or ``auto``, the fastest that can be had; which one and why is logged once.
 
     Returns:
-        The attended values, of q's type. Half precision is computed in float32.
+        The attended values, of q's type. Half precision is computed in float32. A NaN in the input reaches the outputs of the
+        queries that see it (and may reach earlier ones, since 0 x NaN is NaN).
 
     Raises:
-        UserError: an unknown scale or backend, an empty table, more queries than keys, or a bias of too few distances.
+        UserError: an unknown scale or backend, a backend that cannot be had, an empty table, more queries than keys, or
+            shapes that do not fit together.
     """
-    input_dtype = q.dtype
     check_choice("scale", scale, SCALES)
-    check_choice("backend", backend, ["auto", *BACKENDS])
     check_at_least("num_positions", table.shape[0], 1)
+    return _attend(q, k, v, table, gate_keys, relative, bias, scale, dropout, backend)
+
+
+def relative_attention(
+    q: Float[Tensor, "batch heads query head_dim"],
+    k: Float[Tensor, "batch heads key head_dim"],
+    v: Float[Tensor, "batch heads key value_dim"],
+    relative: Float[Tensor, "num_distances head_dim"],
+    *,
+    bias: Float[Tensor, "#heads num_distances"] | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Float[Tensor, "batch heads query value_dim"]:
+    """Causal attention with relative positions (Shaw et al. 2018, arXiv 1803.02155, the key term of Equation 4).
+
+    The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
+    """
+    return _attend(q, k, v, None, None, relative, bias, "released", dropout, backend)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    gate_keys: Tensor | None,
+    relative: Tensor | None,
+    bias: Tensor | None,
+    scale: str,
+    dropout: float,
+    backend: str,
+) -> Tensor:
+    check_choice("backend", backend, ["auto", *BACKENDS])
     check_between("dropout", dropout, 0.0, 0.99)
-    num_queries, num_keys = q.shape[-2], k.shape[-2]
+    _check_shapes(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+
+    def convert(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(dtype)
+
+    # Positions are sums of many gates: half precision would lose whole positions, under autocast too.
+    with torch.autocast(q.device.type, enabled=False):
+        output = BACKENDS[_choose(backend, q.device.type, dtype)](
+            convert(q),
+            convert(k),
+            convert(v),
+            convert(table),
+            gate_keys=convert(gate_keys),
+            relative=convert(relative),
+            bias=convert(bias),
+            scale=scale,
+            dropout=dropout,
+        )
+    return output.to(q.dtype)
+
+
+@cache
+def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that runs; what ``auto`` comes to is logged, once a process for each kind of tensor."""
+    if backend == "native" or (backend == "auto" and device_type == "cpu"):
+        wanted, missing = "native", native.missing(device_type, dtype)
+    elif backend == "triton" or (backend == "auto" and device_type == "cuda"):
+        wanted, missing = "triton", triton.missing(device_type, dtype)
+    elif backend == "auto":
+        wanted, missing = "a kernel of its own", f"there is none for {device_type} devices"
+    else:
+        return backend
+    if missing is None:
+        if backend == "auto":
+            log.info("cope attention: backend=auto takes %s, the fastest on %s devices", wanted, device_type)
+        return wanted
+    if backend != "auto":
+        raise UserError(f"backend={backend} cannot be had: {missing}. Take backend=auto, or put that right.")
+    log.warning("cope attention: backend=auto takes blockwise (plain PyTorch, slower), not %s: %s", wanted, missing)
+    return "blockwise"
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}; allowed: (batch, heads, time, size).")
+    batch, num_heads, num_queries, head_dim = q.shape
+    num_keys = k.shape[-2]
     if num_queries > num_keys:
         raise UserError(
             f"q has {num_queries} queries for {num_keys} keys: the first would see no key; allowed: at most {num_keys}."
         )
-    if bias is not None and bias.shape[-1] < num_keys:
-        raise UserError(f"bias has {bias.shape[-1]} distances for {num_keys} keys; allowed: {num_keys} or more.")
-    attend = BACKENDS[_fastest() if backend == "auto" else backend]
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    # Positions are sums of many gates: half precision would lose whole positions, under autocast too.
-    with torch.autocast(q.device.type, enabled=False):
-        q, k, v, table = (tensor.to(dtype) for tensor in (q, k, v, table))
-        gate_keys, bias = (None if tensor is None else tensor.to(dtype) for tensor in (gate_keys, bias))
-        output = attend(q, k, v, table, gate_keys=gate_keys, scale=scale, bias=bias, dropout=dropout)
-    return output.to(input_dtype)
+    keys = (batch, num_heads, num_keys, head_dim)
+    # -1 stands for any size from 1 up.
+    expected: dict[str, tuple[int, ...]] = {
+        "k": keys,
+        "v": (*keys[:3], -1),
+        "table": (-1, head_dim),
+        "gate_keys": keys,
+        "relative": (-1, head_dim),
+        "bias": (1 if others["bias"] is not None and others["bias"].shape[0] == 1 else num_heads, -1),
+    }
+    there = {"k": k, "v": v, **{name: tensor for name, tensor in others.items() if tensor is not None}}
+    for name, tensor in there.items():
+        shape = expected[name]
+        fits = tensor.dim() == len(shape) and all(
+            size > 0 if wanted == -1 else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            allowed = ", ".join("any" if wanted == -1 else str(wanted) for wanted in shape)
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, with q of {tuple(q.shape)}; allowed: ({allowed}).")
+        if tensor.device != q.device:
+            raise UserError(f"{name} is on {tensor.device} and q on {q.device}; allowed: one device for all.")

@@ -44,46 +44,57 @@ def interpolate(z: Tensor, positions: Tensor) -> Tensor:
         z: (..., query, num_positions), the product of each query with each vector of the table.
         positions: (..., query, key), between 0 and num_positions - 1.
     """
-    if z.shape[-1] == 1:
-        return z.expand_as(positions)
+    last = z.shape[-1] - 1
     # floor and floor + 1, not floor and ceil: where p is a whole number the two agree in value, but with ceil both ends
-    # are the same entry and p would get no gradient at all.
-    below = positions.detach().floor().long().clamp(0, z.shape[-1] - 2)
-    weight = positions - below
-    return torch.lerp(z.gather(-1, below), z.gather(-1, below + 1), weight)
+    # are the same entry and p would get no gradient at all. The slope there is that of the segment above; at the last, 0.
+    below = positions.detach().floor().long().clamp(0, last)
+    above = (below + 1).clamp(max=last)
+    return torch.lerp(z.gather(-1, below), z.gather(-1, above), positions - below)
 
 
-def by_distance(bias: Tensor, num_keys: int) -> Tensor:
-    """(..., query, distance) -> (..., query, key): the entry for each pair's distance; 0 for keys after the query."""
-    num_queries = bias.shape[-2]
-    query_index = torch.arange(num_keys - num_queries, num_keys, device=bias.device)[:, None]
-    distance = query_index - torch.arange(num_keys, device=bias.device)
-    index = distance.clamp(min=0).expand(*bias.shape[:-1], num_keys)
-    return bias.gather(-1, index).masked_fill(distance < 0, 0.0)
+def by_distance(values: Tensor, num_keys: int) -> Tensor:
+    """(..., query, distance) -> (..., query, key): the entry for each pair's distance; 0 for keys after the query.
+
+    The last entry serves all further distances too.
+    """
+    num_queries, num_distances = values.shape[-2:]
+    query_index = torch.arange(num_keys - num_queries, num_keys, device=values.device)[:, None]
+    distance = query_index - torch.arange(num_keys, device=values.device)
+    index = distance.clamp(0, num_distances - 1).expand(*values.shape[:-1], num_keys)
+    return values.gather(-1, index).masked_fill(distance < 0, 0.0)
 
 
-def cope_attention(
+def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    table: Tensor,
+    table: Tensor | None,
     *,
     gate_keys: Tensor | None = None,
-    scale: str = "released",
+    relative: Tensor | None = None,
     bias: Tensor | None = None,
+    scale: str = "released",
     dropout: float = 0.0,
 ) -> Tensor:
-    """Causal attention with contextual positions; shapes and arguments as in :func:`cope.functional.cope_attention`."""
+    """Causal attention with contextual positions; shapes and arguments as in :func:`cope.functional.cope_attention`.
+
+    Without a table the contextual term is left out, as in :func:`cope.functional.relative_attention`.
+    """
+    num_queries, num_keys = q.shape[-2], k.shape[-2]
     inverse_sqrt_dim = 1.0 / math.sqrt(q.shape[-1])
     content_logits = q @ k.transpose(-1, -2) * inverse_sqrt_dim  # (batch, heads, query, key)
-    gate_logits = content_logits if gate_keys is None else q @ gate_keys.transpose(-1, -2) * inverse_sqrt_dim
-    _, positions = contextual_positions(gate_logits, num_positions=table.shape[0])
-    z = q @ table.transpose(-1, -2)  # (batch, heads, query, num_positions)
-    if scale == "released":
-        z = z * inverse_sqrt_dim
-    logits = content_logits + interpolate(z, positions)  # Equation 6
+    logits = content_logits
+    if table is not None:
+        gate_logits = content_logits if gate_keys is None else q @ gate_keys.transpose(-1, -2) * inverse_sqrt_dim
+        _, positions = contextual_positions(gate_logits, num_positions=table.shape[0])
+        z = q @ table.transpose(-1, -2)  # (batch, heads, query, num_positions)
+        if scale == "released":
+            z = z * inverse_sqrt_dim
+        logits = logits + interpolate(z, positions)  # Equation 6
+    if relative is not None:
+        logits = logits + by_distance(q @ relative.transpose(-1, -2) * inverse_sqrt_dim, num_keys)
     if bias is not None:
-        logits = logits + by_distance(bias, k.shape[-2])
-    visible = causal_mask(q.shape[-2], k.shape[-2], q.device)
-    attention = logits.masked_fill(~visible, -math.inf).softmax(-1)
-    return F.dropout(attention, dropout) @ v
+        logits = logits + by_distance(bias[:, None, :].expand(-1, num_queries, -1), num_keys)
+    visible = causal_mask(num_queries, num_keys, q.device)
+    weights = logits.masked_fill(~visible, -math.inf).softmax(-1)
+    return F.dropout(weights, dropout) @ v

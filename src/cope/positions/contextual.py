@@ -104,8 +104,8 @@ class Contextual(Gated):
         """The position vectors e[0], e[1], ... of a layer."""
         return self.tables[layer if len(self.tables) > 1 else 0]
 
-    def distance_bias(self, heads: Heads) -> Float[Tensor, "batch heads query distance"] | None:
-        """A further, token-based term of the logits, by distance; none here."""
+    def relative_vectors(self, num_keys: int) -> Float[Tensor, "num_distances head_dim"] | None:
+        """Vectors by distance of a further, token-based term of the logits; none here."""
         return None
 
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ class Contextual(Gated):
             heads.v,
             self.table(heads.layer),
             gate_keys=self.gate_keys(heads),
+            relative=self.relative_vectors(heads.k.shape[-2]),
             scale=self.scale,
-            bias=self.distance_bias(heads),
             dropout=dropout,
             backend=self.backend,
         )
@@ -151,8 +151,9 @@ class ContextualRelative(Contextual):
         self.relative = Relative(shape, beyond)
         self.max_tokens = self.relative.max_tokens
 
-    def distance_bias(self, heads: Heads) -> Tensor:
-        return self.relative.distance_bias(heads.q, heads.k.shape[-2])
+    def relative_vectors(self, num_keys: int) -> Tensor:
+        self.check_length(num_keys)
+        return self.relative.vectors
 
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
         return super().bias(heads, logits) + self.relative.bias(heads, logits)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from cope.errors import check_choice
+from cope.functional import BACKENDS, relative_attention
 from cope.kernels.reference import by_distance
 from cope.positions.base import Heads, ModelShape, PositionEncoding, positions_beyond_training
 
@@ -21,27 +21,26 @@ class Relative(PositionEncoding):
     Args:
         beyond: what stands beyond the trained distances: ``untrained`` (vectors at their initial values), ``error``, or
             ``capped`` (the last trained vector, reused: "Relative-capped" in the paper's Figure 3).
+        backend: which implementation of :func:`cope.relative_attention` runs.
     """
 
-    def __init__(self, shape: ModelShape, beyond: str = "untrained") -> None:
+    def __init__(self, shape: ModelShape, beyond: str = "untrained", backend: str = "auto") -> None:
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error", "capped"])
-        self.num_distances = positions_beyond_training(shape, beyond)
+        check_choice("pe.backend", backend, ["auto", *BACKENDS])
+        self.backend = backend
+        num_distances = positions_beyond_training(shape, beyond)
         if beyond == "capped":
             # A sequence's last token is only predicted, so the largest distance in training is context - 2.
-            self.num_distances = max(1, self.num_distances - 1)
-        self.max_tokens = None if beyond == "capped" else self.num_distances
-        self.vectors = nn.Parameter(torch.randn(self.num_distances, shape.head_dim) * shape.head_dim**-0.5)
-
-    def distance_bias(self, q: Tensor, num_keys: int) -> Float[Tensor, "batch heads query distance"]:
-        """q_i . e[distance] / sqrt(head_dim) for every distance up to ``num_keys - 1``."""
-        self.check_length(num_keys)
-        products = q @ self.vectors[:num_keys].transpose(0, 1) / math.sqrt(q.shape[-1])
-        missing = num_keys - products.shape[-1]
-        if missing > 0:
-            products = torch.cat([products, products[..., -1:].expand(*products.shape[:-1], missing)], dim=-1)
-        return products
+            num_distances = max(1, num_distances - 1)
+        self.max_tokens = None if beyond == "capped" else num_distances
+        self.vectors = nn.Parameter(torch.randn(num_distances, shape.head_dim) * shape.head_dim**-0.5)
 
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
         num_keys = heads.k.shape[-2]
-        return by_distance(self.distance_bias(heads.q, num_keys), num_keys)
+        self.check_length(num_keys)
+        return by_distance(heads.q @ self.vectors.transpose(0, 1) / math.sqrt(heads.q.shape[-1]), num_keys)
+
+    def attend(self, heads: Heads, dropout: float) -> Tensor:
+        self.check_length(heads.k.shape[-2])
+        return relative_attention(heads.q, heads.k, heads.v, self.vectors, dropout=dropout, backend=self.backend)
