@@ -36,6 +36,19 @@ laptop-table: $(INSTALLED) ## Make the README's table: 45 runs of about a minute
 		pe=none,absolute,relative,rope,cope hydra/launcher=joblib
 	$(BIN)/python scripts/laptop_table.py
 
+.PHONY: native
+native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)
+	$(BIN)/python -m cope.kernels.native
+
+.PHONY: benchmark
+benchmark: $(INSTALLED) ## Time CoPE attention beside ordinary attention, with 1 and 2 threads
+	$(BIN)/python scripts/benchmark.py attention threads=1,2
+	$(BIN)/python scripts/benchmark.py training
+
+.PHONY: sanitize
+sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan
+	$(BIN)/python scripts/sanitize.py
+
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, without those marked slow
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cope import cope_attention, relative_attention
 from cope.errors import UserError
-from cope.functional import BACKENDS, SCALES
+from cope.functional import SCALES
 from cope.kernels import native
 from cope.kernels.native.build import INSTRUCTIONS, library
 
@@ -24,6 +24,9 @@ NAMES = ("q", "k", "v", "table", "gate_keys", "relative", "bias")
 # Of the largest number of a tensor. Backends in single precision are judged against the reference in double.
 DTYPES = {"reference": torch.float64, "blockwise": torch.float64, "native": torch.float32, "triton": torch.float32}
 EXACT = [name for name, dtype in DTYPES.items() if dtype == torch.float64]
+# Slow: its interpreter takes seconds where the others take milliseconds.
+IN_INTERPRETER = pytest.param("triton", marks=pytest.mark.slow)
+ALL = ["reference", "blockwise", "native", IN_INTERPRETER]
 BLOCK = 64  # queries or keys that every backend takes at once
 
 
@@ -118,8 +121,10 @@ def compare_with_reference(drawn: dict[str, Any], backend: str, scale: str, tole
     pairs = {"output": (expected, found)}
     expected_gradients, found_gradients = gradients(exact, expected), gradients(values, found)
     pairs |= {f"gradient of {name}": (expected_gradients[name], found_gradients[name]) for name in expected_gradients}
+    # Large keys make large logits, which single precision holds less finely.
+    tolerance *= max(1.0, exact["k"].abs().max().item() / 10)
     for name, (wanted, got) in pairs.items():
-        # Gradients of single tokens may cancel to 0: an error is small beside what was added up, at least of size 1 here.
+        # Gradients of single tokens may cancel to 0: an error is small beside what was added up, which is of size 1 here.
         largest = max(1.0, wanted.abs().max().item())
         error = (got.double() - wanted).abs().max().item()
         assert error <= tolerance * largest, f"{name}: error {error:.2e}, largest {largest:.2e}"
@@ -146,12 +151,22 @@ def test_native_equals_reference_in_values_and_gradients(drawn, scale):
     compare_with_reference(drawn, "native", scale, tolerance=5e-5)
 
 
-@given(drawn=settings_of_draw(longest=BLOCK + 10, largest=20), scale=st.sampled_from(SCALES))
-@example(drawn=HALVES, scale="released")
-@example(drawn=OPEN, scale="released")
-@settings(max_examples=8)  # Triton's interpreter is slow
-def test_triton_equals_reference_in_values_and_gradients(drawn, scale):
-    compare_with_reference(drawn, "triton", scale, tolerance=5e-5)
+# Triton's interpreter takes seconds for each of these.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        HALVES,
+        OPEN,
+        dict(
+            num_queries=20, num_keys=33, num_positions=7, head_dim=8, value_dim=20, gates="separate", relative=50, bias=(2, 9)
+        ),
+        dict(num_queries=70, num_keys=70, num_positions=64, batch=1, head_dim=32, value_dim=32, shift=-3.0),
+        dict(num_queries=1, num_keys=40, num_positions=300, relative=5),
+    ],
+)
+def test_triton_equals_reference_in_values_and_gradients(drawn):
+    compare_with_reference(drawn, "triton", "released", tolerance=5e-5)
 
 
 @pytest.mark.parametrize("density", [0.002, 0.02, 0.5, 0.98, 0.999])
@@ -195,7 +210,7 @@ def test_reference_is_the_equations_in_plain_loops(scale, gates, relative, bias)
     torch.testing.assert_close(run(values, "reference", scale=scale), brute_force(values, scale), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_relative_attention_is_attention_without_the_contextual_term(backend):
     values = draw(20, 23, 3, relative=6, bias=(1, 9), head_dim=8, dtype=DTYPES[backend])
     values["table"] = torch.zeros_like(values["table"])
@@ -217,7 +232,7 @@ def test_gradcheck(backend, scale, num_positions):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_clamped_positions_give_gates_no_gradient(backend):
     # One query and gates of about 0.95: counted back from the query, 0.95, 1.9, then clamped at 2 for every earlier key.
     values = draw(1, 8, 3, gates="separate", shift=3.0, spread=0.01, dtype=DTYPES[backend])
@@ -226,7 +241,7 @@ def test_clamped_positions_give_gates_no_gradient(backend):
     assert (found[..., -2:, :].abs().sum(-1) > 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("num_queries", [10, BLOCK + 10])
 def test_the_future_never_changes_the_past(backend, num_queries):
     num_keys, changed = num_queries + 3, num_queries - 4
@@ -243,7 +258,7 @@ def test_the_future_never_changes_the_past(backend, num_queries):
     assert not torch.isclose(after[..., past:, :], before[..., past:, :]).all(-1).any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_dropout_drops_weights_and_scales_the_rest(backend):
     num_keys, dropout = BLOCK * 2 + 5, 0.3
     values = draw(num_keys, num_keys, 6, batch=4, shift=-2.0, dtype=DTYPES[backend])
@@ -275,7 +290,7 @@ def test_gradient_of_dropout_is_that_of_the_mask_drawn_forward(backend, num_quer
     assert torch.autograd.gradcheck(seeded, [values[name] for name in NAMES], fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(backend, dtype):
     # About 200 open gates: in bfloat16 every position beyond 256 / 2 would be rounded to a whole number.
@@ -290,12 +305,12 @@ def test_half_precision_is_computed_in_float32(backend, dtype):
         assert torch.equal(run(values, backend), found)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_strided_inputs(backend):
     values = draw(70, 70, 5, gates="separate", head_dim=16, bias=(2, 9), dtype=DTYPES[backend])
     # As attention makes them: (batch, time, heads, head_dim), transposed.
     strided = {
-        name: x if x.dim() < 4 else x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+        name: x if x is None or x.dim() < 4 else x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
         for name, x in values.items()
     }
     strided["table"] = values["table"].detach().t().contiguous().t().requires_grad_()
@@ -305,7 +320,7 @@ def test_strided_inputs(backend):
     torch.testing.assert_close(gradients(strided, found), gradients(values, expected))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_empty_batch_and_single_token(backend):
     empty = draw(3, 3, 4, batch=0, dtype=DTYPES[backend])
     output = run(empty, backend)
@@ -334,7 +349,6 @@ def test_unknown_settings_name_what_is_allowed():
         ({"bias": torch.zeros(2, 4)}, r"bias has shape \(2, 4\).*allowed: \(1, any\)"),
         ({"relative": torch.zeros(0, 2)}, r"relative has shape \(0, 2\).*allowed: \(any, 2\)"),
         ({"gate_keys": torch.zeros(1, 1, 3, 2)}, r"gate_keys has shape \(1, 1, 3, 2\).*allowed: \(1, 1, 4, 2\)"),
-        ({"backend": "triton"}, "backend=triton cannot be had"),
     ],
 )
 def test_what_would_give_nonsense_is_refused(arguments, said):
@@ -348,7 +362,7 @@ def test_more_queries_than_keys_are_refused():
         cope_attention(torch.zeros(1, 1, 5, 2), *(torch.zeros(1, 1, 4, 2) for _ in range(2)), torch.zeros(3, 2))
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("backend", ["native", IN_INTERPRETER])
 def test_gradient_of_dropout_in_single_precision(backend):
     # The mask that the forward pass drew, read off with the identity as values, gives the gradient by the reference's algebra.
     num_keys, dropout = 40, 0.4
@@ -365,7 +379,7 @@ def test_gradient_of_dropout_in_single_precision(backend):
         torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("gates", ["keys", "separate"])
 def test_a_nan_reaches_every_query_that_sees_it(backend, gates):
     num_keys, wrong = BLOCK + 20, 30

@@ -568,8 +568,10 @@ int64_t sweep_away(const PanelTiles& tiles, int64_t from, int64_t end, const Row
   return gates_end;
 }
 
-// Second sweep over one row of a panel, back towards the query: dl += (sum of u from the key on) g (1 - g).
-float sweep_back(const float* u, float* gates, float* dl, bool separate, int64_t from, int64_t gates_end, int64_t end, float beyond) {
+// Second sweep over one row of a panel, back towards the query: dl += (sum of u from the key on) g (1 - g). Keys before column
+// `seen` come after the query: their gates are not 0 to the last bit, but their gradients are.
+float sweep_back(const float* u, float* gates, float* dl, bool separate, int64_t from, int64_t seen, int64_t gates_end, int64_t end,
+                 float beyond) {
   Floats sum = broadcast(beyond);
   if (separate)
     for (int64_t c = gates_end; c < end; c += LANES) store(gates + c, broadcast(0.0f));
@@ -579,6 +581,9 @@ float sweep_back(const float* u, float* gates, float* dl, bool separate, int64_t
     if (separate) store(gates + c, gate_gradient * load(gates + c));
     else store(dl + c, simd::multiply_add(gate_gradient, load(gates + c), load(dl + c)));
   }
+  float* changed = (separate ? gates : dl) + from;
+  if (seen > from)
+    store(changed, select_below(simd::lane_index(), broadcast(int32_t(seen - from)), broadcast(0.0f), load(changed)));
   return simd::first(sum);
 }
 
@@ -725,8 +730,8 @@ void back_to_queries(const Shared& shared, const Head& head, BackwardScratch& sc
     for (int64_t r = 0; call.num_positions > 0 && r < strip.count; r++) {
       const int64_t from = strip.first_column(r, tile_start), gates_end = scratch.gates_end[panel * STRIP + r];
       any_gates |= gates_end > from;
-      beyond[r] = sweep_back(tiles.u + r * PANEL, tiles.gates + r * PANEL, tiles.da + r * PANEL, own_keys, from, gates_end, end,
-                             beyond[r]);
+      beyond[r] = sweep_back(tiles.u + r * PANEL, tiles.gates + r * PANEL, tiles.da + r * PANEL, own_keys, from, panel == 0 ? r : 0,
+                             gates_end, end, beyond[r]);
     }
     // On the diagonal, a block of LANES queries or keys at a time leaves out most of what is hidden.
     const bool diagonal = panel == 0;

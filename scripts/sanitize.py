@@ -1,0 +1,65 @@
+"""Runs the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer, for every kind of processor this one can be.
+
+    make sanitize
+
+Python itself is not instrumented, so the sanitizers' libraries are loaded before it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+
+import torch
+
+from cope.kernels import native
+from cope.kernels.native.build import INSTRUCTIONS, find_compiler, library
+
+FLAGS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+def exercise(instructions: str) -> None:
+    """Every argument, at sizes on both sides of the kernel's vectors, panels and strips."""
+    built = native.load(library(instructions, FLAGS))
+    native._loaded = lambda: built
+    torch.manual_seed(0)
+    count = 0
+    for num_keys, size, num_positions in product([1, 15, 16, 63, 65, 130], [3, 16, 40], [1, 2, 64, 200]):
+        for num_queries in {1, num_keys // 2 + 1, num_keys}:
+            for extras in (False, True):
+                tensors = [torch.randn(1, 2, n, size) for n in (num_queries, num_keys, num_keys)]
+                tensors.append(torch.randn(num_positions, size))
+                if extras:
+                    tensors += [torch.randn(1, 2, num_keys, size), torch.randn(20, size), torch.randn(2, 9)]
+                tensors = [tensor.requires_grad_() for tensor in tensors]
+                q, k, v, table, *others = tensors
+                names = ("gate_keys", "relative", "bias")
+                output = native.attention(q, k, v, table, **dict(zip(names, others, strict=False)), dropout=0.1 * extras)
+                output.sum().backward()
+                count += 1
+    print(f"{built.cope_instructions().decode()}: {count} forward and backward passes, nothing found")
+
+
+def main() -> None:
+    """Start Python again for each kind of processor, with the sanitizers loaded."""
+    if len(sys.argv) > 1:
+        exercise(sys.argv[1])
+        return
+    own = torch.backends.cpu.get_cpu_capability()
+    kinds = [*dict.fromkeys([own, *(["AVX2"] if own == "AVX512" else []), "portable"])]
+    compiler = find_compiler()
+    libraries = [
+        subprocess.run([*compiler, f"-print-file-name=lib{name}.so"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("asan", "ubsan", "stdc++")
+    ]
+    # Python and PyTorch never free what lives as long as the process: leaks cannot be told from that.
+    environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    for kind in kinds:
+        assert kind in INSTRUCTIONS or kind == "portable" or kind == own
+        subprocess.run([sys.executable, __file__, kind], check=True, env=environment)
+
+
+if __name__ == "__main__":
+    main()
