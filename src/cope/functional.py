@@ -158,14 +158,14 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> N
         )
     keys = (batch, num_heads, num_keys, head_dim)
     # -1 stands for any size from 1 up.
-    expected: dict[str, tuple[int, ...]] = {
-        "k": keys,
-        "v": (*keys[:3], -1),
-        "table": (-1, head_dim),
-        "gate_keys": keys,
-        "relative": (-1, head_dim),
-        "bias": (1 if others["bias"] is not None and others["bias"].shape[0] == 1 else num_heads, -1),
-    }
+    expected: dict[str, tuple[int, ...]] = dict(
+        k=keys,
+        v=(*keys[:3], -1),
+        table=(-1, head_dim),
+        gate_keys=keys,
+        relative=(-1, head_dim),
+        bias=(1 if others["bias"] is not None and others["bias"].shape[0] == 1 else num_heads, -1),
+    )
     there = {"k": k, "v": v, **{name: tensor for name, tensor in others.items() if tensor is not None}}
     for name, tensor in there.items():
         shape = expected[name]
