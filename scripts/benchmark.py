@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py attention                    time and memory of every backend that can be had
     python scripts/benchmark.py attention threads=1,2        with one thread, then with two
+    python scripts/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
     python scripts/benchmark.py training                     a whole training step: cope beside rope
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` rounds, in each of which every
@@ -70,7 +71,7 @@ def candidates(device: str) -> dict[str, Callable[..., Tensor]]:
 
 def x_transformers_cope(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
     """CoPE as x-transformers computes it: its module on the logits, then softmax."""
-    from x_transformers.attend import CoPE
+    from x_transformers.x_transformers import CoPE
 
     module = CoPE(q.shape[-1], q.shape[1], max_pos=table.shape[0]).to(q.device)
     logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
@@ -99,9 +100,12 @@ def medians(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def attention(repeats: int, threads: list[int], device: str) -> dict[str, Any]:
+def attention(repeats: int, threads: list[int], device: str, wanted: list[str]) -> dict[str, Any]:
     rows = []
     found = candidates(device)
+    for name in wanted:
+        check_choice("candidates", name, found)
+    found = {name: attend for name, attend in found.items() if name == "sdpa" or not wanted or name in wanted}
     for num_threads in threads:
         torch.set_num_threads(num_threads)
         for name, density in DENSITIES.items():
@@ -229,7 +233,7 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     name, *pairs = sys.argv[1:] or ["attention"]
     check_choice("benchmark", name, ["attention", "training", "memory"])
-    settings = {"repeats": "7", "threads": "1", "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    settings = {"repeats": "7", "threads": "1", "candidates": "", "device": "cuda" if torch.cuda.is_available() else "cpu"}
     allowed = [*settings, "candidate", "length"] if name == "memory" else list(settings)
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -239,7 +243,11 @@ def main() -> None:
         print(peak_memory(settings["candidate"], int(settings["length"])))
         return
     repeats, threads = int(settings["repeats"]), [int(number) for number in settings["threads"].split(",")]
-    result = attention(repeats, threads, settings["device"]) if name == "attention" else training(repeats, threads)
+    result = (
+        attention(repeats, threads, settings["device"], list(filter(None, settings["candidates"].split(","))))
+        if name == "attention"
+        else training(repeats, threads)
+    )
     result |= {
         "date": str(date.today()),
         "torch": torch.__version__,

@@ -6,6 +6,7 @@ The Triton kernel runs in Triton's interpreter, on the CPU. It has not yet run o
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ NAMES = ("q", "k", "v", "table", "gate_keys", "relative", "bias")
 DTYPES = {"reference": torch.float64, "blockwise": torch.float64, "native": torch.float32, "triton": torch.float32}
 EXACT = [name for name, dtype in DTYPES.items() if dtype == torch.float64]
 # Slow: its interpreter takes seconds where the others take milliseconds.
-IN_INTERPRETER = pytest.param("triton", marks=pytest.mark.slow)
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
+IN_INTERPRETER = pytest.param("triton", marks=[pytest.mark.slow, NEEDS_TRITON])
 ALL = ["reference", "blockwise", "native", IN_INTERPRETER]
 BLOCK = 64  # queries or keys that every backend takes at once
 
@@ -156,6 +158,7 @@ def test_native_equals_reference_in_values_and_gradients(drawn, scale):
 
 # Triton's interpreter takes seconds for each of these.
 @pytest.mark.slow
+@NEEDS_TRITON
 @pytest.mark.parametrize(
     "drawn",
     [
