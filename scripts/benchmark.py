@@ -222,7 +222,7 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
     for label in dict.fromkeys(entry["candidate"] for entry in result["memory"]):
         entries = [entry for entry in result["memory"] if entry["candidate"] == label]
         right.plot([e["time"] for e in entries], [e["mib"] for e in entries], marker="o", label=label)
-    right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="peak memory of a step, MiB (4 heads, head size 64)")
+    right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="MiB", title="peak memory of a step, 4 heads of 64")
     if result["memory"]:
         right.legend(fontsize=7)
     figure.tight_layout()
