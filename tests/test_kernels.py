@@ -434,6 +434,21 @@ def test_native_operator_keeps_pytorchs_contract(head_dim):
     torch.library.opcheck(torch.ops.cope.native.default, arguments)
 
 
+def test_torch_compile_takes_native_without_a_break():
+    values = draw(9, 11, 5, head_dim=16, gates="separate", relative=4, dtype=torch.float32)
+
+    def model(*tensors: Tensor) -> Tensor:
+        return run(dict(zip(NAMES, (*tensors, None), strict=True)), "auto") * 2.0
+
+    tensors = [values[name] for name in NAMES[:-1]]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*tensors)
+    expected = model(*tensors)
+    assert torch.equal(compiled, expected)
+    assert all(
+        torch.equal(*pair) for pair in zip(*(torch.autograd.grad(y.sum(), tensors) for y in (compiled, expected)), strict=True)
+    )
+
+
 @pytest.mark.parametrize("instructions", [*INSTRUCTIONS, "portable"])
 def test_native_for_every_kind_of_processor(instructions, monkeypatch):
     """A library for other instructions than this processor's own, if it has them."""

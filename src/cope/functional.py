@@ -125,8 +125,14 @@ def _attend(
     return output.to(q.dtype)
 
 
-@cache
+# torch.compile asks once, while it compiles, instead of looking inside; it would look inside a cached function itself.
+@torch.compiler.assume_constant_result
 def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    return _choose_once(backend, device_type, dtype)
+
+
+@cache
+def _choose_once(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs; what ``auto`` comes to is logged, once a process for each kind of tensor."""
     if backend == "native" or (backend == "auto" and device_type == "cpu"):
         wanted, missing = "native", native.missing(device_type, dtype)
