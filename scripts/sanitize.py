@@ -15,7 +15,7 @@ from itertools import product
 import torch
 
 from cope.kernels import native
-from cope.kernels.native.build import INSTRUCTIONS, find_compiler, library
+from cope.kernels.native.build import find_compiler, library
 
 FLAGS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
@@ -26,7 +26,7 @@ def exercise(instructions: str) -> None:
     native._loaded = lambda: built
     torch.manual_seed(0)
     count = 0
-    for num_keys, size, num_positions in product([1, 15, 16, 63, 65, 130], [3, 16, 40], [1, 2, 64, 200]):
+    for num_keys, size, num_positions in product([1, 16, 63, 65, 130], [3, 40], [1, 64, 200]):
         for num_queries in {1, num_keys // 2 + 1, num_keys}:
             for extras in (False, True):
                 tensors = [torch.randn(1, 2, n, size) for n in (num_queries, num_keys, num_keys)]
@@ -57,7 +57,6 @@ def main() -> None:
     # Python and PyTorch never free what lives as long as the process: leaks cannot be told from that.
     environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     for kind in kinds:
-        assert kind in INSTRUCTIONS or kind == "portable" or kind == own
         subprocess.run([sys.executable, __file__, kind], check=True, env=environment)
 
 

@@ -3,29 +3,50 @@
 Registered with ``torch.library``: autograd differentiates it, ``torch.compile`` and fake tensors take it for granted instead
 of looking inside. A kernel gives two functions of plain tensors,
 
-    forward(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed) -> output, log_sum_exp
-    backward(grad_output, output, log_sum_exp, <the ten above>) -> gradients of the tensors that are there, in their order
+    forward(arguments) -> output, log_sum_exp
+    backward(grad_output, output, log_sum_exp, arguments) -> gradients of the tensors that are there, in their order
 
-with shapes as in :func:`cope.functional.cope_attention` and log_sum_exp (batch, heads, query). The output and all gradients of
-four dimensions are laid out in memory as (batch, time, heads, size), the order in which a model reads them next; see
-:func:`empty_heads`.
+with :class:`Arguments`, shapes as in :func:`cope.functional.cope_attention`, and log_sum_exp (batch, heads, query). The output
+and all gradients of four dimensions are laid out in memory as (batch, time, heads, size), the order in which a model reads them
+next; see :func:`empty_heads`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? gate_keys, Tensor? relative, Tensor? bias"
 _ARGUMENTS = f"{_TENSORS}, float table_scale, float dropout, Tensor? seed"
-NUM_TENSORS = 7
 
-Forward = Callable[..., tuple[Tensor, Tensor]]
-Backward = Callable[..., list[Tensor]]
+
+class Arguments(NamedTuple):
+    """What a kernel's functions take, in the order of the operator's own arguments."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    table: Tensor | None
+    gate_keys: Tensor | None
+    relative: Tensor | None
+    bias: Tensor | None
+    table_scale: float  # what multiplies q.e
+    dropout: float
+    seed: Tensor | None  # of dropout's mask; None without dropout
+
+    def empty_gradients(self) -> list[Tensor]:
+        """Uninitialised gradients of the tensors that are there, laid out as a kernel gives them."""
+        tensors = (self.q, self.k, self.v, self.table, self.gate_keys, self.relative, self.bias)
+        there = [tensor for tensor in tensors if tensor is not None]
+        return [empty_heads(tensor) if tensor.dim() == 4 else tensor.new_empty(tensor.shape) for tensor in there]
+
+
+Forward = Callable[[Arguments], tuple[Tensor, Tensor]]
+Backward = Callable[[Tensor, Tensor, Tensor, Arguments], list[Tensor]]
 
 
 def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
@@ -36,10 +57,15 @@ def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
 
 def make_operator(name: str, forward: Forward, backward: Backward) -> Callable[..., Tensor]:
     """``attention(q, k, v, table, *, ...)``, with the arguments of the other backends, from a kernel's two functions."""
-    operator = torch.library.custom_op(f"cope::{name}", forward, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+    operator = torch.library.custom_op(
+        f"cope::{name}",
+        lambda *arguments: forward(Arguments(*arguments)),
+        mutates_args=(),
+        schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    )
     gradient = torch.library.custom_op(
         f"cope::{name}_backward",
-        backward,
+        lambda grad_output, output, log_sum_exp, *arguments: backward(grad_output, output, log_sum_exp, Arguments(*arguments)),
         mutates_args=(),
         schema=f"(Tensor grad_output, Tensor output, Tensor log_sum_exp, {_ARGUMENTS}) -> Tensor[]",
     )
@@ -50,8 +76,7 @@ def make_operator(name: str, forward: Forward, backward: Backward) -> Callable[.
 
     @gradient.register_fake
     def _(grad_output: Tensor, output: Tensor, log_sum_exp: Tensor, *arguments: Any) -> list[Tensor]:
-        tensors = [tensor for tensor in arguments[:NUM_TENSORS] if tensor is not None]
-        return [empty_heads(tensor) if tensor.dim() == 4 else tensor.new_empty(tensor.shape) for tensor in tensors]
+        return Arguments(*arguments).empty_gradients()
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.table_scale, ctx.dropout, seed = inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cope.kernels.operator import empty_heads, make_operator
+from cope.kernels.operator import Arguments, empty_heads, make_operator
 
 if TYPE_CHECKING:
     from cope.kernels.triton_kernels import Inputs, View
@@ -44,24 +44,14 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    gate_keys: Tensor | None,
-    relative: Tensor | None,
-    bias: Tensor | None,
-    table_scale: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp; see :mod:`cope.kernels.operator`."""
-    output, log_sum_exp = empty_heads(q, v.shape[-1]), q.new_empty(q.shape[:-1])
+    q = given.q
+    output, log_sum_exp = empty_heads(q, given.v.shape[-1]), q.new_empty(q.shape[:-1])
     if log_sum_exp.numel() > 0:
         from cope.kernels import triton_kernels
 
-        inputs = _inputs(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed)
+        inputs = _inputs(given)
         settings = _settings(inputs)
         grid = (log_sum_exp.shape[:-1].numel() * math.ceil(inputs.num_queries / settings["BLOCK"]),)
         with torch.cuda.device_of(q):
@@ -73,25 +63,15 @@ def backward(
     grad_output: Tensor,
     output: Tensor,
     log_sum_exp: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    gate_keys: Tensor | None,
-    relative: Tensor | None,
-    bias: Tensor | None,
-    table_scale: float,
-    dropout: float,
-    seed: Tensor | None,
+    given: Arguments,
 ) -> list[Tensor]:
     """The gradients of the tensors that are there; see :mod:`cope.kernels.operator`."""
-    tensors = (q, k, v, table, gate_keys, relative, bias)
     if log_sum_exp.numel() == 0:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return [(empty_heads(tensor) if tensor.dim() == 4 else tensor.new_empty(tensor.shape)).zero_() for tensor in there]
+        return [gradient.zero_() for gradient in given.empty_gradients()]
+    q, k, v, table, gate_keys, relative, bias, table_scale, *_ = given
     from cope.kernels import triton_kernels
 
-    inputs = _inputs(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed)
+    inputs = _inputs(given)
     settings = _settings(inputs)
     block = settings["BLOCK"]
     without_values = {name: setting for name, setting in settings.items() if name != "VALUE_DIM"}
@@ -134,20 +114,10 @@ def backward(
     return [gradient for gradient in (dq, dk, dv, dtable, dgate_keys, drelative, dbias) if gradient is not None]
 
 
-def _inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    gate_keys: Tensor | None,
-    relative: Tensor | None,
-    bias: Tensor | None,
-    table_scale: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> Inputs:
+def _inputs(given: Arguments) -> Inputs:
     from cope.kernels.triton_kernels import Inputs
 
+    q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed = given
     return Inputs(
         q=_view(q),
         k=_view(k),

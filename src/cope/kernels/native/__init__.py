@@ -1,4 +1,4 @@
-"""CoPE attention for CPUs, in C++: see ``csrc/attention.cpp`` for how it works.
+"""CoPE attention for CPUs, in C++: start with ``csrc/attention.cpp``, which explains how it works.
 
 This side turns PyTorch's tensors into what the C++ takes (sizes that fill whole vectors, one table entry for each distance that
 occurs) and its results back.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cope.kernels.native.build import CannotBuild, library
-from cope.kernels.operator import empty_heads, make_operator
+from cope.kernels.operator import Arguments, empty_heads, make_operator
 
 SIZE_MULTIPLE = 16  # of head_dim and value_dim in C++: whole vectors of every kind of processor
 
@@ -81,19 +81,8 @@ def missing(device_type: str, dtype: torch.dtype) -> str | None:
 class _Call:
     """The tensors of one call as C++ wants them."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        table: Tensor | None,
-        gate_keys: Tensor | None,
-        relative: Tensor | None,
-        bias: Tensor | None,
-        table_scale: float,
-        dropout: float,
-        seed: Tensor | None,
-    ) -> None:
+    def __init__(self, given: Arguments) -> None:
+        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed = given
         num_keys = k.shape[-2]
         # No position is above the number of keys, and a look-up reads one entry further.
         self.table = None if table is None else _padded(table[: num_keys + 2]).contiguous()
@@ -163,9 +152,9 @@ def _from_distance(gradient: Tensor, like: Tensor, dim: int) -> Tensor:
     return gradient.new_zeros(shape).index_add_(dim, distances, gradient)
 
 
-def _forward(*tensors_and_settings: Any) -> tuple[Tensor, Tensor]:
-    q, _, v, *_ = tensors_and_settings
-    call = _Call(*tensors_and_settings)
+def _forward(given: Arguments) -> tuple[Tensor, Tensor]:
+    q, v = given.q, given.v
+    call = _Call(given)
     output = empty_heads(q, call.heads["v"].shape[-1])
     log_sum_exp = q.new_empty(q.shape[:-1])
     call.pass_heads("output", output)
@@ -174,9 +163,9 @@ def _forward(*tensors_and_settings: Any) -> tuple[Tensor, Tensor]:
     return _trimmed(output, v.shape[-1]), log_sum_exp
 
 
-def _backward(grad_output: Tensor, output: Tensor, log_sum_exp: Tensor, *tensors_and_settings: Any) -> list[Tensor]:
-    q, k, v, table, gate_keys, relative, bias, *_ = tensors_and_settings
-    call = _Call(*tensors_and_settings)
+def _backward(grad_output: Tensor, output: Tensor, log_sum_exp: Tensor, given: Arguments) -> list[Tensor]:
+    q, k, v, table, gate_keys, relative, bias, *_ = given
+    call = _Call(given)
     call.pass_heads("grad_output", _padded(grad_output))
     call.pass_heads("output", _padded(output))
     call.pass_plain("log_sum_exp", log_sum_exp.contiguous())
