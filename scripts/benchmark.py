@@ -3,6 +3,7 @@
     python scripts/benchmark.py attention                    time and memory of every backend that can be had
     python scripts/benchmark.py attention threads=1,2        with one thread, then with two
     python scripts/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
+    python scripts/benchmark.py attention released=PATH      and the class CoPE of a file, such as the paper's listing
     python scripts/benchmark.py training                     a whole training step: cope beside rope
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` rounds, in each of which every
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import statistics
 import subprocess
 import sys
@@ -51,8 +53,8 @@ def draw(heads: int, time_steps: int, head_dim: int, density: float, device: str
     return [tensor.requires_grad_() for tensor in (q, k, v, table)]
 
 
-def candidates(device: str) -> dict[str, Callable[..., Tensor]]:
-    """SDPA first, then every backend that can be had on the device; what is left out is said."""
+def candidates(device: str, released: str = "") -> dict[str, Callable[..., Tensor]]:
+    """SDPA first, then every backend and public implementation that can be had; what is left out is said."""
     found: dict[str, Callable[..., Tensor]] = {
         "sdpa": lambda q, k, v, table: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     }
@@ -63,21 +65,31 @@ def candidates(device: str) -> dict[str, Callable[..., Tensor]]:
             continue
         found[backend] = lambda q, k, v, table, backend=backend: cope_attention(q, k, v, table, backend=backend)
     if find_spec("x_transformers") is not None:
-        found["x-transformers"] = x_transformers_cope
+        from x_transformers.x_transformers import CoPE
+
+        found["x-transformers"] = around(lambda q: CoPE(q.shape[-1], q.shape[1], max_pos=NUM_POSITIONS))
     else:
         print("left out: x-transformers (not installed: pip install x-transformers)")
+    if released:
+        listing = runpy.run_path(released)
+        if "CoPE" not in listing:
+            raise UserError(f"released={released} defines no class CoPE, as the paper's listing does.")
+        found["released"] = around(lambda q: listing["CoPE"](NUM_POSITIONS, q.shape[-1]))
+    else:
+        print("left out: the authors' code (point to a file with the class CoPE: released=PATH)")
     return found
 
 
-def x_transformers_cope(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-    """CoPE as x-transformers computes it: its module on the logits, then softmax."""
-    from x_transformers.x_transformers import CoPE
+def around(make: Callable[[Tensor], torch.nn.Module]) -> Callable[..., Tensor]:
+    """Attention as public implementations compute it: a module makes the contextual term of the logits, then softmax."""
 
-    module = CoPE(q.shape[-1], q.shape[1], max_pos=table.shape[0]).to(q.device)
-    logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    logits = logits.masked_fill(hidden, -torch.finfo(logits.dtype).max)
-    return (logits + module(q, logits)).masked_fill(hidden, -math.inf).softmax(-1) @ v
+    def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(hidden, -torch.finfo(logits.dtype).max)
+        return (logits + make(q).to(q.device)(q, logits)).masked_fill(hidden, -math.inf).softmax(-1) @ v
+
+    return attend
 
 
 def step(attend: Callable[..., Tensor], tensors: list[Tensor], gradient: Tensor) -> None:
@@ -100,9 +112,9 @@ def medians(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def attention(repeats: int, threads: list[int], device: str, wanted: list[str]) -> dict[str, Any]:
+def attention(repeats: int, threads: list[int], device: str, wanted: list[str], released: str) -> dict[str, Any]:
     rows = []
-    found = candidates(device)
+    found = candidates(device, released)
     for name in wanted:
         check_choice("candidates", name, found)
     found = {name: attend for name, attend in found.items() if name == "sdpa" or not wanted or name in wanted}
@@ -233,7 +245,13 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     name, *pairs = sys.argv[1:] or ["attention"]
     check_choice("benchmark", name, ["attention", "training", "memory"])
-    settings = {"repeats": "7", "threads": "1", "candidates": "", "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    settings = {
+        "repeats": "7",
+        "threads": "1",
+        "candidates": "",
+        "released": "",
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
     allowed = [*settings, "candidate", "length"] if name == "memory" else list(settings)
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -244,7 +262,9 @@ def main() -> None:
         return
     repeats, threads = int(settings["repeats"]), [int(number) for number in settings["threads"].split(",")]
     result = (
-        attention(repeats, threads, settings["device"], list(filter(None, settings["candidates"].split(","))))
+        attention(
+            repeats, threads, settings["device"], list(filter(None, settings["candidates"].split(","))), settings["released"]
+        )
         if name == "attention"
         else training(repeats, threads)
     )
