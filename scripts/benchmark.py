@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ def step(attend: Callable[..., Tensor], tensors: list[Tensor], gradient: Tensor)
         torch.cuda.synchronize()
 
 
-def medians(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def medians(steps: dict[Any, Callable[[], None]], repeats: int) -> dict[Any, float]:
     """Seconds of each, all taking turns, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[Any, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, run in steps.items():
             start = time.perf_counter()
@@ -118,23 +119,25 @@ def attention(repeats: int, threads: list[int], device: str, wanted: list[str], 
     for name in wanted:
         check_choice("candidates", name, found)
     found = {name: attend for name, attend in found.items() if name == "sdpa" or not wanted or name in wanted}
-    for num_threads in threads:
-        torch.set_num_threads(num_threads)
-        for name, density in DENSITIES.items():
-            for shape in SHAPES:
-                tensors = draw(*shape, density, device)
-                gradient = torch.randn_like(tensors[0])
-                steps = {
-                    label: (lambda attend=attend, tensors=tensors, gradient=gradient: step(attend, tensors, gradient))
-                    for label, attend in found.items()
-                }
-                seconds = medians(steps, repeats)
-                ratios = {label: value / seconds["sdpa"] for label, value in seconds.items()}
-                rows.append({"threads": num_threads, "gates": name, "shape": shape, "seconds": seconds, "over_sdpa": ratios})
-                print(
-                    f"{num_threads} thread(s), {name}, {shape}: " + ", ".join(f"{k} {v:.2f}" for k, v in ratios.items()),
-                    flush=True,
-                )
+    for name, density in DENSITIES.items():
+        for shape in SHAPES:
+            tensors = draw(*shape, density, device)
+            gradient = torch.randn_like(tensors[0])
+            steps = {}
+            for num_threads, (label, attend) in product(threads, found.items()):
+                # Taking turns over the numbers of threads too: what others do on a shared machine changes within minutes.
+                def run(num_threads: int = num_threads, attend: Callable[..., Tensor] = attend) -> None:
+                    torch.set_num_threads(num_threads)
+                    step(attend, tensors, gradient)  # noqa: B023  # run before the next shape's are drawn
+
+                steps[num_threads, label] = run
+            seconds = medians(steps, repeats)
+            for num_threads in threads:
+                own = {label: seconds[num_threads, label] for label in found}
+                ratios = {label: value / own["sdpa"] for label, value in own.items()}
+                rows.append({"threads": num_threads, "gates": name, "shape": shape, "seconds": own, "over_sdpa": ratios})
+                said = ", ".join(f"{label} {ratio:.2f}" for label, ratio in ratios.items())
+                print(f"{num_threads} thread(s), {name}, {shape}: {said}", flush=True)
     memory = []
     if device == "cpu" and Path("/proc/self/clear_refs").exists():
         for length in MEMORY_LENGTHS:
