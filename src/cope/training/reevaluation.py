@@ -19,7 +19,7 @@ from cope.errors import UserError, nearest
 from cope.results.record import RunFolder, write_json
 from cope.tasks.base import Task
 from cope.training.checkpoint import load_checkpoint
-from cope.training.evaluation import score
+from cope.training.evaluation import score_split
 from cope.training.experiment import build_model, commit, model_shape
 
 
@@ -51,7 +51,7 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()
     wrapped = fabric.setup_module(model)
-    splits = {split: score(wrapped, task.evaluation_examples(split), fabric).as_dict() for split in task.test_splits}
+    splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits}
     scores = {"headline": task.headline, "splits": splits, "task": resolved(asked)["task"], "commit": commit()}
     name = hashlib.sha256(json.dumps(scores["task"], sort_keys=True).encode()).hexdigest()[:8]
     path = folder.path / "evaluations" / f"{name}.json"
