@@ -1,0 +1,75 @@
+"""The contract of a corpus: documents of text in three splits, streamed in an order that never changes.
+
+A corpus knows nothing of tokens: :mod:`cope.corpora.prepared` turns its documents into token ids once and keeps them. So
+that a prepared corpus can be told from an outdated one without reading the text again, a corpus says cheaply what its
+documents depend on (:meth:`Corpus.identity`).
+
+Where a corpus has no splits of its own, a hash of something stable (a title, a path, a repository) decides: the same
+document is in the same split on every machine, whatever else the corpus holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cope.errors import UserError, check_between
+
+SPLITS = ("train", "validation", "test")
+
+
+class Corpus(ABC):
+    """What every corpus offers. A subclass's constructor arguments are the keys of ``configs/corpus/<name>.yaml``."""
+
+    name: str
+    license: str  # printed wherever the corpus is used
+
+    def __init__(self) -> None:
+        # Why documents() left something out -> how often, over all splits read so far; reported with the sizes.
+        self.left_out: Counter[str] = Counter()
+
+    @abstractmethod
+    def documents(self, split: str) -> Iterator[str]:
+        """The texts of ``train``, ``validation`` or ``test``, one by one, in the same order each time.
+
+        Raises:
+            UserError: the text cannot be found or read.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the documents, as JSON can hold it; must not read them.
+
+        Raises:
+            UserError: the text cannot be found.
+        """
+
+
+def split_by_hash(key: str, validation_fraction: float, test_fraction: float) -> str:
+    """The split that ``key`` falls into: a function of the key and the fractions alone."""
+    position = int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    if position < test_fraction:
+        return "test"
+    return "validation" if position < test_fraction + validation_fraction else "train"
+
+
+def check_fractions(validation_fraction: float, test_fraction: float) -> None:
+    """Raise UserError unless both fractions are possible and leave something to train on."""
+    check_between("corpus.validation_fraction", validation_fraction, 0, 1)
+    check_between("corpus.test_fraction", test_fraction, 0, 1)
+    if validation_fraction + test_fraction >= 1:
+        raise UserError(
+            f"corpus.validation_fraction={validation_fraction} and corpus.test_fraction={test_fraction} leave nothing for "
+            "training; allowed: a sum below 1."
+        )
+
+
+def files_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """A digest of files by name, size and time of change, for :meth:`Corpus.identity`; their content is not read."""
+    described = [[name, (status := path.stat()).st_size, status.st_mtime_ns] for name, path in files]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""A corpus as memory-mapped token ids, prepared once and read in milliseconds from then on.
+
+Why: text is read, cleaned and encoded in seconds to hours; a training run only ever needs the ids. They are kept in
+``<data_dir>/corpora/<corpus name>/<hash>/``, where the hash covers everything that determines them: the corpus's identity, the
+tokenizer's settings and the version of this code. Several runs that start at once prepare once: the others wait.
+
+    manifest.json       written last: sizes, settings, and the length of every file
+    tokenizer.model     what SentencePiece learned from the training split
+    train.tokens.npy    the ids of all documents one after another, each document followed by the separator
+    train.starts.npy    where each document begins; train.num_words.npy and train.num_bytes.npy: its size as text
+
+and likewise for validation and test. The folder is made under another name (``<hash>.partial``) and moved into place when it is
+complete. An interrupted preparation goes on there; one that found the disk full leaves nothing.
+
+Picture: the documents ``ab`` and ``c`` become
+
+    tokens    a  b  </s>  c  </s>
+    starts    0           3       5
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from cope.corpora.base import SPLITS, Corpus
+from cope.corpora.encoding import ARRAYS, array_path, encode_shards, join_shards
+from cope.corpora.storage import CannotWrite, write_bytes
+from cope.corpora.text_shards import TextShards, sample_lines, write_text_shards
+from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, load_tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the preparation: another one is another folder
+MANIFEST, MODEL = "manifest.json", "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """One split, memory-mapped and read-only. Document ``i`` is ``tokens[starts[i]:starts[i + 1]]``."""
+
+    tokens: np.ndarray  # (num_tokens,) uint16 or uint32; the last token of every document is the separator
+    starts: np.ndarray  # (num_documents + 1,) int64
+    num_words: np.ndarray  # (num_documents,) int64: words of the text, as whitespace parts them
+    num_bytes: np.ndarray  # (num_documents,) int64: bytes of the text in UTF-8
+
+    def __len__(self) -> int:
+        return len(self.num_words)
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus's three splits, and the tokenizer that made them."""
+
+    tokenizer: Tokenizer
+    train: Documents
+    validation: Documents
+    test: Documents
+    fingerprint: str  # 16 hexadecimal digits for the documents and the tokenizer, by content
+
+
+def prepare(corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path) -> PreparedCorpus:
+    """``corpus`` in tokens: what is stored in ``data_dir``, and on the first call what is made and stored now.
+
+    Raises:
+        UserError: the text cannot be had, a split is empty, the vocabulary does not fit the text, or ``data_dir`` cannot be
+            written.
+    """
+    key = {"version": VERSION, "corpus": corpus.name, "identity": corpus.identity(), "tokenizer": asdict(tokenizer)}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    folder = Path(data_dir).expanduser() / "corpora" / corpus.name / name
+    manifest = _complete(folder)
+    if manifest is None:
+        with _alone(folder):
+            manifest = _complete(folder)  # made while we waited
+            if manifest is None:
+                manifest = _make(corpus, tokenizer, key, folder)
+    log.info(_summary(corpus, manifest))
+    return PreparedCorpus(
+        tokenizer=load_tokenizer(tokenizer, (folder / MODEL).read_bytes()),
+        train=_documents(folder, "train"),
+        validation=_documents(folder, "validation"),
+        test=_documents(folder, "test"),
+        fingerprint=manifest["fingerprint"],
+    )
+
+
+def _complete(folder: Path) -> dict[str, Any] | None:
+    """The manifest, if every file that it names has its length; None if there is none or a file is damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        for name, size in manifest["file_sizes"].items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                raise ValueError(f"{name} has {found} bytes instead of {size}")
+        if hashlib.sha256((folder / MODEL).read_bytes()).hexdigest() != manifest["model_sha256"]:
+            raise ValueError(f"{MODEL} is not the one that made the tokens")
+    except FileNotFoundError as error:
+        if folder.exists():
+            log.warning("Cannot use %s (%s is missing): preparing it again.", folder, Path(error.filename).name)
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("Cannot use %s (%s): preparing it again.", folder, error or type(error).__name__)
+        return None
+    return manifest
+
+
+def _alone(folder: Path) -> FileLock:
+    """The lock of ``folder``, acquired; says so if another process has it."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Another process is preparing %s: waiting for it.", folder)
+            lock.acquire()
+    except OSError as error:
+        raise CannotWrite.because(folder.parent, error) from error
+    return lock
+
+
+def _make(corpus: Corpus, settings: TokenizerSettings, key: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Prepare ``folder``, going on where an interrupted preparation stopped; returns the manifest."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shards = TextShards.read(partial)
+        if shards is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            shards = write_text_shards(corpus, partial)
+        complete = partial / "complete"
+        if not (complete / MODEL).exists():
+            source = f"corpus={corpus.name}"
+            write_bytes(complete / MODEL, train_tokenizer(settings, sample_lines(partial, shards), source))
+        manifest = _make_arrays(settings, key, shards, partial, complete)
+        _move(complete, folder)
+    except CannotWrite:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _make_arrays(
+    settings: TokenizerSettings, key: dict[str, Any], shards: TextShards, partial: Path, complete: Path
+) -> dict[str, Any]:
+    """Encode every split and write the manifest."""
+    model = (complete / MODEL).read_bytes()
+    encode_shards(partial, shards, settings, complete / MODEL)
+    sizes = {split: asdict(join_shards(partial, shards, split, complete, settings.vocab_size)) for split in SPLITS}
+    files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
+    content = json.dumps([shards.digest, hashlib.sha256(model).hexdigest(), settings.kind, VERSION])
+    manifest = key | {
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "splits": sizes,
+        "left_out": shards.left_out,
+        "model_sha256": hashlib.sha256(model).hexdigest(),
+        "file_sizes": {path.name: path.stat().st_size for path in files},
+    }
+    write_bytes(complete / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+    return manifest
+
+
+def _move(complete: Path, folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)  # damaged, or we would not be here
+        complete.rename(folder)
+    except OSError as error:
+        raise CannotWrite.because(folder, error) from error
+
+
+def _documents(folder: Path, split: str) -> Documents:
+    arrays = {array: np.load(array_path(folder, split, array), mmap_mode="r", allow_pickle=False) for array in ARRAYS}
+    return Documents(**arrays)
+
+
+def _summary(corpus: Corpus, manifest: dict[str, Any]) -> str:
+    """Sizes, what was left out, and the licence, as lines to print."""
+    lines = [f"corpus {corpus.name}, fingerprint {manifest['fingerprint']}. Licence: {corpus.license}"]
+    for split in SPLITS:
+        sizes = manifest["splits"][split]
+        lines.append(
+            f"  {split}: {sizes['num_documents']:,} documents, {sizes['num_tokens']:,} tokens, {sizes['num_words']:,} words, "
+            f"{sizes['num_bytes']:,} bytes"
+        )
+    lines += [f"  left out: {number:,} {reason}" for reason, number in sorted(manifest["left_out"].items())]
+    return "\n".join(lines)

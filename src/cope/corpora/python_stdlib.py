@@ -1,0 +1,90 @@
+"""The sources of the Python that is running, as a corpus of code that is always at hand.
+
+Why: no download, and a licence that allows it. A document is a file, exactly as it is: newlines, tabs and form feeds too. Its
+path within the library decides its split, so that a file stays where it is from one version of Python to the next.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.errors import UserError
+
+INSTALLED = ("site-packages", "dist-packages")  # what others wrote
+TEST_FOLDERS = ("test", "tests", "idle_test")
+
+
+class PythonStdlib(Corpus):
+    """Files named ``*.py``, in the order of their paths.
+
+    Args:
+        tests: whether the library's own tests belong to it; they are nearly half of it.
+        packages: names of installed packages whose sources are read as well.
+        validation_fraction: of the files.
+        test_fraction: of the files.
+    """
+
+    name = "python_stdlib"
+
+    def __init__(
+        self, *, packages: list[str], tests: bool = False, validation_fraction: float = 0.1, test_fraction: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_fractions(validation_fraction, test_fraction)
+        self.tests = tests
+        self.packages = sorted(set(packages))
+        self.fractions = (validation_fraction, test_fraction)
+        self.license = f"Python {platform.python_version()}: Python Software Foundation License"
+        if self.packages:
+            self.license += f"; {', '.join(self.packages)}: see the packages' own"
+        self.folders = {"stdlib": Path(sysconfig.get_path("stdlib")), **{name: _package(name) for name in self.packages}}
+
+    def documents(self, split: str) -> Iterator[str]:
+        for key, path in self._files():
+            if split_by_hash(key, *self.fractions) == split:
+                try:
+                    yield path.read_bytes().decode()
+                except UnicodeDecodeError:
+                    self.left_out[f"files that are not UTF-8, in {split}"] += 1
+                except OSError as error:
+                    raise UserError(f"corpus={self.name}: {path} cannot be read ({error.strerror}).") from error
+
+    def identity(self) -> dict[str, Any]:
+        return {"fractions": list(self.fractions), "files": files_digest(self._files())}
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """``(name, path)`` of every file, sorted by name; names are the same on every machine."""
+        found = []
+        for name, folder in self.folders.items():
+            paths = [folder] if folder.is_file() else folder.rglob("*.py")
+            for path in paths:
+                inner = path.relative_to(folder.parent if folder.is_file() else folder)
+                if self._wanted(name, inner):
+                    found.append((f"{name}/{inner.as_posix()}", path))
+        if not found:
+            raise UserError(f"corpus={self.name}: there are no sources in {self.folders['stdlib']}. Take another corpus.")
+        return sorted(found)
+
+    def _wanted(self, name: str, path: Path) -> bool:
+        folders = set(path.parts[:-1])
+        if name == "stdlib" and folders.intersection(INSTALLED):
+            return False
+        return self.tests or not folders.intersection(TEST_FOLDERS)
+
+
+def _package(name: str) -> Path:
+    """Where the top-level package or module ``name`` lies; it is not imported."""
+    try:
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # __main__
+        found = None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        raise UserError(f"corpus.packages: {name!r} is not an installed package with sources; allowed: names to import it by.")
+    origin = Path(found.origin)
+    return origin.parent if found.submodule_search_locations else origin
