@@ -23,6 +23,8 @@ class Metric:
         """``value`` as it is printed, with more digits where a small percentage would look like none."""
         if self.is_percentage:
             return percent(value)
+        if value >= 1e5:
+            return f"{value:.3g}"
         return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -222,7 +222,7 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     seed_torch(config.seed, "initialisation of the Transformer")
     rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
     assert isinstance(rest, DictConfig)
-    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model"))
+    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
 
 
 def commit() -> str | None:
