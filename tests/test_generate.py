@@ -109,6 +109,7 @@ def test_neither_dropout_nor_gradients_while_generating(make_model):
     model = make_model("pe=cope", "model.dropout=0.5")
     expected = drawn(model, 10)
     assert list(generate(model.train(), PROMPT, 10, generator=seeded())) == expected
+    model.register_forward_hook(lambda model, inputs, logits: pytest.fail("a graph") if logits.requires_grad else None)
     for _ in generate(model, PROMPT, 3, generator=seeded()):
         assert torch.is_grad_enabled()  # the consumer's own setting, between two tokens
 
