@@ -3,7 +3,8 @@
     python generate.py run=outputs/counting/cope/1a2b3c4d/seed=1 prompt="a = 0 ; a ++; pass; a ++; print a" num_tokens=1
     python generate.py run=outputs/<task>/<pe>/<hash>/seed=1 prompt="..." temperature=0.8 top_p=0.95
 
-For a language task the prompt is text; for a task with a vocabulary it is words of it, with spaces between.
+For a language task the prompt is text; for a task with a vocabulary it is words of it, with spaces between. A model that was
+trained with task.loss=answers has learned to give answers, not to write what they are asked about.
 
     num_tokens=200    how many tokens to add
     temperature=1.0   divides the logits: below 1 less is left to chance, 0 takes the most probable token
