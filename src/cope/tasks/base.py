@@ -9,6 +9,7 @@ a resumed run identical to an unbroken one. What a model scored on them the task
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cope.errors import UserError, nearest
 from cope.tasks.scores import Score
 
 IGNORE = -100  # the target where no loss is due; PyTorch's own default for cross-entropy
@@ -93,6 +95,23 @@ class Task(ABC):
     def vocab_size(self) -> int:
         """Number of token ids."""
         return len(self.vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of ``text``: here words of the vocabulary with white space between them; none of empty text.
+
+        Raises:
+            UserError: a word that is not in the vocabulary.
+        """
+        ids = {word: token for token, word in enumerate(self.vocabulary)}
+        words = text.split()
+        for word in words:
+            if word not in ids:
+                raise UserError(f"{word!r} is not a word of task={self.name}; allowed: {', '.join(ids)}.{nearest(word, ids)}")
+        return [ids[word] for word in words]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, which :meth:`encode` turns back into them."""
+        return " ".join(self.vocabulary[token] for token in tokens)
 
     @property
     def fingerprint(self) -> str:
