@@ -144,11 +144,12 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert len({first.fingerprint, other_vocabulary.fingerprint, other_text.fingerprint}) == 3
 
 
-def test_shards_and_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_shards_and_processes_change_nothing(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepare(Listed(tmp_path), SETTINGS, tmp_path / "whole")
     monkeypatch.setattr(text_shards, "SHARD_CHARACTERS", 300)
     monkeypatch.setattr(encoding, "SHARDS_WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     sharded = prepare(Listed(tmp_path), SETTINGS, tmp_path / "sharded")
     assert arrays(sharded) == arrays(whole) and sharded.fingerprint == whole.fingerprint
 
