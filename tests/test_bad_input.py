@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written(compose: Compose, tmp_path: Path, key: 
 
 def test_the_hub_cannot_be_reached(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(flip_flop_files, "_hub_is_reachable", lambda: False)
+    monkeypatch.setattr(flip_flop_files, "is_reachable", lambda url: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # where nothing was downloaded before
     with pytest.raises(UserError, match=r"task\.source=hub: .* cannot be reached.*task\.source=generator"):
         run(compose(*SHORT, "task=flip_flop", "task.source=hub", "task.num_pairs=256"))

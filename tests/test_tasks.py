@@ -441,7 +441,7 @@ def test_flip_flop_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = datasets.config.HF_HUB_OFFLINE
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for reachable in (True, False):  # not reachable: what an earlier run downloaded
-        monkeypatch.setattr(flip_flop_files, "_hub_is_reachable", lambda reachable=reachable: reachable)
+        monkeypatch.setattr(flip_flop_files, "is_reachable", lambda url, reachable=reachable: reachable)
         task = from_files("hub", tmp_path)
         first, second = (joined(task, task.evaluation_examples(split)) for split in ("test", "validation"))
         assert first + second == texts(40, 0)
@@ -459,7 +459,7 @@ def test_flip_flop_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
-    assert not flip_flop_files._hub_is_reachable()
+    assert not flip_flop_files.is_reachable(flip_flop_files.endpoint())
     monkeypatch.setattr(flip_flop_files, "DATASET", "synthseq/never-downloaded")
     with pytest.raises(
         UserError,

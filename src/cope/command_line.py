@@ -29,7 +29,7 @@ def wants_stack_trace() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 
-def check_overrides(arguments: Sequence[str], config_folder: str) -> None:
+def check_overrides(arguments: Sequence[str], config_folder: str, config_name: str = "train") -> None:
     """Exit with one message if an override names a choice or a key that does not exist.
 
     Hydra refuses them too; this adds the nearest match, and says it of every override at once.
@@ -45,7 +45,7 @@ def check_overrides(arguments: Sequence[str], config_folder: str) -> None:
         return  # Hydra shows where the syntax goes wrong
     overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
     try:
-        problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder)
+        problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder, config_name)
     except HydraException:
         return  # a sweep that only Hydra can spell out, such as glob(*)
     if problems:
@@ -81,7 +81,7 @@ def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
     return problems
 
 
-def _unknown_keys(overrides: Sequence[Override], folder: Path) -> list[str]:
+def _unknown_keys(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
     groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
     keys = [
         override for override in overrides
@@ -94,7 +94,7 @@ def _unknown_keys(overrides: Sequence[Override], folder: Path) -> list[str]:
         names = [f"{_prefix(group)}{group.key_or_group}={value}" for group, value in zip(groups, choice, strict=True)]
         try:
             with initialize_config_dir(str(folder), version_base="1.3"):
-                config = compose("train", overrides=names)
+                config = compose(config_name, overrides=names)
         except HydraException:
             continue  # not a combination that exists: Hydra says why
         known = _known_keys(config)

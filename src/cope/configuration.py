@@ -46,6 +46,8 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: 
     ]
     schema = OmegaConf.structured(make_dataclass("Schema", fields))
     for name in values:
+        if OmegaConf.is_missing(node, name):
+            continue  # said below
         value = OmegaConf.select(node, name)
         try:
             schema = OmegaConf.merge(schema, {name: value})

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cope.errors import UserError, check_at_least, check_between
 
@@ -28,6 +28,7 @@ class Corpus(ABC):
 
     name: str
     license: str  # printed wherever the corpus is used
+    if_empty: ClassVar[str] = "Give it a larger share: corpus.{split}_fraction."  # what to do about a split without documents
 
     def __init__(self) -> None:
         # Why documents() left something out -> how often, over all splits read so far; reported with the sizes.

@@ -24,6 +24,8 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from cope.corpora.base import SPLITS, Corpus
 from cope.corpora.encoding import ARRAYS, array_path, encode_shards, join_shards
 from cope.corpora.storage import CannotWrite, write_bytes
 from cope.corpora.text_shards import TextShards, sample_lines, write_text_shards
-from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, load_tokenizer, train_tokenizer
+from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, check_available, load_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class PreparedCorpus:
     validation: Documents
     test: Documents
     fingerprint: str  # 16 hexadecimal digits for the documents and the tokenizer, by content
+    folder: Path  # where it is kept
 
 
 def prepare(corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path) -> PreparedCorpus:
@@ -90,6 +93,7 @@ def prepare(corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path) 
         validation=_documents(folder, "validation"),
         test=_documents(folder, "test"),
         fingerprint=manifest["fingerprint"],
+        folder=folder,
     )
 
 
@@ -113,8 +117,9 @@ def _complete(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _alone(folder: Path) -> FileLock:
-    """The lock of ``folder``, acquired; says so if another process has it."""
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from preparing ``folder``; waits for one that is at it, and says so."""
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,11 +130,15 @@ def _alone(folder: Path) -> FileLock:
             lock.acquire()
     except OSError as error:
         raise CannotWrite.because(folder.parent, error) from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(corpus: Corpus, settings: TokenizerSettings, key: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Prepare ``folder``, going on where an interrupted preparation stopped; returns the manifest."""
+    check_available(settings)
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shards = TextShards.read(partial)

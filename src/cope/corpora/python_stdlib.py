@@ -7,6 +7,7 @@ path within the library decides its split, so that a file stays where it is from
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -71,21 +72,21 @@ class PythonStdlib(Corpus):
     def _files(self) -> list[tuple[str, Path]]:
         """``(name, path)`` of every file, sorted by name; names are the same on every machine."""
         found = []
-        for name, folder in self.folders.items():
-            paths = [folder] if folder.is_file() else folder.rglob("*.py")
-            for path in paths:
-                inner = path.relative_to(folder.parent if folder.is_file() else folder)
-                if self._wanted(name, inner):
-                    found.append((f"{name}/{inner.as_posix()}", path))
+        for name, place in self.folders.items():
+            paths = [place] if place.is_file() else self._below(place, INSTALLED if name == "stdlib" else ())
+            root = place.parent if place.is_file() else place
+            found += [(f"{name}/{path.relative_to(root).as_posix()}", path) for path in paths]
         if not found:
             raise UserError(f"corpus={self.name}: there are no sources in {self.folders['stdlib']}. Take another corpus.")
         return sorted(found)
 
-    def _wanted(self, name: str, path: Path) -> bool:
-        folders = set(path.parts[:-1])
-        if name == "stdlib" and folders.intersection(INSTALLED):
-            return False
-        return self.tests or not folders.intersection(TEST_FOLDERS)
+    def _below(self, folder: Path, left_out: tuple[str, ...]) -> list[Path]:
+        """The sources in ``folder``; folders that are left out are not entered, for they can be far larger than the rest."""
+        paths = []
+        for parent, inner, names in os.walk(folder):
+            inner[:] = [name for name in inner if name not in left_out and (self.tests or name not in TEST_FOLDERS)]
+            paths += [Path(parent, name) for name in names if name.endswith(".py")]
+        return paths
 
 
 def _package(name: str) -> Path:

@@ -11,7 +11,7 @@ its shape in few tokens. Two things it cannot do by itself:
 
 Picture: ``if x:\\n    y\\n`` becomes
 
-    if  ␣x  :  ↵  ␣␣␣  ␣y  ↵
+    if  ␣x  :  ↵  ␣␣␣␣  y  ↵
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINING_THREADS = 4
 
 def train(settings: TokenizerSettings, lines: Iterable[str], source: str) -> bytes:
     """A SentencePiece model learned from ``lines``; see :func:`cope.corpora.tokenizer.train_tokenizer`."""
-    sentencepiece = _sentencepiece()
+    sentencepiece = sentencepiece_package()
     learned = (line.translate(NOT_LEARNED) for line in lines)
     kept = (line for line in learned if line)
     first = next(kept, None)
@@ -73,15 +73,14 @@ def _explained(settings: TokenizerSettings, source: str, message: str) -> Except
     """The UserError for what SentencePiece says of a vocabulary that the text cannot fill, or that cannot hold the text."""
     asked = f"task.tokenizer.vocab_size={settings.vocab_size}"
     if too_high := re.search(r"Vocabulary size too high.*<= (\d+)", message):
-        return UserError(
-            f"{asked} is too large for {source}, whose text is too small or too uniform; allowed: up to {too_high[1]}."
-        )
+        return UserError(f"{asked} is too large for {source}, which has too little text; allowed: up to {too_high[1]}.")
     if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(f"{asked} is too small for the characters of {source}; allowed: {too_low[1]} or more.")
     return RuntimeError(message)
 
 
-def _sentencepiece() -> Any:
+def sentencepiece_package() -> Any:
+    """The module, which is imported only where it is used; UserError if it is not installed."""
     try:
         import sentencepiece
     except ImportError as error:
@@ -93,7 +92,7 @@ class SubwordTokenizer(Tokenizer):
     """A trained SentencePiece model."""
 
     def __init__(self, model: bytes) -> None:
-        self._model = _sentencepiece().SentencePieceProcessor(model_proto=model)
+        self._model = sentencepiece_package().SentencePieceProcessor(model_proto=model)
         self.vocab_size = int(self._model.get_piece_size())
         self.separator = SEPARATOR
         self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]

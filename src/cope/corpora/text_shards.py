@@ -94,9 +94,8 @@ def write_text_shards(corpus: Corpus, folder: Path) -> TextShards:
             _write_shard(folder, split, num_shards[split], shard)
             num_shards[split] += 1
         if not own:
-            raise UserError(
-                f"corpus={corpus.name}: the split {split!r} has no documents. Give it a larger fraction or text of its own."
-            )
+            way_out = corpus.if_empty.format(split=split)
+            raise UserError(f"corpus={corpus.name}: the split {split!r} has no documents. {way_out}")
         seen[split], digests[split] = own, total.hexdigest()
     if corpus.identity() != before:
         raise UserError(f"corpus={corpus.name} changed while it was read. Run the same command again.")

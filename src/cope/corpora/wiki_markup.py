@@ -18,7 +18,7 @@ GONE_TAGS = {"table", "ref", "references", "gallery", "math", "timeline", "image
 NOT_IN_THE_TEXT = ("file:", "image:", "category:", "media:")
 OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 # What a removed template (a pronunciation, a length in two units) leaves of a sentence.
-EMPTY_PARENTHESES = re.compile(r" ?[(\[][\s,;:–-]*[)\]]")
+EMPTY_PARENTHESES = re.compile(r" ?[(\[][\s,;:\u2013-]*[)\]]")
 OPENED_BY_A_SIGN = re.compile(r"\([\s,;]+")
 SWITCH = re.compile(r"__[A-Z]+__")  # __NOTOC__ and its like
 LEFTOVER = ("{|", "|", "!", "}}")  # of tables and templates that are not closed

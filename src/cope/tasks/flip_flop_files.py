@@ -14,17 +14,12 @@ Picture: the text ``w1i0r1`` becomes
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 
+from cope.corpora.hub import endpoint, is_reachable, offline
 from cope.errors import UserError, check_choice, nearest
 from cope.seeding import stream_seed
 
@@ -39,7 +34,6 @@ SPLITS = {
     "ood_dense": ("val_dense", 0.0, 1.0),
 }
 PUBLISHED_P_IGNORE = {"validation": 0.8, "test": 0.8, "ood_sparse": 0.98, "ood_dense": 0.1}
-CONNECT_SECONDS = 3.0
 INSTEAD = "Generate the data (task.source=generator), or name a folder with a copy of it (task.source=/path/to/folder)."
 
 
@@ -123,44 +117,15 @@ class FlipFlopFiles:
 
 def _open_hub(datasets: Any, theirs: str) -> Any:
     """From the Hub; when that cannot be reached, what an earlier run downloaded."""
-    if _hub_is_reachable():
+    if is_reachable(endpoint()):
         return datasets.load_dataset(DATASET, split=theirs, download_config=datasets.DownloadConfig(max_retries=1))
-    with _offline(datasets):
+    with offline(datasets):
         try:
             return datasets.load_dataset(DATASET, split=theirs)
         except Exception as error:  # whatever it is, the way out is the same
             raise UserError(
-                f"task.source=hub: {_endpoint()} cannot be reached, and {DATASET} was not downloaded before. {INSTEAD}"
+                f"task.source=hub: {endpoint()} cannot be reached, and {DATASET} was not downloaded before. {INSTEAD}"
             ) from error
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def _hub_is_reachable() -> bool:
-    """Ask with a short timeout: ``datasets`` itself retries for some 25 seconds before it gives up."""
-    endpoint, proxies = _endpoint(), getproxies()
-    address = urlsplit(proxies.get(urlsplit(endpoint).scheme) or proxies.get("all") or endpoint)
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        with socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS):
-            return True
-    except (OSError, ValueError):  # ValueError: the port of a mistyped address
-        return False
-
-
-@contextmanager
-def _offline(datasets: Any) -> Iterator[None]:
-    """Both libraries read their environment variables when imported, which is too late now; these are what they set."""
-    from huggingface_hub import constants
-
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _open_folder(datasets: Any, folder: Path, theirs: str, cache_dir: Path) -> Any:

@@ -1,0 +1,44 @@
+"""Prepare a corpus ahead of training: read it, learn its vocabulary, and store it as tokens.
+
+    python scripts/prepare_corpus.py corpus=enwiki_sample
+    python scripts/prepare_corpus.py corpus=files corpus.train='books/*.txt' tokenizer.vocab_size=8192 tokenizer.kind=unigram
+
+``train.py`` does the same when it finds nothing prepared. Prints sizes, licence and speed. The same command again goes on with
+an interrupted preparation and shows a finished one.
+"""
+
+import json
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from cope.command_line import INTERRUPTED, check_overrides
+from cope.configuration import build, resolved
+from cope.corpora.prepared import MANIFEST, prepare
+from cope.corpora.tokenizer import TokenizerSettings
+from cope.errors import UserError
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
+def main(config: DictConfig) -> None:
+    try:
+        settings = TokenizerSettings.of(resolved(config.tokenizer))
+        prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    splits = json.loads((prepared.folder / MANIFEST).read_bytes())["splits"].values()
+    seconds = sum(sizes["seconds"] for sizes in splits)
+    if seconds:
+        print(f"  encoded at {sum(sizes['num_tokens'] for sizes in splits) / seconds:,.0f} tokens/s a core")
+    print(f"  vocabulary: {settings.kind}, {settings.vocab_size:,} tokens")
+    print(f"folder: {prepared.folder}")
+
+
+if __name__ == "__main__":
+    check_overrides(sys.argv[1:], "../configs", "prepare_corpus")
+    main()

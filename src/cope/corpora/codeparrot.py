@@ -1,0 +1,110 @@
+"""Python files from GitHub: ``codeparrot/codeparrot-clean-train`` of the Hub, those under permissive licences.
+
+Why: the natural corpus of code, deduplicated by its makers. The split is by repository, so that no repository is trained on
+and scored. ``codeparrot-clean-valid`` is not used, since nothing says that it shares no repository with the training files.
+The data set is too large to keep (some 50 GB of text), so it is read as it is downloaded, from the start until there is
+enough, once for each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.corpora.hub import INSTEAD, load_hub_dataset
+from cope.corpora.rows import find_files, is_json_lines, read_columns
+from cope.errors import UserError, check_at_least, check_choice, nearest
+
+DATASET = "codeparrot/codeparrot-clean-train"
+COLUMNS = ["repo_name", "license", "content"]
+# The licences that GitHub recognised when the data set was made.
+LICENSES = (
+    "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "epl-1.0", "gpl-2.0", "gpl-3.0", "isc",
+    "lgpl-2.1", "lgpl-3.0", "mit", "mpl-2.0", "unlicense",
+)  # fmt: skip
+
+
+class Codeparrot(Corpus):
+    """Files in the order of the data set.
+
+    Args:
+        licenses: those wanted.
+        source: ``hub``, or a folder with files of the same columns (``.json.gz``, ``.jsonl`` or ``.parquet``).
+        num_documents: files to take from the start, of all splits together, before duplicates are removed; None takes all.
+        validation_fraction: of the repositories.
+        test_fraction: of the repositories.
+    """
+
+    name = "codeparrot"
+
+    def __init__(
+        self,
+        *,
+        licenses: list[str],
+        source: str = "hub",
+        num_documents: int | None = 100_000,
+        validation_fraction: float = 0.02,
+        test_fraction: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_fractions(validation_fraction, test_fraction)
+        for wanted in licenses:
+            check_choice("corpus.licenses", wanted, LICENSES)
+        if not licenses:
+            raise UserError(f"corpus.licenses is empty; allowed: some of {', '.join(LICENSES)}.")
+        if num_documents is not None:
+            check_at_least("corpus.num_documents", num_documents, 1)
+        if source != "hub" and not Path(source).expanduser().is_dir():
+            hint = nearest(source, ("hub",))
+            raise UserError(f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{hint} {INSTEAD}")
+        self.licenses = sorted(set(licenses))
+        self.license = f"each file's own, one of: {', '.join(self.licenses)}"
+        self.source = source
+        self.num_documents = num_documents
+        self.fractions = (validation_fraction, test_fraction)
+
+    def documents(self, split: str) -> Iterator[str]:
+        for repository, content in islice(self._wanted(split), self.num_documents):
+            if split_by_hash(repository, *self.fractions) == split:
+                yield content
+
+    def identity(self) -> dict[str, Any]:
+        files = DATASET if self.source == "hub" else files_digest(self._files())
+        return {
+            "source": files,
+            "licenses": self.licenses,
+            "num_documents": self.num_documents,
+            "fractions": list(self.fractions),
+        }
+
+    def _wanted(self, split: str) -> Iterator[tuple[str, str]]:
+        """``(repository, content)`` of every file under one of the licences, whatever its split."""
+        for repository, license, content in self._rows():
+            if license in self.licenses:
+                yield repository, content
+            elif split_by_hash(repository, *self.fractions) == split:
+                self.left_out[f"files under other licences, in {split}"] += 1
+
+    def _rows(self) -> Iterator[list[str]]:
+        if self.source != "hub":
+            for _, path in self._files():
+                yield from read_columns(path, COLUMNS, f"corpus.source={self.source}: column")
+            return
+        rows = load_hub_dataset(f"corpus={self.name}", DATASET, split="train", streaming=True)
+        try:
+            for row in rows:
+                yield [row[column] for column in COLUMNS]
+        except Exception as error:  # a network that fails on the way, in the words of half a dozen libraries
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"corpus={self.name}: {DATASET} cannot be read to the end ({reason}). {INSTEAD}") from error
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """The data files of a local folder; its README and the like are passed over."""
+        files = find_files("corpus.source", self.source)
+        data = [(name, path) for name, path in files if is_json_lines(path) or path.suffix == ".parquet"]
+        if not data:
+            raise UserError(f"corpus.source={self.source} has no data files; allowed: .json.gz, .jsonl or .parquet.")
+        return data

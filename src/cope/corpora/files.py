@@ -1,0 +1,142 @@
+"""Your own text: plain files, JSON lines, parquet, or a data set saved with ``save_to_disk`` of the package ``datasets``.
+
+Text is taken as it is: every character counts, NUL among them, and nothing is stripped. What is not UTF-8 is refused with its
+place, rather than read as something else. Splits that are not given are split off from the training text by a hash of each
+document's content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.corpora.rows import ROWS_AT_ONCE, find_files, is_json_lines, read_columns, read_lines, read_text
+from cope.errors import UserError, check_choice, nearest
+
+# What save_to_disk leaves in a folder: of several splits, or of one.
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+
+
+class Files(Corpus):
+    """Documents in the order of the files' names.
+
+    Args:
+        train: a file, a glob, a folder of files, or a folder written by ``save_to_disk``.
+        validation: likewise; None takes that split of a saved data set, or splits off ``validation_fraction``.
+        test: likewise.
+        text_column: where rows (JSON lines, parquet, saved data sets) hold the text.
+        document: of plain text: ``file`` or ``line``.
+        validation_fraction: of the documents.
+        test_fraction: of the documents.
+    """
+
+    name = "files"
+    license = "that of your files"
+    if_empty: ClassVar[str] = (
+        "Give it text of its own (corpus.{split}=...), a larger share (corpus.{split}_fraction), or take each line as a "
+        "document (corpus.document=line)."
+    )
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        validation: str | None = None,
+        test: str | None = None,
+        text_column: str = "text",
+        document: str = "file",
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_choice("corpus.document", document, ("file", "line"))
+        check_fractions(validation_fraction, test_fraction)
+        self.text_column = text_column
+        self.document = document
+        own = _splits_of_saved(train)
+        self.sources = {
+            "train": train,
+            "validation": validation or (train if "validation" in own else None),
+            "test": test or (train if "test" in own else None),
+        }
+        self.fractions = (
+            0.0 if self.sources["validation"] else validation_fraction,
+            0.0 if self.sources["test"] else test_fraction,
+        )
+        for split, source in self.sources.items():
+            if source is not None:
+                find_files(f"corpus.{split}", source)  # so that a wrong path is reported at once
+
+    def documents(self, split: str) -> Iterator[str]:
+        source = self.sources[split]
+        if source is not None and split != "train":
+            yield from self._texts(split, source)
+            return
+        train = self.sources["train"]
+        assert train is not None
+        for text in self._texts("train", train):
+            if split_by_hash(text, *self.fractions) == split:
+                yield text
+
+    def identity(self) -> dict[str, Any]:
+        sources = {split: source for split, source in self.sources.items() if source is not None}
+        return {
+            "files": {split: files_digest(find_files(f"corpus.{split}", source)) for split, source in sources.items()},
+            "fractions": list(self.fractions),
+            "text_column": self.text_column,
+            "document": self.document,
+        }
+
+    def _texts(self, split: str, source: str) -> Iterator[str]:
+        if _is_saved(Path(source).expanduser()):
+            yield from self._saved_texts(split, source)
+            return
+        for _, path in find_files(f"corpus.{split}", source):
+            if is_json_lines(path) or path.suffix == ".parquet":
+                for (text,) in read_columns(path, [self.text_column], "corpus.text_column"):
+                    yield text
+            elif self.document == "line":
+                yield from read_lines(path)
+            else:
+                yield read_text(path)
+
+    def _saved_texts(self, split: str, source: str) -> Iterator[str]:
+        key = f"corpus.{split}={source}"
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError(f"{key} needs the package datasets: pip install -e '.[text]'") from error
+        try:
+            saved = datasets.load_from_disk(str(Path(source).expanduser()))
+        except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{key} cannot be read as a saved data set ({reason}).") from error
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise UserError(f"{key} has no split {split!r}; it has: {', '.join(saved)}.")
+            saved = saved[split]
+        if self.text_column not in saved.column_names:
+            there = saved.column_names
+            hint = nearest(self.text_column, there)
+            raise UserError(
+                f"corpus.text_column={self.text_column}: {source} has no such column; it has: {', '.join(there)}.{hint}"
+            )
+        for batch in saved.select_columns([self.text_column]).iter(ROWS_AT_ONCE):
+            for text in batch[self.text_column]:
+                if not isinstance(text, str):
+                    kind = type(text).__name__
+                    raise UserError(f"corpus.text_column={self.text_column}: {source} holds {kind} there; allowed: text.")
+                yield text
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether ``save_to_disk`` wrote this folder."""
+    return any(all((path / name).is_file() for name in names) for names in SAVED)
+
+
+def _splits_of_saved(train: str) -> set[str]:
+    """The names of the splits that a saved data set of several splits has; none of anything else."""
+    folder = Path(train).expanduser()
+    return {path.parent.name for path in folder.glob("*/state.json")} if (folder / "dataset_dict.json").is_file() else set()

@@ -1,0 +1,92 @@
+"""Wikitext-103 (arXiv 1609.07843): 28 thousand good and featured articles of Wikipedia, the usual corpus of perplexities.
+
+Why: published perplexities, the CoPE paper's among them, are on it. The Hub's data set ``Salesforce/wikitext`` has one line of
+text a row; a document here is an article, which begins with a line such as `` = Valkyria Chronicles III = `` after an empty
+one. (A heading of a section has more signs: `` = = Gameplay = = ``.) Its own splits are kept. The ``raw`` variant is the text
+as it was; in the ``tokenised`` one words are parted by spaces and rare ones are ``<unk>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cope.corpora.base import Corpus, files_digest
+from cope.corpora.hub import INSTEAD, load_hub_dataset
+from cope.corpora.rows import ROWS_AT_ONCE, read_columns
+from cope.errors import UserError, check_choice, nearest
+
+DATASET = "Salesforce/wikitext"
+CONFIGURATIONS = {"raw": "wikitext-103-raw-v1", "tokenised": "wikitext-103-v1"}
+COLUMN = "text"
+TITLE = re.compile(r" = (?!=).*(?<!= )= $")
+
+
+class Wikitext103(Corpus):
+    """Articles in the order of the data set.
+
+    Args:
+        variant: ``raw`` or ``tokenised``.
+        source: ``hub``, or a folder with parquet files named as on the Hub (``train-00000-of-00002.parquet``, or
+            ``train.parquet``), there or in a folder named after the configuration.
+    """
+
+    name = "wikitext103"
+    license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
+    if_empty: ClassVar[str] = "There must be a line such as ' = Title = ' after an empty one."
+
+    def __init__(self, *, variant: str = "raw", source: str = "hub") -> None:
+        super().__init__()
+        check_choice("corpus.variant", variant, CONFIGURATIONS)
+        if source != "hub" and not Path(source).expanduser().is_dir():
+            hint = nearest(source, ("hub",))
+            raise UserError(f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{hint} {INSTEAD}")
+        self.variant = variant
+        self.source = source
+
+    def documents(self, split: str) -> Iterator[str]:
+        return articles(self._lines(split))
+
+    def identity(self) -> dict[str, Any]:
+        if self.source == "hub":
+            return {"variant": self.variant, "source": DATASET}
+        files = [(path.name, path) for split in ("train", "validation", "test") for path in self._files(split)]
+        return {"variant": self.variant, "files": files_digest(files)}
+
+    def _lines(self, split: str) -> Iterator[str]:
+        if self.source == "hub":
+            rows = load_hub_dataset(f"corpus={self.name}", DATASET, CONFIGURATIONS[self.variant], split=split)
+            for batch in rows.iter(ROWS_AT_ONCE):
+                yield from batch[COLUMN]
+        else:
+            for path in self._files(split):
+                for (line,) in read_columns(path, [COLUMN], f"corpus.source={self.source}: column"):
+                    yield line
+
+    def _files(self, split: str) -> list[Path]:
+        folder = Path(self.source).expanduser()
+        inner = folder / CONFIGURATIONS[self.variant]
+        folder = inner if inner.is_dir() else folder
+        files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
+        if not files:
+            raise UserError(f"corpus.source={self.source}: there is no file {split}-*.parquet or {split}.parquet in {folder}.")
+        return files
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """Articles from lines with or without their newlines; each begins with its title. Lines before the first are dropped."""
+    article: list[str] = []
+    after_empty = True
+    for line in lines:
+        line = line.removesuffix("\n")
+        if after_empty and TITLE.match(line):
+            if article:
+                yield "".join(article)
+            article = [line + "\n"]
+        elif article:
+            article.append(line + "\n")
+        after_empty = not line.strip()
+    if article:
+        yield "".join(article)
