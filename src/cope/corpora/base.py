@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cope.errors import UserError, check_at_least, check_between
+from cope.errors import UserError, check_between
 
 SPLITS = ("train", "validation", "test")
 
@@ -68,12 +68,6 @@ def check_fractions(validation_fraction: float, test_fraction: float) -> None:
             f"corpus.validation_fraction={validation_fraction} and corpus.test_fraction={test_fraction} leave nothing for "
             "training; allowed: a sum below 1."
         )
-
-
-def check_num_documents(num_documents: int | None) -> None:
-    """Raise UserError unless there can be so many documents in a split."""
-    if num_documents is not None:
-        check_at_least("corpus.num_documents", num_documents, 1)
 
 
 def files_digest(files: Iterable[tuple[str, Path]]) -> str:

@@ -13,13 +13,12 @@ import importlib.util
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
 
 from cope.corpora import wiki_markup
-from cope.corpora.base import Corpus, check_fractions, check_num_documents, split_by_hash
+from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
 from cope.errors import UserError
 
 MEMBER = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -33,24 +32,14 @@ class EnwikiSample(Corpus):
         source: ``gensim`` for the installed package; or the path of its wheel, or of a dump (``.xml`` or ``.xml.bz2``).
         validation_fraction: of the articles, by a hash of the title.
         test_fraction: likewise.
-        num_documents: the most that are taken for a split, from the beginning of the dump; None takes all.
     """
 
     name = "enwiki_sample"
     license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
 
-    def __init__(
-        self,
-        *,
-        source: str = "gensim",
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        num_documents: int | None = None,
-    ) -> None:
+    def __init__(self, *, source: str = "gensim", validation_fraction: float = 0.1, test_fraction: float = 0.1) -> None:
         super().__init__()
         check_fractions(validation_fraction, test_fraction)
-        check_num_documents(num_documents)
-        self.num_documents = num_documents
         self.fractions = (validation_fraction, test_fraction)
         self.source = source
         self.path = _installed() if source == "gensim" else Path(source).expanduser()
@@ -63,9 +52,9 @@ class EnwikiSample(Corpus):
     def documents(self, split: str) -> Iterator[str]:
         try:
             with self._open() as file:
-                found = (article for article in _articles(file) if split_by_hash(article[0], *self.fractions) == split)
-                for title, markup in islice(found, self.num_documents):
-                    yield wiki_markup.plain_text(title, markup)
+                for title, markup in _articles(file):
+                    if split_by_hash(title, *self.fractions) == split:
+                        yield wiki_markup.plain_text(title, markup)
         except (OSError, EOFError, KeyError, zipfile.BadZipFile, ElementTree.ParseError) as error:
             reason = str(error) or type(error).__name__
             raise UserError(
@@ -73,14 +62,11 @@ class EnwikiSample(Corpus):
             ) from error
 
     def identity(self) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        return {
-            "content": content,
-            "fractions": list(self.fractions),
-            "num_documents": self.num_documents,
-            "cleaning": wiki_markup.VERSION,
-        }
+        if self.source == "gensim":  # small, and the same file wherever gensim is installed
+            content = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        else:
+            content = files_digest([(self.path.name, self.path)])
+        return {"content": content, "fractions": list(self.fractions), "cleaning": wiki_markup.VERSION}
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:

@@ -11,11 +11,10 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.base import Corpus, check_fractions, check_num_documents, files_digest, split_by_hash
+from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
 from cope.errors import UserError
 
 INSTALLED = ("site-packages", "dist-packages")  # what others wrote
@@ -30,24 +29,15 @@ class PythonStdlib(Corpus):
         packages: names of installed packages whose sources are read as well.
         validation_fraction: of the files.
         test_fraction: of the files.
-        num_documents: the most files that are taken for a split, in the order of their paths; None takes all.
     """
 
     name = "python_stdlib"
 
     def __init__(
-        self,
-        *,
-        packages: list[str],
-        tests: bool = False,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        num_documents: int | None = None,
+        self, *, packages: list[str], tests: bool = False, validation_fraction: float = 0.1, test_fraction: float = 0.1
     ) -> None:
         super().__init__()
         check_fractions(validation_fraction, test_fraction)
-        check_num_documents(num_documents)
-        self.num_documents = num_documents
         self.tests = tests
         self.packages = sorted(set(packages))
         self.fractions = (validation_fraction, test_fraction)
@@ -57,17 +47,17 @@ class PythonStdlib(Corpus):
         self.folders = {"stdlib": Path(sysconfig.get_path("stdlib")), **{name: _package(name) for name in self.packages}}
 
     def documents(self, split: str) -> Iterator[str]:
-        found = (path for key, path in self._files() if split_by_hash(key, *self.fractions) == split)
-        for path in islice(found, self.num_documents):
-            try:
-                yield path.read_bytes().decode()
-            except UnicodeDecodeError:
-                self.left_out[f"files that are not UTF-8, in {split}"] += 1
-            except OSError as error:
-                raise UserError(f"corpus={self.name}: {path} cannot be read ({error.strerror}).") from error
+        for key, path in self._files():
+            if split_by_hash(key, *self.fractions) == split:
+                try:
+                    yield path.read_bytes().decode()
+                except UnicodeDecodeError:
+                    self.left_out[f"files that are not UTF-8, in {split}"] += 1
+                except OSError as error:
+                    raise UserError(f"corpus={self.name}: {path} cannot be read ({error.strerror}).") from error
 
     def identity(self) -> dict[str, Any]:
-        return {"fractions": list(self.fractions), "num_documents": self.num_documents, "files": files_digest(self._files())}
+        return {"fractions": list(self.fractions), "files": files_digest(self._files())}
 
     def _files(self) -> list[tuple[str, Path]]:
         """``(name, path)`` of every file, sorted by name; names are the same on every machine."""

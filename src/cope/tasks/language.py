@@ -44,6 +44,7 @@ class Language(Task):
         context: tokens that the model reads at once.
         stride: tokens by which a scoring window moves: a number, ``half`` (of the context) or ``context`` (no overlap).
         num_validation, num_test: tokens to be scored, in whole documents chosen at random but always the same; None: all.
+        max_documents: the most that are read of each split of the corpus; None: all.
         splits: test splits by name, each with ``context_factor`` and ``stride`` where they differ from the task's.
         data_dir: where the prepared corpus is kept.
     """
@@ -59,13 +60,14 @@ class Language(Task):
         stride: int | str = "half",
         num_validation: int | None = None,
         num_test: int | None = None,
+        max_documents: int | None = None,
         splits: Mapping[str, Mapping[str, Any]] | None = None,
         data_dir: str | Path = "data",
     ) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"task.name={name} cannot name a folder; allowed: letters, digits, '_', '-' and '.'.")
         check_whole_number("task.context", context, 2)
-        for key, number in (("num_validation", num_validation), ("num_test", num_test)):
+        for key, number in (("num_validation", num_validation), ("num_test", num_test), ("max_documents", max_documents)):
             if number is not None:
                 check_whole_number(f"task.{key}", number, 1)
         self.name, self.context, self.data_dir = name, context, data_dir
@@ -73,6 +75,7 @@ class Language(Task):
         self.tokenizer_settings = TokenizerSettings(
             **arguments(OmegaConf.create(dict(tokenizer)), TokenizerSettings, "task.tokenizer")
         )
+        self.max_documents = max_documents
         self.num_scored = {"validation": num_validation, "test": num_test}
         self.views = self._views(stride, splits)
         self._prepared: PreparedCorpus | None = None
@@ -96,7 +99,7 @@ class Language(Task):
     def prepared(self) -> PreparedCorpus:
         """The corpus as tokens; made on first use, which may take minutes."""
         if self._prepared is None:
-            self._prepared = prepare(self.corpus, self.tokenizer_settings, self.data_dir)
+            self._prepared = prepare(self.corpus, self.tokenizer_settings, self.data_dir, self.max_documents)
         return self._prepared
 
     @property
