@@ -32,9 +32,7 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 
 .PHONY: laptop-table
 laptop-table: $(INSTALLED) ## Make the README's table: 45 runs of about a minute, two at a time
-	$(BIN)/python train.py -m task=counting,selective_copy,flip_flop seed=1,2,3 \
-		pe=none,absolute,relative,rope,cope hydra/launcher=joblib
-	$(BIN)/python scripts/laptop_table.py
+	$(BIN)/python scripts/table.py laptop --run
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

@@ -12,41 +12,49 @@ from cope.results.metrics import METRICS
 
 
 def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
-    """``{task: {encoding: {split: [mean, standard deviation]}}}``, test error in percent."""
+    """``{section: {row: {split: [mean, standard deviation] or [value]}}}``: test error in percent, or perplexity."""
     content: dict[str, dict[str, dict[str, list[float]]]] = yaml.safe_load(
         files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
     )
     return content
 
 
-def comparison_table(task: str, results: dict[str, list[dict[str, Any]]], num_seeds: int) -> str:
-    """One row an encoding, one column a test split: mean (standard deviation) here, and below it the paper's.
+def comparison_table(section: str, results: dict[str, list[dict[str, Any]]], num_seeds: int) -> str:
+    """One row an encoding or variant, one column a test split: mean (standard deviation) here, and below it the paper's.
 
     Args:
-        results: the finished runs of each encoding; fewer than ``num_seeds`` are marked, none at all is "missing".
+        section: its title, and its name in ``paper.yaml``.
+        results: the finished runs of each row; fewer than ``num_seeds`` are marked, none at all is "missing".
     """
     finished = [result for runs in results.values() for result in runs]
     if not finished:
-        return f"{task}: {MISSING}"
+        return f"**{section}**: {MISSING}"
     headline = finished[0]["headline"]
     splits = [split for split in finished[0]["splits"] if split != "validation"]
-    paper = paper_figures().get(task, {})
+    paper = paper_figures().get(section, {})
     lines = [
-        f"**{task}**, {METRICS[headline].label}",
+        f"**{section}**, {METRICS[headline].label}",
         "",
-        "| pe | " + " | ".join(splits) + " | seconds a run |",
+        "| | " + " | ".join(splits) + " | seconds a run |",
         "|---" * (len(splits) + 2) + "|",
     ]
-    for encoding, runs in results.items():
+    for row, runs in results.items():
         cells = []
         for split in splits:
             cell = spread([run["splits"][split][headline] for run in runs], METRICS[headline])
-            published = paper.get(encoding, {}).get(split)
-            cells.append(cell + (f"<br>*paper {published[0]} ({published[1]})*" if published else ""))
+            cells.append(cell + _published(paper.get(row, {}).get(split)))
         seconds = f"{sum(run['time_s'] for run in runs) / len(runs):.0f}" if runs else MISSING
-        name = f"`{encoding}`" + ("" if len(runs) == num_seeds else f" ({len(runs)} of {num_seeds} seeds)")
+        name = row + ("" if len(runs) == num_seeds else f" ({len(runs)} of {num_seeds} seeds)")
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds} |")
     return "\n".join(lines)
+
+
+def _published(figures: list[float] | None) -> str:
+    """The paper's mean and, where it has one, standard deviation."""
+    if figures is None:
+        return ""
+    deviation = f" ({figures[1]})" if len(figures) > 1 else ""
+    return f"<br>*paper {figures[0]}{deviation}*"
 
 
 def provenance(results: list[dict[str, Any]]) -> str:

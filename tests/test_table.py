@@ -1,0 +1,58 @@
+"""Tables: the runs that each needs compose, results stand where they belong, and what is missing or failed is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, ROOT
+
+from cope.errors import UserError
+from cope.report.comparison import comparison_table, paper_figures
+from cope.report.plan import read_plan, run_all
+
+TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
+    plan = read_plan(CONFIGS, name, ["scale=smoke"], None)
+    assert len({run.folder.path for run in plan.runs if run.section == plan.sections[0]}) == len(plan.seeds) * len(
+        plan.results(plan.sections[0])
+    )
+    assert {run.section for run in plan.runs} == set(plan.sections)
+
+
+def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
+    rows = {section: set(plan.results(section)) for name in TABLES for plan in [read_plan(CONFIGS, name, [], [1])]
+            for section in plan.sections}  # fmt: skip
+    for section, figures in paper_figures().items():
+        assert set(figures) <= rows[section], section
+
+
+def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
+    plan = read_plan(CONFIGS, "language", ["scale=smoke", f"output_dir={tmp_path}"], [1, 2])
+    for run in plan.runs:
+        if run.section == "code" and run.row == "cope" and "seed=2" in run.overrides:
+            run.folder.path.mkdir(parents=True)
+            splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
+            result = {"headline": "perplexity", "splits": splits, "time_s": 7}
+            run.folder.result.write_text(json.dumps(result))
+    assert comparison_table("wikipedia", plan.results("wikipedia"), 2) == "**wikipedia**: missing"
+    text = comparison_table("code", plan.results("code"), 2)
+    assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
+    assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.log_every=0", f"output_dir={tmp_path}"]
+    runs = read_plan(CONFIGS, "laptop", overrides, [1]).runs[:1]
+    assert run_all(runs, ROOT, 1) == list(runs)
+    assert "FAILED: python train.py task=counting pe=none scale=smoke" in capsys.readouterr().out
+    assert "trainer.log_every=0 is too small" in runs[0].log.read_text()
+
+
+def test_an_unknown_table_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"table=languages is not known; allowed: .*Did you mean 'language'"):
+        read_plan(CONFIGS, "languages", [], None)
