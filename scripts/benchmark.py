@@ -40,8 +40,12 @@ NUM_POSITIONS = 64
 SHAPES = [(64, 128, 32), (64, 256, 32), (64, 512, 64), (16, 1024, 64), (4, 2048, 64)]  # batch x heads, time, head_dim
 DENSITIES = {"dense": 0.5, "sparse": 0.02}  # mean gate
 MEMORY_LENGTHS = [1024, 2048, 4096, 8192, 16384]
-# layers, dim, heads, time, batch. The last is the paper's shape with a batch that a small machine trains in seconds.
-MODELS = {"laptop": (2, 64, 4, 128, 32), "dim 256, T 512": (4, 256, 4, 512, 4)}
+# layers, dim, heads, time, batch. The last is the shape of the paper's flip-flop and counting models.
+MODELS = {
+    "laptop": (2, 64, 4, 128, 32),
+    "dim 256, T 512, batch 4": (4, 256, 4, 512, 4),
+    "dim 256, T 512, batch 64": (4, 256, 4, 512, 64),
+}
 
 
 def draw(heads: int, time_steps: int, head_dim: int, density: float, device: str) -> list[Tensor]:

@@ -16,6 +16,7 @@ FORBIDDEN = {
     "kernels": {"tasks", "model", "training", "results", "report", "positions"},
     "positions": {"tasks", "model", "training", "results", "report"},
     "tasks": {"positions", "kernels", "model", "training", "results", "report"},
+    "corpora": {"tasks", "positions", "kernels", "model", "training", "report"},
     "model": {"tasks", "training", "results", "report"},
     "results": {"tasks", "positions", "kernels", "model", "training", "report"},
     "report": {"tasks", "positions", "kernels", "model", "training"},

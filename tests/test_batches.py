@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cope.seeding import numpy_stream, seed_torch, stream_seed
-from cope.tasks.base import IGNORE, Examples, Task
+from cope.tasks.base import IGNORE, Examples, Specimen, Task
 from cope.tasks.flip_flop import FlipFlop
 from cope.training.batches import TrainingBatches, epoch_order, evaluation_batches
 from cope.training.evaluation import score
@@ -39,6 +39,9 @@ class Numbered(Task):
 
     def evaluation_examples(self, split: str) -> Examples:
         return self.examples
+
+    def specimen(self, num_tokens: int) -> Specimen:
+        raise AssertionError("nothing is drawn here")
 
 
 def numbers(parts: list[tuple[Tensor, Tensor]]) -> list[int]:

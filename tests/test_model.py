@@ -33,7 +33,9 @@ def some_tokens() -> torch.Tensor:
 
 def silent_layer(norm: str) -> Layer:
     """A layer whose branches add nothing."""
-    layer = Layer(SHAPE, 0, feed_forward_multiple=2, activation="relu", norm=norm, dropout=0.0)
+    layer = Layer(
+        SHAPE, 0, feed_forward_multiple=2, activation="relu", norm=norm, normalization="layer", biases=True, dropout=0.0
+    )
     for linear in (layer.attention.output, layer.feed_forward.output):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -106,7 +108,7 @@ def test_dropout_only_in_training():
 def test_attention_drops_weights_only_in_training(encoding):
     # Each of the three has a path of its own through attention.
     torch.manual_seed(0)
-    attention, x = SelfAttention(SHAPE.dim, SHAPE.num_heads, dropout=0.5, layer=0), torch.randn(2, 6, SHAPE.dim)
+    attention, x = SelfAttention(SHAPE.dim, SHAPE.num_heads, biases=True, dropout=0.5, layer=0), torch.randn(2, 6, SHAPE.dim)
     sure = attention.eval()(x, encoding)
     assert torch.equal(attention(x, encoding), sure)
     attention.train()

@@ -20,8 +20,9 @@ from runs import contents, release, run
 
 from cope.errors import UserError
 from cope.report.figures import draw_run
-from cope.report.tables import percent, run_line, run_table, spread, sweep_table
+from cope.report.tables import run_line, run_table, spread, sweep_table
 from cope.results.collect import describe_differences, read_results
+from cope.results.metrics import METRICS, percent
 from cope.results.record import RunFolder, write_atomically, write_json
 from cope.results.statistics import mean_and_spread, wilson_interval
 from cope.training.experiment import Experiment
@@ -48,9 +49,9 @@ def test_wilson_interval(errors: int, count: int, low: float, high: float) -> No
 def test_mean_and_spread() -> None:
     assert mean_and_spread([0.25]) == (0.25, None)
     assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
-    assert spread([0.25]) == "25.00"
-    assert spread([0.01, 0.03]) == "2.00 (1.41)"
-    assert spread([]) == "missing"
+    assert spread([0.25], METRICS["error"]) == "25.00"
+    assert spread([0.01, 0.03], METRICS["error"]) == "2.00 (1.41)"
+    assert spread([], METRICS["error"]) == "missing"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_table_of_a_run(tmp_path: Path) -> None:
     assert str(tmp_path) in rows["run"]
     assert str(tmp_path / "picture.png") in rows["picture:"]
     line = run_line(result_of("cope", 1, {"test": 20}))
-    assert "counting cope seed=1: test 2.00%" in line and "\n" not in line
+    assert "counting cope seed=1: sequence error %: test 2.00 (" in line and "\n" not in line
 
 
 def test_table_of_a_sweep() -> None:

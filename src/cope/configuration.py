@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from typing import Any, get_args, get_type_hints
@@ -22,18 +22,17 @@ from cope.errors import UserError, nearest
 
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = ("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir", "trainer.threads")
-NOT_CONFIGURABLE = ("self", "shape", "encoding", "vocab_size")
 
 
-def arguments(node: DictConfig, target: Callable[..., Any], key: str) -> dict[str, Any]:
-    """``node``'s values as keyword arguments of ``target``, converted to the types it declares.
+def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: Collection[str] = ()) -> dict[str, Any]:
+    """``node``'s values as keyword arguments of ``target``, converted to the types it declares; ``provided`` are left out.
 
     Raises:
         UserError: an unknown or missing key, or a value of another type; names ``key``, the value and what is allowed.
     """
     initialiser = target.__init__ if inspect.isclass(target) else target
     hints = get_type_hints(initialiser)
-    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in NOT_CONFIGURABLE}
+    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in provided}
     values = [str(name) for name in node if name != "_target_"]
     if "name" not in parameters:
         values = [name for name in values if name != "name"]  # the group's choice, there for reading only
@@ -79,7 +78,7 @@ def build(node: DictConfig, key: str, **provided: Any) -> Any:
         target = get_class(node["_target_"])
     except Exception as error:  # Hydra raises several kinds here, all with the reason in the text
         raise UserError(f"{key}._target_={node.get('_target_')} cannot be loaded: {error}") from error
-    return target(**provided, **arguments(node, target, key))
+    return target(**provided, **arguments(node, target, key, provided))
 
 
 class Problems:

@@ -70,14 +70,21 @@ class PreparedCorpus:
     folder: Path  # where it is kept
 
 
-def prepare(corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path) -> PreparedCorpus:
+def prepare(
+    corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path, max_documents: int | None = None
+) -> PreparedCorpus:
     """``corpus`` in tokens: what is stored in ``data_dir``, and on the first call what is made and stored now.
+
+    Args:
+        max_documents: the most that are taken of each split, its first ones; None takes all.
 
     Raises:
         UserError: the text cannot be had, a split is empty, the vocabulary does not fit the text, or ``data_dir`` cannot be
             written.
     """
     key = {"version": VERSION, "corpus": corpus.name, "identity": corpus.identity(), "tokenizer": asdict(tokenizer)}
+    if max_documents is not None:
+        key["max_documents"] = max_documents
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     folder = Path(data_dir).expanduser() / "corpora" / corpus.name / name
     manifest, _ = _complete(folder)
@@ -87,7 +94,7 @@ def prepare(corpus: Corpus, tokenizer: TokenizerSettings, data_dir: str | Path) 
             if manifest is None:
                 if damage:
                     log.warning("Cannot use %s (%s): preparing it again.", folder, damage)
-                manifest = _make(corpus, tokenizer, key, folder)
+                manifest = _make(corpus, tokenizer, max_documents, key, folder)
     log.info(_summary(corpus, manifest))
     return PreparedCorpus(
         tokenizer=load_tokenizer(tokenizer, (folder / MODEL).read_bytes()),
@@ -135,7 +142,9 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _make(corpus: Corpus, settings: TokenizerSettings, key: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _make(
+    corpus: Corpus, settings: TokenizerSettings, max_documents: int | None, key: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     """Prepare ``folder``, going on where an interrupted preparation stopped; returns the manifest."""
     check_available(settings)
     partial = folder.with_name(f"{folder.name}.partial")
@@ -143,7 +152,7 @@ def _make(corpus: Corpus, settings: TokenizerSettings, key: dict[str, Any], fold
         shards = TextShards.read(partial)
         if shards is None:
             shutil.rmtree(partial, ignore_errors=True)
-            shards = write_text_shards(corpus, partial)
+            shards = write_text_shards(corpus, partial, max_documents)
         complete = partial / "complete"
         if not (complete / MODEL).exists():
             source = f"corpus={corpus.name}"

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -59,8 +60,8 @@ def read_shard(path: Path) -> list[str]:
     return documents
 
 
-def write_text_shards(corpus: Corpus, folder: Path) -> TextShards:
-    """Read ``corpus`` into ``folder``.
+def write_text_shards(corpus: Corpus, folder: Path, max_documents: int | None = None) -> TextShards:
+    """Read ``corpus``, or the first ``max_documents`` of each of its splits, into ``folder``.
 
     Raises:
         UserError: a split is empty, a text is not valid Unicode, or the corpus changed while it was read.
@@ -76,7 +77,8 @@ def write_text_shards(corpus: Corpus, folder: Path) -> TextShards:
         shard: list[str] = []
         num_shards[split] = num_characters[split] = waiting = 0
         own: set[bytes] = set()
-        for number, text in enumerate(_with_progress(corpus.documents(split), f"{corpus.name}: {split}")):
+        documents = islice(corpus.documents(split), max_documents)
+        for number, text in enumerate(_with_progress(documents, f"{corpus.name}: {split}")):
             digest = _digest(corpus, split, number, text)
             if reason := _reason_to_leave_out(text, digest, split, own, seen):
                 left_out[reason] += 1

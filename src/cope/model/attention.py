@@ -30,13 +30,13 @@ class LayerCache:
 class SelfAttention(nn.Module):
     """Queries, keys and values of all heads, attended causally, and projected back."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, layer: int) -> None:
+    def __init__(self, dim: int, num_heads: int, biases: bool, dropout: float, layer: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.layer = layer
-        self.query_key_value = nn.Linear(dim, 3 * dim)
-        self.output = nn.Linear(dim, dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=biases)
+        self.output = nn.Linear(dim, dim, bias=biases)
 
     def heads(self, x: Tensor, encoding: PositionEncoding, start: int = 0, cache: LayerCache | None = None) -> Heads:
         """Queries, keys and values as the encoding sees them."""

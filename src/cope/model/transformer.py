@@ -1,5 +1,7 @@
 """A decoder-only Transformer, top to bottom. Position comes from the encoding's hooks alone.
 
+Its settings reach from GPT-2 (gelu, layer norm, biases) to Llama 2 (swiglu, RMS norm, no biases, an output layer of its own).
+
 Initialisation follows the code that CoPE's authors released: token embeddings from N(0, 1/dim), PyTorch's own for linear
 layers, and with pre-norm each branch's last layer divided by sqrt(2 num_layers).
 """
@@ -18,7 +20,20 @@ from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.model.attention import LayerCache, SelfAttention
 from cope.positions.base import ModelShape, PositionEncoding
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+def swiglu(x: Tensor) -> Tensor:
+    """One half of the hidden units, gated by the other (Shazeer 2020, arXiv 2002.05202)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+# The function, and how many hidden vectors it takes in for each that it gives out.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "relu": (F.relu, 1),
+    "gelu": (F.gelu, 1),
+    "swiglu": (swiglu, 2),
+}
+NORMALIZATIONS: dict[str, type[nn.LayerNorm | nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 def check_shape(dim: int, num_layers: int, num_heads: int) -> None:
@@ -33,11 +48,11 @@ def check_shape(dim: int, num_layers: int, num_heads: int) -> None:
 class FeedForward(nn.Module):
     """Two linear layers with an activation between."""
 
-    def __init__(self, dim: int, hidden: int, activation: str, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, activation: str, biases: bool, dropout: float) -> None:
         super().__init__()
-        self.hidden = nn.Linear(dim, hidden)
-        self.output = nn.Linear(hidden, dim)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, num_inputs = ACTIVATIONS[activation]
+        self.hidden = nn.Linear(dim, num_inputs * hidden, bias=biases)
+        self.output = nn.Linear(hidden, dim, bias=biases)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,16 +62,24 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each in a residual branch with layer norm before it (pre) or after the sum (post)."""
+    """Attention and feed-forward, each in a residual branch with a norm before it (pre) or after the sum (post)."""
 
     def __init__(
-        self, shape: ModelShape, index: int, feed_forward_multiple: int, activation: str, norm: str, dropout: float
+        self,
+        shape: ModelShape,
+        index: int,
+        feed_forward_multiple: int,
+        activation: str,
+        norm: str,
+        normalization: str,
+        biases: bool,
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.attention = SelfAttention(shape.dim, shape.num_heads, dropout, index)
-        self.feed_forward = FeedForward(shape.dim, shape.dim * feed_forward_multiple, activation, dropout)
-        self.attention_norm = nn.LayerNorm(shape.dim)
-        self.feed_forward_norm = nn.LayerNorm(shape.dim)
+        self.attention = SelfAttention(shape.dim, shape.num_heads, biases, dropout, index)
+        self.feed_forward = FeedForward(shape.dim, shape.dim * feed_forward_multiple, activation, biases, dropout)
+        self.attention_norm = NORMALIZATIONS[normalization](shape.dim)
+        self.feed_forward_norm = NORMALIZATIONS[normalization](shape.dim)
         self.norm = norm
         self.dropout = nn.Dropout(dropout)
 
@@ -83,8 +106,10 @@ class Transformer(nn.Module):
         vocab_size: number of token ids.
         encoding: the position encoding, which also knows the model's shape.
         feed_forward_multiple: the feed-forward's hidden size, in multiples of dim.
-        activation: ``relu`` or ``gelu``.
-        norm: ``pre`` or ``post``.
+        activation: ``relu``, ``gelu`` or ``swiglu``, which has a third weight matrix of the hidden size.
+        norm: where it stands, ``pre`` or ``post``.
+        normalization: ``layer`` or ``rms``.
+        biases: of the linear layers in attention and feed-forward.
         dropout: probability, for embeddings, attention weights, hidden units and branches.
         tied_embeddings: the output layer is the token embedding's transpose.
 
@@ -99,6 +124,8 @@ class Transformer(nn.Module):
         feed_forward_multiple: int = 4,
         activation: str = "relu",
         norm: str = "pre",
+        normalization: str = "layer",
+        biases: bool = True,
         dropout: float = 0.0,
         tied_embeddings: bool = True,
     ) -> None:
@@ -106,15 +133,17 @@ class Transformer(nn.Module):
         check_at_least("model.feed_forward_multiple", feed_forward_multiple, 1)
         check_choice("model.activation", activation, ACTIVATIONS)
         check_choice("model.norm", norm, ["pre", "post"])
+        check_choice("model.normalization", normalization, NORMALIZATIONS)
         check_between("model.dropout", dropout, 0.0, 0.99)
         shape = encoding.shape
         self.encoding = encoding
         self.embedding = nn.Embedding(vocab_size, shape.dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            Layer(shape, index, feed_forward_multiple, activation, norm, dropout) for index in range(shape.num_layers)
+            Layer(shape, index, feed_forward_multiple, activation, norm, normalization, biases, dropout)
+            for index in range(shape.num_layers)
         )
-        self.final_norm = nn.LayerNorm(shape.dim) if norm == "pre" else nn.Identity()
+        self.final_norm = NORMALIZATIONS[normalization](shape.dim) if norm == "pre" else nn.Identity()
         self.output = nn.Linear(shape.dim, vocab_size, bias=False)
         self._initialise(shape, norm)
         if tied_embeddings:
@@ -156,5 +185,6 @@ class Transformer(nn.Module):
         return [LayerCache() for _ in self.layers]
 
     def num_parameters(self) -> int:
-        """Learned numbers, each counted once."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        """Learned numbers, each counted once; position vectors beyond the training context are never learned."""
+        parameters = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return parameters - self.encoding.num_untrained

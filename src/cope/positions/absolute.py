@@ -22,6 +22,7 @@ class Absolute(PositionEncoding):
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error"])
         self.max_tokens = positions_beyond_training(shape, beyond)
+        self.num_untrained = max(0, self.max_tokens - shape.context) * shape.dim
         self.vectors = nn.Parameter(torch.randn(self.max_tokens, shape.dim) * shape.dim**-0.5)
 
     def embed(self, x: Tensor, start: int) -> Tensor:

@@ -72,6 +72,7 @@ class PositionEncoding(nn.Module):
     """No position at all (``pe=none``), and the base of every encoding."""
 
     max_tokens: int | None = None  # the longest sequence for which the encoding is defined; None is any
+    num_untrained: int = 0  # parameters that no training sequence reaches, since they are for longer ones
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

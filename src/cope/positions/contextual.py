@@ -149,7 +149,7 @@ class ContextualRelative(Contextual):
     ) -> None:
         super().__init__(shape, num_positions, scale, share_layers, init_std, gates, backend)
         self.relative = Relative(shape, beyond)
-        self.max_tokens = self.relative.max_tokens
+        self.max_tokens, self.num_untrained = self.relative.max_tokens, self.relative.num_untrained
 
     def relative_vectors(self, num_keys: int) -> Tensor:
         self.check_length(num_keys)

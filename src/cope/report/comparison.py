@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from cope.report.tables import MISSING, spread
-
-METRICS = {"error": "sequence error", "token_error": "token error"}
+from cope.results.metrics import METRICS
 
 
 def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
@@ -33,7 +32,7 @@ def comparison_table(task: str, results: dict[str, list[dict[str, Any]]], num_se
     splits = [split for split in finished[0]["splits"] if split != "validation"]
     paper = paper_figures().get(task, {})
     lines = [
-        f"**{task}**, {METRICS[headline]} in %",
+        f"**{task}**, {METRICS[headline].label}",
         "",
         "| pe | " + " | ".join(splits) + " | seconds a run |",
         "|---" * (len(splits) + 2) + "|",
@@ -41,7 +40,7 @@ def comparison_table(task: str, results: dict[str, list[dict[str, Any]]], num_se
     for encoding, runs in results.items():
         cells = []
         for split in splits:
-            cell = spread([run["splits"][split][headline] for run in runs])
+            cell = spread([run["splits"][split][headline] for run in runs], METRICS[headline])
             published = paper.get(encoding, {}).get(split)
             cells.append(cell + (f"<br>*paper {published[0]} ({published[1]})*" if published else ""))
         seconds = f"{sum(run['time_s'] for run in runs) / len(runs):.0f}" if runs else MISSING

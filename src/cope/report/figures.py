@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cope.results.metrics import METRICS
 from cope.results.record import RunFolder
 
 GATE_COLOUR = "#9ecae1"
@@ -29,18 +30,20 @@ def draw_run(folder: RunFolder) -> dict[str, Path]:
 
 
 def draw_learning_curves(folder: RunFolder) -> Path:
-    """Training loss, and validation error, over the steps."""
+    """Training loss, and the task's metrics on the validation split, over the steps."""
     lines = folder.read_metrics()
-    figure, (loss, error) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (loss, metrics) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for key, label in (("train/loss", "training"), ("eval/validation/loss", "validation")):
         loss.plot(*_series(lines, key), label=label)
-    loss.set(xlabel="step", ylabel="loss (nats per answer token)", yscale="log")
+    loss.set(xlabel="step", ylabel="loss (nats per predicted token)", yscale="log")
     loss.legend()
-    for key, label in (("eval/validation/error", "sequences"), ("eval/validation/token_error", "answer tokens")):
-        steps, values = _series(lines, key)
-        error.plot(steps, 100 * values, marker="o", markersize=3, label=label)
-    error.set(xlabel="step", ylabel="validation error (%)", ylim=(0, None))
-    error.legend()
+    found = [name for name in METRICS if any(f"eval/validation/{name}" in line for line in lines)]
+    for name in [name for name in found if METRICS[name].is_percentage] or found[:1]:  # perplexities differ too much in size
+        steps, values = _series(lines, f"eval/validation/{name}")
+        metrics.plot(steps, METRICS[name].factor * values, marker="o", markersize=3, label=METRICS[name].label)
+    metrics.set(xlabel="step", ylabel="on the validation split", ylim=(0, None))
+    if found:
+        metrics.legend()
     return _save(figure, folder.figures / "learning_curves.png")
 
 

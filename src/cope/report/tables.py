@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,42 +9,32 @@ from typing import Any
 import pandas as pd
 
 from cope.results.collect import describe_differences
+from cope.results.metrics import METRICS, Metric, percent
 from cope.results.record import RunFolder
 from cope.results.statistics import mean_and_spread, wilson_interval
 
 MISSING = "missing"
 
 
-def percent(fraction: float) -> str:
-    """0.0123 -> ``1.23``, with more digits where a small number would look like none."""
-    value = 100 * fraction
-    digits = 2 if value == 0 or value >= 0.01 else -math.floor(math.log10(value))
-    return f"{value:.{digits}f}"
-
-
-def headline_count(split: dict[str, Any], headline: str) -> tuple[int, int]:
-    """(errors, count) of the metric that the task is judged by."""
-    if headline == "token_error":
-        return split["token_errors"], split["token_count"]
-    return split["errors"], split["count"]
-
-
 def scores_table(headline: str, splits: dict[str, Any]) -> str:
-    """A row for each split: the headline error with its 95% Wilson interval, and the counts."""
-    other = "token_error" if headline == "error" else "error"
-    names = {"error": "sequence error %", "token_error": "token error %"}
+    """A row for each split: the headline metric (if a proportion, with its 95% Wilson interval), the others, and counts."""
+    order = [headline, *(name for name in METRICS if name != headline)]
+    same = all(found["token_count"] == found["count"] for found in splits.values())  # one answer token a sequence
     rows = []
     for split, found in splits.items():
-        errors, count = headline_count(found, headline)
-        low, high = wilson_interval(errors, count)
-        row = {
-            "split": split,
-            names[headline]: percent(found[headline]),
-            "95% interval": f"{percent(low)} to {percent(high)}",
-            "wrong": f"{errors} of {count}",
-        }
-        if found["token_count"] != found["count"]:
-            row[names[other]] = percent(found[other])
+        row: dict[str, Any] = {"split": split}
+        for name in order:
+            metric = METRICS[name]
+            if name not in found or (name != headline and metric.is_percentage and same):
+                continue
+            row[metric.label] = metric.text(found[name])
+            if name == headline and metric.counts is not None:
+                wrong, count = (found[key] for key in metric.counts)
+                low, high = wilson_interval(wrong, count)
+                row["95% interval"] = f"{percent(low)} to {percent(high)}"
+                row["wrong"] = f"{wrong} of {count}"
+        if "context" in found:
+            row |= {"context": found["context"], "stride": found["stride"], "tokens": found["token_count"]}
         rows.append(row)
     lines = [pd.DataFrame(rows).to_string(index=False)]
     cut = {split: found["num_cut"] for split, found in splits.items() if found["num_cut"]}
@@ -71,17 +60,19 @@ def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
 
 def run_line(result: dict[str, Any]) -> str:
     """One finished run in one line."""
-    splits = ", ".join(f"{split} {percent(found[result['headline']])}%" for split, found in result["splits"].items())
-    return f"done: {result['task']} {result['encoding']} seed={result['seed']}: {splits} ({result['time_s']:.0f} s)"
+    metric = METRICS[result["headline"]]
+    splits = ", ".join(f"{split} {metric.text(found[result['headline']])}" for split, found in result["splits"].items())
+    run = f"{result['task']} {result['encoding']} seed={result['seed']}"
+    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s)"
 
 
 def sweep_table(results: list[dict[str, Any]]) -> str:
-    """Mean (standard deviation over seeds) of the headline error, a row for each encoding, a column for each split."""
+    """Mean (standard deviation over seeds) of the headline metric, a row for each encoding, a column for each split."""
     parts = []
     for task in dict.fromkeys(result["task"] for result in results):
         of_task = [result for result in results if result["task"] == task]
         headline = of_task[0]["headline"]
-        name = "sequence error" if headline == "error" else "token error"
+        metric = METRICS[headline]
         labels = describe_differences([result["config"] for result in of_task])
         groups: dict[str, list[dict[str, Any]]] = {}
         for result, label in zip(of_task, labels, strict=True):
@@ -91,16 +82,16 @@ def sweep_table(results: list[dict[str, Any]]) -> str:
             row = {"encoding": label, "seeds": len(group)}
             for split in dict.fromkeys(split for result in of_task for split in result["splits"]):
                 values = [result["splits"][split][headline] for result in group if split in result["splits"]]
-                row[split] = spread(values)
+                row[split] = spread(values, metric)
             rows.append(row)
-        title = f"{task}: {name} %, mean (standard deviation over seeds), scale {of_task[0]['scale']}"
+        title = f"{task}: {metric.label}, mean (standard deviation over seeds), scale {of_task[0]['scale']}"
         parts.append(title + "\n" + pd.DataFrame(rows).to_string(index=False))
     return "\n\n".join(parts)
 
 
-def spread(values: list[float]) -> str:
-    """``1.23 (0.45)`` of fractions, as percentages; no bracket for a single value."""
+def spread(values: list[float], metric: Metric) -> str:
+    """``1.23 (0.45)``: mean and standard deviation; no bracket for a single value."""
     if not values:
         return MISSING
     mean, deviation = mean_and_spread(values)
-    return percent(mean) if deviation is None else f"{percent(mean)} ({percent(deviation)})"
+    return metric.text(mean) if deviation is None else f"{metric.text(mean)} ({metric.text(deviation)})"

@@ -1,22 +1,54 @@
 """The contract of a task: a vocabulary, training examples, and named evaluation splits.
 
-A task knows nothing of encodings, models or training. It hands out :class:`Examples`; the training loop cuts them into
+A task knows nothing of encodings, models or training. It hands out sets of examples; the training loop cuts them into
 batches of similar length. Training examples come epoch by epoch: a task with a fixed training set gives the same examples
 each time, one that generates as it trains gives new ones. Both are functions of ``(seed, epoch)`` alone, which is what makes
-a resumed run identical to an unbroken one.
+a resumed run identical to an unbroken one. What a model scored on them the task turns into its metrics.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cope.errors import UserError, nearest
+from cope.tasks.scores import Score
+
 IGNORE = -100  # the target where no loss is due; PyTorch's own default for cross-entropy
+
+
+class ExampleSet(Protocol):
+    """Examples to train on or to be scored."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(num,) tokens in each sequence, the last of which is only predicted."""
+
+    @property
+    def num_cut(self) -> int:
+        """Sequences shortened, or left out, because they did not fit the context."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, *, loss: str = "answers") -> tuple[Tensor, Tensor]:
+        """``(inputs, targets)``, both (batch, time) int64: targets are the inputs moved by one, IGNORE where no loss is due.
+
+        ``loss="everywhere"`` asks for every token of the sequence instead of the answers alone.
+        """
+
+
+class Specimen(NamedTuple):
+    """One example of the test split, short enough for a picture."""
+
+    tokens: np.ndarray  # (time,) int64 ids
+    query: int  # the place from which the answer is predicted
+    words: tuple[str, ...]  # of the tokens, to be read along an axis
 
 
 @dataclass(frozen=True)
@@ -35,10 +67,7 @@ class Examples:
         return len(self.tokens)
 
     def batch(self, indices: np.ndarray, *, loss: str = "answers") -> tuple[Tensor, Tensor]:
-        """``(inputs, targets)``, both (batch, time) int64: targets are the inputs moved by one, IGNORE where no loss is due.
-
-        ``loss="everywhere"`` asks for every token of the sequence instead of the answers alone.
-        """
+        """See :class:`ExampleSet`."""
         longest = int(self.lengths[indices].max())
         tokens = torch.from_numpy(self.tokens[indices, :longest].astype(np.int64))
         if loss == "answers":
@@ -53,7 +82,7 @@ class Task(ABC):
     """What every task offers. Subclasses are dataclass-like: their constructor's arguments are the keys of ``configs/task``."""
 
     name: str
-    headline: ClassVar[str] = "error"  # the metric by which checkpoints are chosen and tables are made
+    headline: ClassVar[str] = "error"  # the metric by which checkpoints are chosen and tables are made: less is better
     loss: str = "answers"  # or "everywhere"
     context: int  # the most tokens a training sequence has
 
@@ -67,6 +96,28 @@ class Task(ABC):
         """Number of token ids."""
         return len(self.vocabulary)
 
+    def encode(self, text: str) -> list[int]:
+        """The token ids of ``text``: here words of the vocabulary with white space between them; none of empty text.
+
+        Raises:
+            UserError: a word that is not in the vocabulary.
+        """
+        ids = {word: token for token, word in enumerate(self.vocabulary)}
+        words = text.split()
+        for word in words:
+            if word not in ids:
+                raise UserError(f"{word!r} is not a word of task={self.name}; allowed: {', '.join(ids)}.{nearest(word, ids)}")
+        return [ids[word] for word in words]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, which :meth:`encode` turns back into them."""
+        return " ".join(self.vocabulary[token] for token in tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of data that the settings do not determine, such as a text corpus: a checkpoint belongs to it. Empty without such."""
+        return ""
+
     @property
     @abstractmethod
     def test_splits(self) -> tuple[str, ...]:
@@ -78,13 +129,21 @@ class Task(ABC):
         """The most tokens a sequence of any split has; more than ``context`` where a split tests longer sequences."""
 
     @abstractmethod
-    def training_examples(self, seed: int, epoch: int) -> Examples:
-        """The examples of one epoch."""
+    def training_examples(self, seed: int, epoch: int) -> ExampleSet:
+        """The examples of one epoch; every epoch has as many."""
 
     @abstractmethod
-    def evaluation_examples(self, split: str) -> Examples:
+    def evaluation_examples(self, split: str) -> ExampleSet:
         """The examples of ``validation`` or of a test split: the same for every run, whatever its seed.
 
         Raises:
             UserError: the split is not known.
         """
+
+    def metrics(self, split: str, score: Score) -> dict[str, Any]:
+        """What ``score`` means: the metrics of this task, the headline among them, and the counts that belong to them."""
+        return {"error": score.error, "token_error": score.token_error}
+
+    @abstractmethod
+    def specimen(self, num_tokens: int) -> Specimen:
+        """An example to be drawn, of ``num_tokens`` at most where the task has such."""

@@ -26,7 +26,7 @@ import numpy as np
 
 from cope.errors import UserError, check_at_least, check_between, check_choice, nearest
 from cope.seeding import numpy_stream
-from cope.tasks.base import Examples, Task
+from cope.tasks.base import Examples, Specimen, Task
 from cope.tasks.cache import load_or_generate
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,15 @@ class SyntheticTask(Task):
         check_choice("evaluation split", split, ("validation", *self.test_splits))
         return self._hold(split, self.split_settings[split], self.num_test, None)
 
+    def specimen(self, num_tokens: int) -> Specimen:
+        """The most varied test example of those short enough, or the shortest; its first answer is what is predicted."""
+        examples = self.evaluation_examples("test")
+        short = np.flatnonzero(examples.lengths <= num_tokens).tolist()
+        index = int(max(short, key=lambda candidate: _variety(examples, candidate), default=examples.lengths.argmin()))
+        tokens = examples.tokens[index, : examples.lengths[index]].astype(np.int64)
+        query = int(np.flatnonzero(examples.answers[index])[0]) - 1
+        return Specimen(tokens, query, tuple(self.vocabulary[token] for token in tokens))
+
     def fixed_examples(self, stream: str, settings: Settings, num: int, seed: int | None) -> Examples:
         """A set that never changes, from disk if it is there. ``seed`` is the run's, or None for evaluation."""
         key = {
@@ -180,3 +189,10 @@ class SyntheticTask(Task):
             resolved[split] = self.settings | check_mapping(where, changes, self.split_keys)
             self.check_settings(resolved[split], where)
         return resolved
+
+
+def _variety(examples: Examples, index: int) -> float:
+    """Entropy of an example's tokens, times its length: high where many different things happen."""
+    counts = np.bincount(examples.tokens[index, : examples.lengths[index]])
+    counts = counts[counts > 0]
+    return float(-(counts * np.log(counts / counts.sum())).sum())

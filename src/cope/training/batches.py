@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cope.errors import UserError
 from cope.seeding import numpy_stream
-from cope.tasks.base import Examples, Task
+from cope.tasks.base import ExampleSet, Task
 
 BATCHES_PER_WINDOW = 32  # sorted by length together: enough to make padding small, few enough to keep the order random
 
@@ -70,7 +70,7 @@ class TrainingBatches:
         return [self._examples.batch(part, loss=self.task.loss) for part in np.array_split(mine, num_parts)]
 
 
-def evaluation_batches(examples: Examples, tokens_per_batch: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+def evaluation_batches(examples: ExampleSet, tokens_per_batch: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
     """Indices of each batch: every example once, sorted by length, each device every ``world_size``-th batch."""
     order = np.argsort(examples.lengths, kind="stable")
     batches: list[np.ndarray] = []

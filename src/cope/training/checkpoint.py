@@ -12,9 +12,10 @@ import torch
 import cope
 from cope.errors import UserError
 from cope.results.record import write_atomically
+from cope.tasks.base import Task
 
 # What can change a run's numbers. Reports, figures and logging cannot.
-FINGERPRINTED = ("functional.py", "seeding.py", "kernels", "positions", "model", "tasks", "training")
+FINGERPRINTED = ("functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "training")
 
 
 def code_fingerprint() -> str:
@@ -53,6 +54,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({reason}). It is damaged or was cut off. To start the run over, add force=true."
         ) from error
-    if not isinstance(state, dict) or not {"model", "step", "code"} <= state.keys():
+    if not isinstance(state, dict) or not {"model", "step", "code", "data"} <= state.keys():
         raise UserError(f"{path} is not a checkpoint of this project.")
     return state
+
+
+def check_data(state: dict[str, Any], task: Task, path: Path) -> None:
+    """Raise UserError unless the checkpoint ``state``, read from ``path``, was trained on the data that ``task`` has now."""
+    if state["data"] != task.fingerprint:
+        raise UserError(
+            f"{path} was trained on other data than task={task.name} has now: its corpus or tokenizer changed. Put the corpus "
+            "back, or train on the new one with force=true."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,40 +10,21 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
-from cope.tasks.base import IGNORE, Examples
+from cope.tasks.base import IGNORE, ExampleSet, Task
+from cope.tasks.scores import Score
 from cope.training.batches import evaluation_batches
 
 TOKENS_PER_BATCH = 16_384
 
 
-@dataclass(frozen=True)
-class Score:
-    """Counts of one split. A sequence is wrong if any of its answer tokens is; every token is predicted from the true past."""
-
-    count: int  # sequences
-    errors: int  # sequences with a wrong answer
-    token_count: int  # answer tokens
-    token_errors: int
-    loss: float  # mean cross-entropy of the answer tokens, nats
-    num_cut: int  # sequences shortened or left out because they did not fit the context
-
-    @property
-    def error(self) -> float:
-        """Fraction of sequences that are wrong."""
-        return self.errors / self.count
-
-    @property
-    def token_error(self) -> float:
-        """Fraction of answer tokens that are wrong."""
-        return self.token_errors / self.token_count
-
-    def as_dict(self) -> dict[str, Any]:
-        """Counts and fractions, for ``result.json``."""
-        return {"error": self.error, "token_error": self.token_error, **asdict(self)}
+def score_split(model: nn.Module, task: Task, split: str, fabric: Fabric) -> dict[str, Any]:
+    """The metrics and counts of one split of ``task``, as they stand in ``result.json``."""
+    found = score(model, task.evaluation_examples(split), fabric)
+    return task.metrics(split, found) | asdict(found)
 
 
 @torch.no_grad()
-def score(model: nn.Module, examples: Examples, fabric: Fabric) -> Score:
+def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
     """Score ``model`` on ``examples``, shared among the devices of ``fabric``. Draws no random numbers."""
     was_training = model.training
     model.eval()

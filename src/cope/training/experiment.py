@@ -20,19 +20,20 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.results.logging import NoLogger
+from cope.results.metrics import shown
 from cope.results.record import RunFolder, write_atomically, write_json
 from cope.seeding import seed_torch
-from cope.tasks.base import Examples, Task
+from cope.tasks.base import Task
 from cope.training.checkpoint import load_checkpoint
-from cope.training.device import TrainerSettings, hardware, peak_memory_mib, versions
-from cope.training.evaluation import score
+from cope.training.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
+from cope.training.evaluation import score_split
 from cope.training.loop import TrainingLoop
 from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
 
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
-TOP_LEVEL_KEYS = (*GROUPS, "seed", "force", "output_dir", "data_dir")
+TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
 
 
@@ -97,6 +98,7 @@ class Experiment:
         if result is not None:
             log.info("This run is finished already; force=true starts it over.")
             return result
+        keep_freed_memory()
         if self.trainer.threads is not None:
             torch.set_num_threads(self.trainer.threads)
         if fabric.is_global_zero:
@@ -138,16 +140,14 @@ class Experiment:
         """Score the best checkpoint on every test split and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
         self.model.load_state_dict(best["model"])
-        splits = {}
-        for split in ("validation", *self.task.test_splits):
-            splits[split] = score(loop.model, self.task.evaluation_examples(split), fabric)
+        splits = {split: score_split(loop.model, self.task, split, fabric) for split in ("validation", *self.task.test_splits)}
         result = {
             "task": self.config.task.name,
             "encoding": self.config.pe.name,
             "seed": self.config.seed,
             "scale": self.config.scale,
             "headline": self.task.headline,
-            "splits": {split: found.as_dict() for split, found in splits.items()},
+            "splits": splits,
             "best_step": best["step"],
             "steps": self.trainer.steps,
             "num_parameters": self.model.num_parameters(),
@@ -156,14 +156,17 @@ class Experiment:
             "peak_memory_mib": round(peak_memory_mib(), 1),
             "hardware": hardware(fabric.device),
             "versions": versions(),
+            "data": self.task.fingerprint,
             "commit": commit(),
             "date": datetime.now(UTC).date().isoformat(),
             "config": definition(self.config),
         }
         if fabric.is_global_zero:
             self._save_gates()
-            final = {f"eval/{split}/{metric}": getattr(found, metric) for split, found in splits.items()
-                     if split != "validation" for metric in ("error", "token_error")}  # fmt: skip
+            final = {
+                f"eval/{split}/{name}": value
+                for split, found in splits.items() if split != "validation" for name, value in shown(found).items()
+            }  # fmt: skip
             line = {"step": loop.step, **final}
             if line not in self.folder.read_metrics():  # a run that was killed right after this line has it already
                 self.folder.append_metrics(line)
@@ -172,27 +175,14 @@ class Experiment:
         return result
 
     def _save_gates(self) -> None:
-        """Keep gates and positions of one test example, for the picture: the most varied of those short enough to read."""
-        examples = self.task.evaluation_examples("test")
-        readable = np.flatnonzero(examples.lengths <= LONGEST_EXAMPLE_TO_DRAW).tolist()
-        index = int(max(readable, key=lambda candidate: _variety(examples, candidate), default=examples.lengths.argmin()))
-        length = int(examples.lengths[index])
-        tokens = examples.tokens[index, :length].astype(np.int64)
-        arrays = gates_and_positions(self.model, torch.from_numpy(tokens[:-1]).to(next(self.model.parameters()).device))
+        """Keep gates and positions of one test example, for the picture."""
+        specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
+        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(self.model.parameters()).device)
+        arrays = gates_and_positions(self.model, inputs)
         if arrays is None:
             return
-        # The token that predicts the first answer is the one whose counting matters.
-        query = int(np.flatnonzero(examples.answers[index])[0]) - 1
-        words = np.array(self.task.vocabulary)[tokens]
-        content = {"words": words, "query": np.array(query), "index": np.array(index), **arrays}
+        content = {"words": np.array(specimen.words), "query": np.array(specimen.query), **arrays}
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
-
-
-def _variety(examples: Examples, index: int) -> float:
-    """Entropy of an example's tokens, times its length: high where many different things happen."""
-    counts = np.bincount(examples.tokens[index, : examples.lengths[index]])
-    counts = counts[counts > 0]
-    return float(-(counts * np.log(counts / counts.sum())).sum())
 
 
 def _check_types(config: DictConfig) -> None:
@@ -202,6 +192,8 @@ def _check_types(config: DictConfig) -> None:
             raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
     for found in config:
         check_choice("key", str(found), TOP_LEVEL_KEYS)
+    if "corpus" in config and "corpus" not in config.task:
+        raise UserError(f"corpus={config.corpus.get('name')} has no effect: task={config.task.name} reads no text.")
     if not re.fullmatch(r"\w+", str(config.pe.get("name"))) or config.pe.get("name") is None:
         raise UserError(f"pe.name={config.pe.get('name')} cannot name a folder; allowed: letters, digits and '_'.")
 
@@ -230,7 +222,7 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     seed_torch(config.seed, "initialisation of the Transformer")
     rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
     assert isinstance(rest, DictConfig)
-    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model"))
+    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
 
 
 def commit() -> str | None:

@@ -24,13 +24,15 @@ from tqdm import tqdm
 
 from cope.errors import UserError
 from cope.results.logging import NoLogger
+from cope.results.metrics import METRICS, shown
 from cope.results.record import RunFolder
 from cope.seeding import seed_torch
 from cope.tasks.base import IGNORE, Task
+from cope.tasks.scores import Score
 from cope.training.batches import TrainingBatches
-from cope.training.checkpoint import code_fingerprint, load_checkpoint, save_checkpoint
+from cope.training.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
 from cope.training.device import TrainerSettings
-from cope.training.evaluation import Score, score
+from cope.training.evaluation import score
 from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class TrainingLoop:
         self.step = 0
         self.num_tokens = 0
         self.time_s = 0.0
+        self._metric = METRICS[task.headline]
         self.best: dict[str, float] | None = None
         self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
         self.unlogged_targets = 0
@@ -101,6 +104,7 @@ class TrainingLoop:
             "unlogged_loss": self.unlogged_loss,
             "unlogged_targets": self.unlogged_targets,
             "code": code_fingerprint(),
+            "data": self.task.fingerprint,
         }
 
     def _save(self, best: bool = False) -> None:
@@ -123,6 +127,7 @@ class TrainingLoop:
                 f"{self.folder.last_checkpoint} was written by other code than this, so continuing would mix the two. Check "
                 "out the code that began the run, or start it over with force=true."
             )
+        check_data(state, self.task, self.folder.last_checkpoint)
         self.core.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
@@ -168,8 +173,8 @@ class TrainingLoop:
                     self._describe(bar, None, rate, validated)
                     if not self.show_progress:
                         log.info(
-                            "%s: step %d/%d  validation error %.2f%%  %.0f tokens/s",
-                            self.label, self.step, self.trainer.steps, 100 * self._headline(validated), rate,
+                            "%s: step %d/%d  validation %s %s  %.0f tokens/s", self.label, self.step, self.trainer.steps,
+                            self._metric.label, self._metric.text(self._headline(validated)), rate,
                         )  # fmt: skip
                     started, tokens_before = time.perf_counter(), self.num_tokens
                 if self._should_stop():
@@ -231,18 +236,15 @@ class TrainingLoop:
     # ---- validation --------------------------------------------------------------------------------------------------
 
     def _headline(self, validated: Score) -> float:
-        return float(getattr(validated, self.task.headline))
+        return float(self.task.metrics("validation", validated)[self.task.headline])
 
     def _validate(self) -> Score:
         validated = score(self.model, self.validation, self.fabric)
         if not math.isfinite(validated.loss):
             self._diverged(validated.loss)  # before the last good checkpoint is overwritten
+        metrics = shown(self.task.metrics("validation", validated))
         self._record(
-            {
-                "eval/validation/error": validated.error,
-                "eval/validation/token_error": validated.token_error,
-                "eval/validation/loss": validated.loss,
-            }
+            {f"eval/validation/{name}": value for name, value in metrics.items()} | {"eval/validation/loss": validated.loss}
         )
         # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
         candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
@@ -277,7 +279,7 @@ class TrainingLoop:
             fields["loss"] = f"{loss:.3f}"
         fields["tokens/s"] = f"{rate:,.0f}"
         if validated is not None:
-            fields["validation error"] = f"{100 * self._headline(validated):.1f}%"
+            fields[f"validation {self._metric.label}"] = self._metric.text(self._headline(validated))
         bar.set_postfix(fields)
 
     @contextmanager

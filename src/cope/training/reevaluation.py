@@ -18,9 +18,9 @@ from cope.configuration import build, resolved
 from cope.errors import UserError, nearest
 from cope.results.record import RunFolder, write_json
 from cope.tasks.base import Task
-from cope.training.checkpoint import load_checkpoint
-from cope.training.evaluation import score
-from cope.training.experiment import build_model, commit, model_shape
+from cope.training.evaluation import score_split
+from cope.training.experiment import commit
+from cope.training.trained import load_trained
 
 
 def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
@@ -33,25 +33,18 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
         UserError: no such run, an unknown key, or sequences longer than the encoding is defined for.
     """
     folder, changes = _parse(arguments)
-    found = folder.read_config()
-    if found is None:
-        raise UserError(f"run={folder.path} is not a run's folder: it has no config.yaml.")
-    config = OmegaConf.create(found)
-    trained: Task = build(config.task, "task")
+    config, trained, model = load_trained(folder)
     asked = config.copy()
     for change in changes:
         _apply(asked, change)
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
-    # The model keeps the shape it was trained with: a table of positions does not grow.
-    model = build_model(config, trained, model_shape(config, trained.context, trained.longest))
-    model.load_state_dict(load_checkpoint(folder.best_checkpoint)["model"])
     model.encoding.check_length(task.longest)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()
     wrapped = fabric.setup_module(model)
-    splits = {split: score(wrapped, task.evaluation_examples(split), fabric).as_dict() for split in task.test_splits}
+    splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits}
     scores = {"headline": task.headline, "splits": splits, "task": resolved(asked)["task"], "commit": commit()}
     name = hashlib.sha256(json.dumps(scores["task"], sort_keys=True).encode()).hexdigest()[:8]
     path = folder.path / "evaluations" / f"{name}.json"

@@ -1,0 +1,44 @@
+"""Continue a prompt with the best checkpoint of a run, and print the text as it grows.
+
+    python generate.py run=outputs/counting/cope/1a2b3c4d/seed=1 prompt="a = 0 ; a ++; pass; a ++; print a" num_tokens=1
+    python generate.py run=outputs/<task>/<pe>/<hash>/seed=1 prompt="..." temperature=0.8 top_p=0.95
+
+For a language task the prompt is text; for a task with a vocabulary it is words of it, with spaces between. A model that was
+trained with task.loss=answers has learned to give answers, not to write what they are asked about.
+
+    num_tokens=200    how many tokens to add
+    temperature=1.0   divides the logits: below 1 less is left to chance, 0 takes the most probable token
+    top_k=null        draw from so many of the most probable tokens alone
+    top_p=null        draw from the fewest most probable tokens whose probabilities reach this together
+    seed=1            the same seed gives the same text
+    stream=true       print each token as it comes; false: all of them at the end
+"""
+
+import sys
+
+from cope.command_line import INTERRUPTED, reporting_errors
+
+
+def main(arguments: list[str]) -> None:
+    with reporting_errors():
+        from cope.training.generation import parse, text_pieces
+
+        request = parse(arguments)
+        try:
+            pieces = text_pieces(request)
+            if request.stream:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+                print()
+            else:
+                print("".join(pieces))
+        except KeyboardInterrupt:  # there is nothing to go on with, which is what reporting_errors would promise
+            print()
+            sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,97 @@
+"""What the cache of keys and values saves when text is generated, and how the time of a token grows with those before it.
+
+    python scripts/benchmark_generation.py
+
+Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
+rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+
+import torch
+from benchmark import NUM_POSITIONS, OUTPUT, medians
+
+from cope.model.generate import generate
+from cope.model.transformer import Transformer
+from cope.positions.absolute import Absolute
+from cope.positions.base import ModelShape, PositionEncoding
+from cope.positions.contextual import Contextual
+from cope.positions.relative import Relative
+from cope.positions.rotary import Rotary
+from cope.training.device import hardware
+
+REPEATS = 5
+CONTEXT = 256  # tokens of the sequence that is generated from its first token on
+LENGTHS = [128, 256, 512, 1024, 2048, 4096]  # tokens before the one that is timed
+VOCABULARY = 4096
+SHAPE = ModelShape(dim=128, num_layers=4, num_heads=4, context=max(LENGTHS) + REPEATS + 2, longest=max(LENGTHS) + REPEATS + 2)
+ENCODINGS: dict[str, Callable[[], PositionEncoding]] = {
+    "absolute": lambda: Absolute(SHAPE),
+    "rope": lambda: Rotary(SHAPE),
+    "relative": lambda: Relative(SHAPE),
+    "cope": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0),
+    "cope, blockwise": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0, backend="blockwise"),
+    "cope, separate keys": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0, gates="separate_keys"),
+}
+
+
+def with_cache(model: Transformer) -> list[int]:
+    return [0, *generate(model, [0], CONTEXT - 1, temperature=0.0, generator=torch.Generator())]
+
+
+@torch.no_grad()
+def without_cache(model: Transformer) -> list[int]:
+    """The same tokens, each from a pass over all before it."""
+    tokens = [0]
+    while len(tokens) < CONTEXT:
+        ids = torch.tensor([tokens])
+        last = torch.zeros(ids.shape, dtype=torch.bool)
+        last[:, -1] = True
+        tokens.append(int(model(ids, last).argmax()))
+    return tokens
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    models = {}
+    for label, make in ENCODINGS.items():
+        torch.manual_seed(0)
+        models[label] = Transformer(VOCABULARY, make()).eval()
+    rows = []
+    for label, model in models.items():
+        seconds = medians({"with": partial(with_cache, model), "without": partial(without_cache, model)}, REPEATS)
+        rates = {name: (CONTEXT - 1) / value for name, value in seconds.items()}
+        rows.append({"encoding": label, "tokens_per_s": rates, "ratio": seconds["without"] / seconds["with"]})
+        print(f"{label}: {rates['with']:.0f} tokens/s, without the cache {rates['without']:.0f}: {rows[-1]['ratio']:.1f} times")
+    growth: list[dict[str, object]] = []
+    for length in LENGTHS:
+        prompt = torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+        steps = {}
+        for label, model in models.items():
+            tokens = generate(model, prompt, REPEATS + 2, temperature=0.0, generator=torch.Generator())
+            next(tokens)  # reads the prompt
+            steps[label] = partial(next, tokens)
+        milliseconds = {label: 1000 * value for label, value in medians(steps, REPEATS).items()}
+        growth.append({"tokens_before": length, "ms_per_token": milliseconds})
+        print(f"after {length} tokens, ms a token: " + ", ".join(f"{label} {t:.2f}" for label, t in milliseconds.items()))
+    result = {
+        "context": CONTEXT,
+        "rows": rows,
+        "growth": growth,
+        "date": str(date.today()),
+        "torch": torch.__version__,
+        "hardware": hardware(torch.device("cpu")),
+        "repeats": REPEATS,
+    }
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / "generation.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written: {OUTPUT / 'generation'}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The metrics that runs are judged by: what each is called, and how it is printed. Less is better in all of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is shown."""
+
+    label: str
+    is_percentage: bool = False
+    counts: tuple[str, str] | None = None  # of a split: the two whose quotient it is, where it is a proportion
+
+    @property
+    def factor(self) -> float:
+        """From the number in ``result.json`` to the one shown."""
+        return 100.0 if self.is_percentage else 1.0
+
+    def text(self, value: float) -> str:
+        """``value`` as it is printed, with more digits where a small percentage would look like none."""
+        if self.is_percentage:
+            return percent(value)
+        if value >= 1e5:
+            return f"{value:.3g}"
+        return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+METRICS = {
+    "error": Metric("sequence error %", is_percentage=True, counts=("errors", "count")),
+    "token_error": Metric("token error %", is_percentage=True, counts=("token_errors", "token_count")),
+    "perplexity": Metric("perplexity"),
+    "word_perplexity": Metric("perplexity per word"),
+    "bits_per_byte": Metric("bits per byte"),
+}
+
+
+def percent(fraction: float) -> str:
+    """0.0123 -> ``1.23``, with more digits where a small number would look like none."""
+    value = 100 * fraction
+    digits = 2 if value == 0 or value >= 0.01 else -math.floor(math.log10(value))
+    return f"{value:.{digits}f}"
+
+
+def shown(metrics: dict[str, float]) -> dict[str, float]:
+    """Those of ``metrics`` that are metrics, not counts."""
+    return {name: value for name, value in metrics.items() if name in METRICS}

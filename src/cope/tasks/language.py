@@ -1,0 +1,192 @@
+"""Language modelling: predicting each next token of a text corpus (arXiv 2405.18719, sections 5.4 and 5.5).
+
+Reported are perplexity per token, which depends on the tokenizer, and per word and bits per byte of the raw text, which do
+not. The separator that closes a document is predicted and counted as a token; words and bytes are the text's alone. A test
+split is the same text read with another context, a multiple of the trained one, or with windows that do not overlap.
+
+    inputs   |  the  cat  sat          (| is the separator, after "the cat sat" of a document that ends there)
+    labels  the cat  sat   |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from cope.configuration import arguments, build
+from cope.corpora.base import Corpus
+from cope.corpora.prepared import Documents, PreparedCorpus, prepare
+from cope.corpora.tokenizer import TokenizerSettings
+from cope.errors import UserError, check_choice
+from cope.seeding import numpy_stream
+from cope.tasks.base import Specimen, Task
+from cope.tasks.scores import Score
+from cope.tasks.synthetic import check_mapping, check_number, check_whole_number
+from cope.tasks.windows import Windows, scoring_windows, training_windows
+
+SPLIT_KEYS = ("context_factor", "stride")
+LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
+
+
+class Language(Task):
+    """``task=wikipedia`` and ``task=code``.
+
+    Args:
+        name: the folder that runs go to.
+        corpus: the text, a choice of ``configs/corpus``.
+        tokenizer: ``kind``, ``vocab_size`` and ``byte_fallback``.
+        context: tokens that the model reads at once.
+        stride: tokens by which a scoring window moves: a number, ``half`` (of the context) or ``context`` (no overlap).
+        num_validation, num_test: tokens to be scored, in whole documents chosen at random but always the same; None: all.
+        max_documents: the most that are read of each split of the corpus; None: all.
+        splits: test splits by name, each with ``context_factor`` and ``stride`` where they differ from the task's.
+        data_dir: where the prepared corpus is kept.
+    """
+
+    headline: ClassVar[str] = "perplexity"
+
+    def __init__(
+        self,
+        name: str,
+        corpus: Mapping[str, Any],
+        tokenizer: Mapping[str, Any],
+        context: int,
+        stride: int | str = "half",
+        num_validation: int | None = None,
+        num_test: int | None = None,
+        max_documents: int | None = None,
+        splits: Mapping[str, Mapping[str, Any]] | None = None,
+        data_dir: str | Path = "data",
+    ) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise UserError(f"task.name={name} cannot name a folder; allowed: letters, digits, '_', '-' and '.'.")
+        check_whole_number("task.context", context, 2)
+        for key, number in (("num_validation", num_validation), ("num_test", num_test), ("max_documents", max_documents)):
+            if number is not None:
+                check_whole_number(f"task.{key}", number, 1)
+        self.name, self.context, self.data_dir = name, context, data_dir
+        self.corpus: Corpus = build(OmegaConf.create(dict(corpus)), "corpus")
+        self.tokenizer_settings = TokenizerSettings(
+            **arguments(OmegaConf.create(dict(tokenizer)), TokenizerSettings, "task.tokenizer")
+        )
+        self.max_documents = max_documents
+        self.num_scored = {"validation": num_validation, "test": num_test}
+        self.views = self._views(stride, splits)
+        self._prepared: PreparedCorpus | None = None
+        self._windows: dict[str, Windows] = {}
+
+    def _views(self, stride: int | str, splits: Mapping[str, Mapping[str, Any]] | None) -> dict[str, tuple[int, int]]:
+        """(context, stride) of each split; ``validation`` and ``test`` are always there."""
+        table = check_mapping("task.splits", splits)
+        views = {"validation": (self.context, _tokens("task.stride", stride, self.context))}
+        for split, changes in ({"test": table.get("test")} | table).items():
+            where = f"task.splits.{split}"
+            if split in ("train", "validation"):
+                raise UserError(f"{where}: the name {split!r} is taken; choose another, such as test_{split}.")
+            settings = {"context_factor": 1.0, "stride": stride} | check_mapping(where, changes, SPLIT_KEYS)
+            check_number(f"{where}.context_factor", settings["context_factor"], 1 / self.context, 1e6)
+            context = round(self.context * settings["context_factor"])
+            views[split] = (context, _tokens(f"{where}.stride", settings["stride"], context))
+        return views
+
+    @property
+    def prepared(self) -> PreparedCorpus:
+        """The corpus as tokens; made on first use, which may take minutes."""
+        if self._prepared is None:
+            self._prepared = prepare(self.corpus, self.tokenizer_settings, self.data_dir, self.max_documents)
+        return self._prepared
+
+    @property
+    def fingerprint(self) -> str:
+        return self.prepared.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer_settings.vocab_size
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return tuple(self.prepared.tokenizer.pieces(range(self.vocab_size)))
+
+    def encode(self, text: str) -> list[int]:
+        return self.prepared.tokenizer.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.prepared.tokenizer.decode(tokens)
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        return tuple(split for split in self.views if split != "validation")
+
+    @property
+    def longest(self) -> int:
+        return max(context for context, _ in self.views.values())
+
+    def training_examples(self, seed: int, epoch: int) -> Windows:
+        stream = self.prepared.train.tokens
+        if len(stream) < 2 * self.context:
+            raise UserError(
+                f"task.context={self.context} needs a training split of at least {2 * self.context} tokens; "
+                f"corpus={self.corpus.name} has {len(stream)}. Take a smaller context or a larger corpus."
+            )
+        offset = int(numpy_stream(seed, "language/offset", epoch).integers(self.context))
+        return training_windows(stream, self.context, offset, self.prepared.tokenizer.separator)
+
+    def evaluation_examples(self, split: str) -> Windows:
+        check_choice("evaluation split", split, self.views)
+        if split not in self._windows:
+            documents, chosen = self._chosen(split)
+            spans = [(int(documents.starts[index]), int(documents.starts[index + 1])) for index in chosen]
+            self._windows[split] = scoring_windows(
+                documents.tokens, spans, *self.views[split], self.prepared.tokenizer.separator
+            )
+        return self._windows[split]
+
+    def _chosen(self, split: str) -> tuple[Documents, np.ndarray]:
+        """The part of the corpus that ``split`` reads, and the documents of it that are scored."""
+        part = "validation" if split == "validation" else "test"
+        documents: Documents = getattr(self.prepared, part)
+        order = numpy_stream(0, f"language/{part}").permutation(len(documents.num_words))
+        limit = self.num_scored[part]
+        if limit is not None:
+            taken = np.diff(documents.starts)[order].cumsum()
+            order = order[: int(np.searchsorted(taken, limit)) + 1]
+        return documents, np.sort(order)
+
+    def metrics(self, split: str, score: Score) -> dict[str, Any]:
+        documents, chosen = self._chosen(split)
+        num_words, num_bytes = int(documents.num_words[chosen].sum()), int(documents.num_bytes[chosen].sum())
+        nats = score.loss * score.token_count
+        return {
+            "perplexity": math.exp(min(score.loss, LARGEST_EXPONENT)),
+            "word_perplexity": math.exp(min(nats / max(1, num_words), LARGEST_EXPONENT)),
+            "bits_per_byte": nats / math.log(2) / max(1, num_bytes),
+            "context": self.views[split][0],
+            "stride": self.views[split][1],
+            "num_documents": len(chosen),
+            "num_words": num_words,
+            "num_bytes": num_bytes,
+        }
+
+    def specimen(self, num_tokens: int) -> Specimen:
+        """The beginning of the first document of the test split, with the separator before it."""
+        documents, tokenizer = self.prepared.test, self.prepared.tokenizer
+        tokens = np.append(tokenizer.separator, documents.tokens[: min(num_tokens - 1, documents.starts[1])].astype(np.int64))
+        return Specimen(tokens, len(tokens) - 2, tuple(tokenizer.pieces(tokens.tolist())))
+
+
+def _tokens(key: str, stride: object, context: int) -> int:
+    """``stride`` in tokens, for windows of ``context``."""
+    if isinstance(stride, str):
+        if stride not in ("half", "context"):
+            raise UserError(f"{key}={stride} is not known; allowed: half, context, or a number of tokens from 1 to {context}.")
+        return context if stride == "context" else max(1, context // 2)
+    check_whole_number(key, stride, 1, context)
+    assert isinstance(stride, int)
+    return stride

@@ -1,0 +1,27 @@
+"""What a model scored on a set of examples, as counts: a task turns them into its metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of one split. A sequence is wrong if any of its answer tokens is; every token is predicted from the true past."""
+
+    count: int  # sequences
+    errors: int  # sequences with a wrong answer
+    token_count: int  # answer tokens
+    token_errors: int
+    loss: float  # mean cross-entropy of the answer tokens, nats
+    num_cut: int  # sequences shortened or left out because they did not fit the context
+
+    @property
+    def error(self) -> float:
+        """Fraction of sequences that are wrong."""
+        return self.errors / self.count
+
+    @property
+    def token_error(self) -> float:
+        """Fraction of answer tokens that are wrong."""
+        return self.token_errors / self.token_count

@@ -1,0 +1,133 @@
+"""What ``generate.py`` does: a trained run's model continues a prompt, as text that grows while tokens are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cope.errors import UserError, check_at_least, nearest
+from cope.model.generate import check_sampling, generate
+from cope.results.record import RunFolder
+from cope.seeding import stream_seed
+from cope.training.trained import load_trained
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer puts where bytes are no character, or not yet one
+
+# For each key: what makes a value of what was typed, and what may be typed.
+KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "run": (lambda text: RunFolder(Path(text)), "a run's folder"),
+    "prompt": (str, "text"),
+    "num_tokens": (int, "a whole number"),
+    "temperature": (float, "a number"),
+    "top_k": (lambda text: None if text == "null" else int(text), "a whole number, or null"),
+    "top_p": (lambda text: None if text == "null" else float(text), "a number, or null"),
+    "seed": (int, "a whole number"),
+    "stream": ({"true": True, "false": False}.__getitem__, "true, false"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command line of ``generate.py``; the settings of sampling are those of :func:`cope.model.generate.generate`.
+
+    Args:
+        seed: of the draws: the same seed, settings and run give the same text.
+        stream: show each piece of text as it comes, not all of it at the end.
+    """
+
+    run: RunFolder
+    prompt: str
+    num_tokens: int = 200
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 1
+    stream: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise UserError("prompt= is empty; allowed: the text to be continued.")
+        check_sampling(self.num_tokens, self.temperature, self.top_k, self.top_p)
+        check_at_least("seed", self.seed, 0)
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """The request that ``key=value`` arguments make.
+
+    Not with Hydra's parser: a prompt is any text, with quotes, braces and equals signs of its own.
+
+    Raises:
+        UserError: a key that is unknown, missing or given twice, or a value that is not allowed.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not key or not equals:
+            raise UserError(
+                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(KEYS)}. A prompt with spaces needs "
+                f'quotes: prompt="...".{nearest(key, KEYS)}'
+            )
+        if key not in KEYS:
+            raise UserError(f"{key} is not a setting; allowed: {', '.join(KEYS)}.{nearest(key, KEYS)}")
+        if key in values:
+            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
+        make, allowed = KEYS[key]
+        try:
+            values[key] = make(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{argument} has the wrong type; allowed: {allowed}.") from error
+    if not {"run", "prompt"} <= values.keys():
+        raise UserError('name a run and a prompt: python generate.py run=<run folder> prompt="..." [key=value ...]')
+    return Request(**values)
+
+
+def text_pieces(request: Request) -> Iterator[str]:
+    """The prompt as the model reads it, then what it adds to it, piece by piece.
+
+    Raises:
+        UserError: at once: no such run, a prompt that its task has no tokens for, or more tokens than its encoding has
+            positions for.
+    """
+    trained = load_trained(request.run)
+    try:
+        prompt = trained.task.encode(request.prompt)
+    except UserError as error:
+        raise UserError(f"prompt: {error}") from error
+    if not prompt:
+        raise UserError(f"prompt={request.prompt!r} has no token of task={trained.task.name}; allowed: at least one.")
+    try:
+        tokens = generate(
+            trained.model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            prompt,
+            request.num_tokens,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            generator=torch.Generator().manual_seed(stream_seed(request.seed, "generation")),
+        )
+    except UserError as error:
+        raise UserError(f"num_tokens={request.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
+    return _as_text(trained.task.decode, prompt, tokens)
+
+
+def _as_text(decode: Callable[[Sequence[int]], str], prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
+    """What each token adds to the text.
+
+    A token has no text of its own: a word comes with a space unless it is the first, and a character may be made of several
+    tokens. So the text of two neighbouring pieces together is compared with that of the first alone, and a piece whose last
+    character is not whole yet waits for the next token.
+    """
+    before, new, shown = prompt, list[int](), decode(prompt)
+    yield shown
+    for token in tokens:
+        new.append(token)
+        text = decode([*before, *new])
+        if not text.endswith(REPLACEMENT):
+            yield text[len(shown) :]
+            before, new, shown = new, [], decode(new)
+    if new:  # it ends within a character
+        yield decode([*before, *new])[len(shown) :]

@@ -1,0 +1,62 @@
+"""A run's settings, task and trained model, from its folder alone: where everything done with a trained model begins."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from cope.configuration import build
+from cope.errors import UserError, nearest
+from cope.model.transformer import Transformer
+from cope.results.record import RunFolder
+from cope.tasks.base import Task
+from cope.training.checkpoint import check_data, load_checkpoint
+from cope.training.experiment import build_model, model_shape
+
+
+class Trained(NamedTuple):
+    """What a run left."""
+
+    config: DictConfig  # as it was composed for the run
+    task: Task
+    model: Transformer  # with the weights of the best checkpoint, on the CPU
+
+
+def load_trained(folder: RunFolder) -> Trained:
+    """The task and the best model of a run, finished or not.
+
+    Raises:
+        UserError: no such run, one that has no checkpoint yet, or a checkpoint that is damaged or of another model.
+    """
+    found = folder.read_config()
+    if found is None:
+        raise UserError(f"run={folder.path} is not a run's folder: {_missing(folder)}")
+    if not folder.best_checkpoint.exists():
+        raise UserError(
+            f"run={folder.path} has no checkpoint yet ({folder.best_checkpoint} is written at the first validation); allowed: "
+            "a run that was validated at least once."
+        )
+    config = OmegaConf.create(found)
+    task: Task = build(config.task, "task")
+    # The model keeps the shape it was trained with: a table of positions does not grow.
+    model = build_model(config, task, model_shape(config, task.context, task.longest))
+    state = load_checkpoint(folder.best_checkpoint)
+    check_data(state, task, folder.best_checkpoint)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:  # it lists every tensor that differs; the first says enough
+        reason = " ".join(str(error).split("\n")[1:2]).strip()
+        raise UserError(f"{folder.best_checkpoint} is not of the model that {folder.config} describes: {reason}") from error
+    return Trained(config, task, model)
+
+
+def _missing(folder: RunFolder) -> str:
+    """What is not there, and the nearest folder that is."""
+    path = folder.path
+    if path.exists():
+        return "it has no config.yaml."
+    while not path.parent.is_dir():
+        path = path.parent
+    siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())
+    return f"there is no config.yaml, since {path} does not exist.{nearest(path.name, siblings)}"
