@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -48,7 +48,7 @@ def token_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def encode_shards(folder: Path, shards: TextShards, settings: TokenizerSettings, model: Path) -> None:
+def encode_shards(folder: Path, shards: TextShards, settings: TokenizerSettings, model: bytes) -> None:
     """Encode what is not encoded yet, in as many processes as there are cores and work for."""
     pending = [
         text_path(folder, split, number)
@@ -68,13 +68,13 @@ def _encoded(text: Path) -> Path:
     return text.with_suffix(".npz")
 
 
-@cache
-def _tokenizer(settings: TokenizerSettings, model: Path) -> Tokenizer:
+@lru_cache(maxsize=1)
+def _tokenizer(settings: TokenizerSettings, model: bytes) -> Tokenizer:
     """Loaded once a process."""
-    return load_tokenizer(settings, model.read_bytes())
+    return load_tokenizer(settings, model)
 
 
-def _encode_shard(path: Path, settings: TokenizerSettings, model: Path) -> None:
+def _encode_shard(path: Path, settings: TokenizerSettings, model: bytes) -> None:
     tokenizer = _tokenizer(settings, model)
     start = time.process_time()
     documents = read_shard(path)

@@ -87,11 +87,13 @@ def prepare(
         key["max_documents"] = max_documents
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     folder = Path(data_dir).expanduser() / "corpora" / corpus.name / name
-    manifest = _complete(folder)
+    manifest, _ = _complete(folder)
     if manifest is None:
         with _alone(folder):
-            manifest = _complete(folder)  # made while we waited
+            manifest, damage = _complete(folder)  # perhaps made while we waited
             if manifest is None:
+                if damage:
+                    log.warning("Cannot use %s (%s): preparing it again.", folder, damage)
                 manifest = _make(corpus, tokenizer, max_documents, key, folder)
     log.info(_summary(corpus, manifest))
     return PreparedCorpus(
@@ -104,8 +106,10 @@ def prepare(
     )
 
 
-def _complete(folder: Path) -> dict[str, Any] | None:
-    """The manifest, if every file that it names has its length; None if there is none or a file is damaged."""
+def _complete(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The manifest, if every file that it names has its length; else None, and what is wrong with what is there."""
+    if not folder.exists():
+        return None, ""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         for name, size in manifest["file_sizes"].items():
@@ -114,14 +118,9 @@ def _complete(folder: Path) -> dict[str, Any] | None:
                 raise ValueError(f"{name} has {found} bytes instead of {size}")
         if hashlib.sha256((folder / MODEL).read_bytes()).hexdigest() != manifest["model_sha256"]:
             raise ValueError(f"{MODEL} is not the one that made the tokens")
-    except FileNotFoundError as error:
-        if folder.exists():
-            log.warning("Cannot use %s (%s is missing): preparing it again.", folder, Path(error.filename).name)
-        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("Cannot use %s (%s): preparing it again.", folder, error or type(error).__name__)
-        return None
-    return manifest
+        return None, str(error) or type(error).__name__
+    return manifest, ""
 
 
 @contextmanager
@@ -172,7 +171,7 @@ def _make_arrays(
 ) -> dict[str, Any]:
     """Encode every split and write the manifest."""
     model = (complete / MODEL).read_bytes()
-    encode_shards(partial, shards, settings, complete / MODEL)
+    encode_shards(partial, shards, settings, model)
     sizes = {split: asdict(join_shards(partial, shards, split, complete, settings.vocab_size)) for split in SPLITS}
     files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
     content = json.dumps([shards.digest, hashlib.sha256(model).hexdigest(), settings.kind, VERSION])
