@@ -45,7 +45,11 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
         return  # Hydra shows where the syntax goes wrong
     overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
     try:
-        problems = _unknown_choices(overrides, folder) or _unknown_keys(overrides, folder, config_name)
+        problems = (
+            _unknown_choices(overrides, folder)
+            or _unused_groups(overrides, folder, config_name)
+            or _unknown_keys(overrides, folder, config_name)
+        )
     except HydraException:
         return  # a sweep that only Hydra can spell out, such as glob(*)
     if problems:
@@ -77,6 +81,24 @@ def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
                     listed = ", ".join(choices)
                     problems.append(
                         f"{override.key_or_group}={value} is not known; allowed: {listed}.{nearest(value, choices)}"
+                    )
+    return problems
+
+
+def _unused_groups(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
+    """Groups that only some tasks have, such as ``corpus``, chosen for one that has none."""
+    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
+    problems = []
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        always = set(compose(config_name))
+        for override in groups:
+            if override.key_or_group not in always:
+                others = [f"{_prefix(group)}{group.key_or_group}={_values(group)[0]}" for group in groups if group != override]
+                if override.key_or_group not in compose(config_name, overrides=others):
+                    where = f"with {', '.join(others)}" if others else "by default"
+                    problems.append(
+                        f"{override.key_or_group}={_values(override)[0]} has no effect: {where} nothing has a "
+                        f"{override.key_or_group}."
                     )
     return problems
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import UserError, nearest
 
+FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = ("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir", "trainer.threads")
 
@@ -105,7 +106,9 @@ def checked(config: DictConfig) -> DictConfig:
     """``config`` with every interpolation resolved, and without keys that must be set and are not."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{', '.join(missing)} must be set: there is no recipe for it at scale={config.get('scale')}.")
+        from_recipe = all(key.startswith(FROM_RECIPE) for key in missing)
+        why = f": there is no recipe for it at scale={config.get('scale')}" if from_recipe else ""
+        raise UserError(f"{', '.join(missing)} must be set{why}.")
     return config
 
 
