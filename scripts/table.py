@@ -1,9 +1,9 @@
 """A table of the README: which runs it needs, what is there, and the table itself beside the paper's figures.
 
-    python scripts/table.py laptop                 # the table from finished runs; what has not been run is "missing"
-    python scripts/table.py laptop --run           # first runs what is not finished, as many at once as there are cores
-    python scripts/table.py laptop --dry           # lists the runs and which are finished
-    python scripts/table.py laptop --run scale=smoke output_dir=/tmp/outputs
+    python scripts/table.py table2                 # the table from finished runs; what has not been run is "missing"
+    python scripts/table.py table2 --run           # first runs what is not finished, as many at once as there are cores
+    python scripts/table.py table2 --dry           # lists the runs and which are finished
+    python scripts/table.py table2 --run scale=smoke output_dir=/tmp/outputs
 
 Tables are described in configs/table/. Further arguments are overrides of train.py, for every run. A run that fails does not
 stop the others; the same command runs only what is not finished.
@@ -40,7 +40,7 @@ def main() -> None:
     failed = run_all(plan.runs, ROOT, options.jobs) if options.run else []
     finished = [result for run in plan.runs if (result := run.result()) is not None]
     for section in plan.sections:
-        print(comparison_table(section, plan.results(section), len(plan.seeds)) + "\n")
+        print(comparison_table(section, plan.results(section), len(plan.seeds), plan.splits) + "\n")
     if finished:
         print(provenance(finished))
     for run in failed:

@@ -32,7 +32,7 @@ def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> Non
 
 
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
-    plan = read_plan(CONFIGS, "language", ["scale=smoke", f"output_dir={tmp_path}"], [1, 2])
+    plan = read_plan(CONFIGS, "table5", ["scale=smoke", f"output_dir={tmp_path}"], [1, 2])
     for run in plan.runs:
         if run.section == "code" and run.row == "cope" and "seed=2" in run.overrides:
             run.folder.path.mkdir(parents=True)
@@ -47,12 +47,12 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.log_every=0", f"output_dir={tmp_path}"]
-    runs = read_plan(CONFIGS, "laptop", overrides, [1]).runs[:1]
+    runs = read_plan(CONFIGS, "table4", overrides, [1]).runs[:1]
     assert run_all(runs, ROOT, 1) == list(runs)
     assert "FAILED: python train.py task=counting pe=none scale=smoke" in capsys.readouterr().out
     assert "trainer.log_every=0 is too small" in runs[0].log.read_text()
 
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"table=languages is not known; allowed: .*Did you mean 'language'"):
-        read_plan(CONFIGS, "languages", [], None)
+    with pytest.raises(UserError, match=r"table=table51 is not known; allowed: .*Did you mean 'table5'"):
+        read_plan(CONFIGS, "table51", [], None)

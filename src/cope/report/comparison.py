@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,18 +20,21 @@ def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
     return content
 
 
-def comparison_table(section: str, results: dict[str, list[dict[str, Any]]], num_seeds: int) -> str:
+def comparison_table(
+    section: str, results: dict[str, list[dict[str, Any]]], num_seeds: int, shown: Sequence[str] | None = None
+) -> str:
     """One row an encoding or variant, one column a test split: mean (standard deviation) here, and below it the paper's.
 
     Args:
         section: its title, and its name in ``paper.yaml``.
+        shown: the splits; None is every test split.
         results: the finished runs of each row; fewer than ``num_seeds`` are marked, none at all is "missing".
     """
     finished = [result for runs in results.values() for result in runs]
     if not finished:
         return f"**{section}**: {MISSING}"
     headline = finished[0]["headline"]
-    splits = [split for split in finished[0]["splits"] if split != "validation"]
+    splits = shown or [split for split in finished[0]["splits"] if split != "validation"]
     paper = paper_figures().get(section, {})
     lines = [
         f"**{section}**, {METRICS[headline].label}",
@@ -41,7 +45,7 @@ def comparison_table(section: str, results: dict[str, list[dict[str, Any]]], num
     for row, runs in results.items():
         cells = []
         for split in splits:
-            cell = spread([run["splits"][split][headline] for run in runs], METRICS[headline])
+            cell = spread([run["splits"][split][headline] for run in runs if split in run["splits"]], METRICS[headline])
             cells.append(cell + _published(paper.get(row, {}).get(split)))
         seconds = f"{sum(run['time_s'] for run in runs) / len(runs):.0f}" if runs else MISSING
         name = row + ("" if len(runs) == num_seeds else f" ({len(runs)} of {num_seeds} seeds)")

@@ -53,7 +53,10 @@ class PlannedRun:
 class Plan:
     """The runs of a table, seed by seed, so that a table half run has all of its rows."""
 
+    name: str
+    title: str
     seeds: tuple[int, ...]
+    splits: tuple[str, ...] | None  # to be shown; None shows every test split
     sections: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
@@ -89,7 +92,8 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Sequenc
                     config = compose("train", overrides=list(all_of_them))
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                     runs.append(PlannedRun(section, row, all_of_them, folder))
-    return Plan(chosen, tuple(content["sections"]), tuple(runs))
+    splits = tuple(content["splits"]) if "splits" in content else None
+    return Plan(name, content["title"], chosen, splits, tuple(content["sections"]), tuple(runs))
 
 
 def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int | None) -> list[PlannedRun]:

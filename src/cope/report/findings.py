@@ -1,0 +1,74 @@
+"""What the runs of all tables found, cell by cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from cope.report.plan import Plan, PlannedRun
+from cope.results.metrics import METRICS
+
+DEFAULT_HEADLINE = "error"  # of a section that has no run yet
+
+
+class Findings:
+    """The finished runs of several tables. A section that several tables share is one.
+
+    Args:
+        plans: of the tables, all with the same overrides.
+    """
+
+    def __init__(self, plans: Iterable[Plan]) -> None:
+        self._runs: dict[tuple[str, str, int], tuple[PlannedRun, dict[str, Any]]] = {}
+        for plan in plans:
+            for run in plan.runs:
+                result = run.result()
+                if result is not None:
+                    self._runs[run.section, run.row, result["seed"]] = (run, result)
+
+    def headline(self, section: str) -> str:
+        """The metric that the section's runs are judged by."""
+        return next(
+            (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section), DEFAULT_HEADLINE
+        )
+
+    def values(self, section: str, row: str, split: str) -> dict[int, float]:
+        """The headline metric by seed, as it is shown: errors in percent."""
+        found = {}
+        for seed, (_, result) in self._of(section, row).items():
+            if split in result["splits"]:
+                headline = result["headline"]
+                found[seed] = METRICS[headline].factor * result["splits"][split][headline]
+        return found
+
+    def values_at(self, section: str, row: str, fraction: float) -> dict[int, float]:
+        """The headline metric of the validation by seed, at the last one within ``fraction`` of the steps."""
+        found = {}
+        for seed, (_, result) in self._of(section, row).items():
+            points = [(step, value) for step, value in self.curve(section, row)[seed] if step <= fraction * result["steps"]]
+            if points:
+                found[seed] = points[-1][1]
+        return found
+
+    def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
+        """(step, headline metric of the validation) by seed."""
+        curves = {}
+        for seed, (run, result) in self._of(section, row).items():
+            headline = result["headline"]
+            key = f"eval/validation/{headline}"
+            lines = run.folder.read_metrics()
+            curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
+        return curves
+
+    def position_alone(self, section: str, row: str) -> dict[str, tuple[int, int]] | None:
+        """Of paragraphs and of sections: how many heads keep to them more than chance explains, of how many; None if not run."""
+        for run, _ in self._of(section, row).values():
+            path = run.folder.figures / "position_alone" / "result.json"
+            if path.exists():
+                content = json.loads(path.read_text())
+                return {kind: (found["num_significant"], found["num_heads"]) for kind, found in content["boundaries"].items()}
+        return None
+
+    def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
+        return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
