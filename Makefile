@@ -30,9 +30,23 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 	$(BIN)/python train.py pe=cope task=counting
 
-.PHONY: laptop-table
-laptop-table: $(INSTALLED) ## Make the README's table: 45 runs of about a minute, two at a time
-	$(BIN)/python scripts/table.py laptop --run
+SCALE ?= laptop
+TABLE = $(BIN)/python scripts/table.py $@ scale=$(SCALE) \
+	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry,--run)
+TABLES := table2 table3 table4 table5 table7 table8
+FIGURES := figure2 figure3 figure4 figure5
+
+# The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
+# again. SCALE=smoke|laptop|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs.
+.PHONY: $(TABLES) $(FIGURES)
+$(TABLES) $(FIGURES): $(INSTALLED)
+	$(TABLE)
+
+.PHONY: tables
+tables: $(TABLES) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
+
+.PHONY: figures
+figures: $(FIGURES) ## The runs behind every figure; also figure2, figure3, ...
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
-from cope.errors import UserError
+from cope.errors import UserError, check_at_least
 from cope.report.comparison import comparison_table, provenance
-from cope.report.plan import read_plan, run_all
+from cope.report.plan import minutes_to_do, read_plan, run_all
+from cope.sweep import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,14 +29,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of train.py, for every run")
     parser.add_argument("--run", action="store_true", help="run what is not finished")
     parser.add_argument("--dry", action="store_true", help="only list the runs")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at once; by default one for each core")
-    parser.add_argument("--seeds", type=int, nargs="*", default=None, help="instead of the table's own")
+    parser.add_argument("--jobs", type=int, default=num_cores(), help="runs at once; by default one for each core")
+    parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of the table's own")
     options = parser.parse_intermixed_args()
+    check_at_least("--jobs", options.jobs, 1)
     plan = read_plan(ROOT / "configs", options.table, options.overrides, options.seeds)
     if options.dry:
         for run in plan.runs:
             print(f"{'finished' if run.result() else 'to do':8}  {run.command}")
-        print(f"{sum(run.result() is None for run in plan.runs)} of {len(plan.runs)} runs to do")
+        minutes = minutes_to_do(plan.runs, options.jobs)
+        guess = "no finished run to guess the time from" if minutes is None else f"about {minutes:.0f} min"
+        print(f"{sum(run.result() is None for run in plan.runs)} of {len(plan.runs)} runs to do; {guess}")
         return
     failed = run_all(plan.runs, ROOT, options.jobs) if options.run else []
     finished = [result for run in plan.runs if (result := run.result()) is not None]

@@ -17,7 +17,7 @@ TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
-    plan = read_plan(CONFIGS, name, ["scale=smoke"], None)
+    plan = read_plan(CONFIGS, name, ["scale=smoke"])
     assert len({run.folder.path for run in plan.runs if run.section == plan.sections[0]}) == len(plan.seeds) * len(
         plan.results(plan.sections[0])
     )
@@ -25,14 +25,14 @@ def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
 
 
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
-    rows = {section: set(plan.results(section)) for name in TABLES for plan in [read_plan(CONFIGS, name, [], [1])]
+    rows = {section: set(plan.results(section)) for name in TABLES for plan in [read_plan(CONFIGS, name, [], 1)]
             for section in plan.sections}  # fmt: skip
     for section, figures in paper_figures().items():
         assert set(figures) <= rows[section], section
 
 
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
-    plan = read_plan(CONFIGS, "table5", ["scale=smoke", f"output_dir={tmp_path}"], [1, 2])
+    plan = read_plan(CONFIGS, "table5", ["scale=smoke", f"output_dir={tmp_path}"], 2)
     for run in plan.runs:
         if run.section == "code" and run.row == "cope" and "seed=2" in run.overrides:
             run.folder.path.mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.log_every=0", f"output_dir={tmp_path}"]
-    runs = read_plan(CONFIGS, "table4", overrides, [1]).runs[:1]
+    runs = read_plan(CONFIGS, "table4", overrides, 1).runs[:1]
     assert run_all(runs, ROOT, 1) == list(runs)
     assert "FAILED: python train.py task=counting pe=none scale=smoke" in capsys.readouterr().out
     assert "trainer.log_every=0 is too small" in runs[0].log.read_text()
@@ -55,4 +55,4 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, 
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"table=table51 is not known; allowed: .*Did you mean 'table5'"):
-        read_plan(CONFIGS, "table51", [], None)
+        read_plan(CONFIGS, "table51", [])

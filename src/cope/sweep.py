@@ -19,6 +19,11 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def take_share_of_cores(config: DictConfig) -> None:
     """Settle ``trainer.threads``: all cores, or an equal share where several jobs or devices run at once.
 
@@ -35,7 +40,7 @@ def take_share_of_cores(config: DictConfig) -> None:
             f"trainer.devices={config.trainer.devices} in a local sweep: each job can have one device only. Run the jobs "
             "one by one, or with hydra/launcher=submitit_slurm."
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     num_jobs = 1
     if "joblib" in target:
         num_jobs = launcher["n_jobs"] if launcher["n_jobs"] > 0 else cores

@@ -29,9 +29,8 @@ class Findings:
 
     def headline(self, section: str) -> str:
         """The metric that the section's runs are judged by."""
-        return next(
-            (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section), DEFAULT_HEADLINE
-        )
+        found = (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section)
+        return next(found, DEFAULT_HEADLINE)
 
     def values(self, section: str, row: str, split: str) -> dict[int, float]:
         """The headline metric by seed, as it is shown: errors in percent."""
@@ -62,7 +61,7 @@ class Findings:
         return curves
 
     def position_alone(self, section: str, row: str) -> dict[str, tuple[int, int]] | None:
-        """Of paragraphs and of sections: how many heads keep to them more than chance explains, of how many; None if not run."""
+        """Of paragraphs and sections: how many heads keep to them more than chance explains, of how many; None if not run."""
         for run, _ in self._of(section, row).values():
             path = run.folder.figures / "position_alone" / "result.json"
             if path.exists():

@@ -6,10 +6,10 @@ identifies a run is what ``train.py`` would compose, so that a run made by hand 
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from cope.configuration import run_hash
-from cope.errors import UserError, check_choice
+from cope.errors import check_at_least, check_choice
 from cope.report.tables import run_line
 from cope.results.record import RunFolder
+from cope.sweep import num_cores
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Plan:
         return found
 
 
-def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Sequence[int] | None) -> Plan:
+def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int | None = None) -> Plan:
     """The plan of ``configs/table/<name>.yaml``.
 
     Args:
         overrides: of every run, the last word.
-        seeds: instead of the table's own; None takes those.
+        num_seeds: 1 to this, instead of the table's own; None takes those.
 
     Raises:
         UserError: there is no such table.
@@ -82,10 +83,12 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Sequenc
     """
     check_choice("table", name, sorted(path.stem for path in (configs / "table").glob("*.yaml")))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
-    chosen = tuple(seeds or content["seeds"])
+    if num_seeds is not None:
+        check_at_least("number of seeds", num_seeds, 1)
+    seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
     runs = []
     with initialize_config_dir(str(configs), version_base="1.3"):
-        for seed in chosen:
+        for seed in seeds:
             for section, rows in content["sections"].items():
                 for row, own in rows.items():
                     all_of_them = (*own, *overrides, f"seed={seed}")
@@ -93,17 +96,31 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Sequenc
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                     runs.append(PlannedRun(section, row, all_of_them, folder))
     splits = tuple(content["splits"]) if "splits" in content else None
-    return Plan(name, content["title"], chosen, splits, tuple(content["sections"]), tuple(runs))
+    return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
 
 
-def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int | None) -> list[PlannedRun]:
+def minutes_to_do(runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
+    """What the runs that are not finished may take: each as long as the finished ones of its task, and None without such."""
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        if (result := run.result()) is not None:
+            times.setdefault(result["task"], []).append(result["time_s"])
+    if not times:
+        return None
+    everywhere = [seconds for found in times.values() for seconds in found]
+    task_of = {run: run.folder.path.parts[-4] for run in runs}
+    expected = [
+        sum(found) / len(found)
+        for run in runs if run.result() is None for found in [times.get(task_of[run], everywhere)]
+    ]  # fmt: skip
+    return sum(expected) / num_jobs / 60
+
+
+def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
     """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes; returns those that failed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_jobs is not None and num_jobs < 1:
-        raise UserError(f"--jobs {num_jobs} is too small; allowed: 1 or more.")
     waiting = [run for run in runs if run.result() is None]
-    num_jobs = min(num_jobs or cores, max(1, len(waiting)))
-    threads = max(1, cores // num_jobs)
+    num_jobs = min(num_jobs, max(1, len(waiting)))
+    threads = max(1, num_cores() // num_jobs)
 
     def start(run: PlannedRun) -> bool:
         run.folder.path.mkdir(parents=True, exist_ok=True)
@@ -112,6 +129,7 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int | None) -> lis
             return subprocess.run(command, cwd=root, stdout=log, stderr=subprocess.STDOUT).returncode == 0
 
     failed = []
+    started = time.monotonic()
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
     with ThreadPoolExecutor(num_jobs) as pool:
         futures = {pool.submit(start, run): run for run in waiting}
@@ -121,5 +139,6 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int | None) -> lis
             if result is None:
                 failed.append(run)
             told = run_line(result) if result else f"FAILED: {run.command}; see {run.log}"
-            print(f"[{number}/{len(waiting)}] {told}", flush=True)
+            left = (time.monotonic() - started) / number * (len(waiting) - number)
+            print(f"[{number}/{len(waiting)}, about {left / 60:.0f} min left] {told}", flush=True)
     return failed

@@ -1,0 +1,152 @@
+"""Verdicts on the paper's claims: each can come out each way, and only from result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONFIGS
+
+from cope.report.claims import Outcome, judge, read_claims
+from cope.report.findings import Findings
+from cope.report.plan import Plan, read_plan
+
+CLAIMS = {claim["number"]: claim for claim in read_claims()}
+TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+
+
+def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, list[float]]]) -> Plan:
+    """A table whose runs found ``cells``: {(section, row): {split: a value for each seed}}, as they are shown."""
+    plan = read_plan(CONFIGS, table, ["scale=smoke", f"output_dir={folder}"], 3)
+    for run in plan.runs:
+        values = cells.get((run.section, run.row))
+        seed = int(run.overrides[-1].removeprefix("seed="))
+        if values is None or any(len(found) < seed for found in values.values()):
+            continue
+        perplexities = table in ("table5", "table8", "figure3")
+        headline, factor = ("perplexity", 1) if perplexities else ("token_error" if "flip" in run.section else "error", 100)
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        splits = {split: {headline: found[seed - 1] / factor} for split, found in values.items()}
+        metrics = [
+            {"step": step, f"eval/validation/{headline}": splits["validation"][headline] * scale}
+            for step, scale in ((25, 1), (50, 0.1), (100, 0)) if "validation" in splits
+        ]  # fmt: skip
+        run.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in metrics))
+        run.folder.result.write_text(json.dumps({"headline": headline, "seed": seed, "steps": 100, "splits": splits}))
+    return plan
+
+
+def outcome(folder: Path, number: int, table: str, cells: dict[tuple[str, str], dict[str, list[float]]]) -> Outcome:
+    return judge(CLAIMS[number], Findings([plan_with(folder, table, cells)])).outcome
+
+
+def flip_flop(split: str, **rows: list[float]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    return {("flip_flop", row): {split: values} for row, values in rows.items()}
+
+
+LOW, MIDDLE, HIGH, WILD = [1.0, 1.2, 1.1], [5.0, 5.3, 4.9], [20.0, 21.0, 19.5], [0.1, 30.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("cope", "rope", "absolute", "expected"),
+    [
+        (LOW, MIDDLE, HIGH, "reproduced"),
+        (MIDDLE, LOW, HIGH, "not reproduced"),
+        (LOW, HIGH, MIDDLE, "not reproduced"),
+        (WILD, MIDDLE, HIGH, "undecided"),
+        (LOW, LOW, HIGH, "undecided"),
+        (LOW[:1], MIDDLE[:1], HIGH[:1], "undecided"),  # one seed says nothing
+        ([], MIDDLE, HIGH, "not run"),
+    ],
+)
+def test_an_order_over_seeds(tmp_path, cope, rope, absolute, expected):
+    assert outcome(tmp_path, 1, "table2", flip_flop("test", cope=cope, rope=rope, absolute=absolute)) == expected
+
+
+def test_far_below_is_more_than_below(tmp_path):
+    near = flip_flop("ood_sparse", cope=MIDDLE, rope=[v * 1.5 for v in MIDDLE], absolute=HIGH)
+    assert outcome(tmp_path / "near", 2, "table2", near) == "not reproduced"
+    assert outcome(tmp_path / "far", 2, "table2", flip_flop("ood_sparse", cope=LOW, rope=MIDDLE, absolute=HIGH)) == "reproduced"
+
+
+def selective_copy(**rows: list[float]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    return {("selective_copy", row): {"test": values} for row, values in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("cope", "rope", "expected"),
+    [
+        ([0.0, 0.1, 0.0], MIDDLE, "reproduced"),
+        ([0.0, 0.1, 0.0], [0.5, 0.5, 0.4], "not reproduced"),  # RoPE solves it too
+        (MIDDLE, MIDDLE, "not reproduced"),
+        ([0.0, 0.0, 3.0], MIDDLE, "undecided"),
+    ],
+)
+def test_only_one_solves_it(tmp_path, cope, rope, expected):
+    assert outcome(tmp_path, 3, "table2", selective_copy(cope=cope, rope=rope, absolute=HIGH)) == expected
+
+
+def contexts(rates: dict[str, float], seeds: int = 3) -> dict[tuple[str, str], dict[str, list[float]]]:
+    splits = ("test", "longer_1_5", "longer_2", "longer_2_5")
+    return {
+        (section, row): {
+            split: [20.0 + seed / 10 + step * (rate + seed / 100) for seed in range(seeds)] for step, split in enumerate(splits)
+        }
+        for section in ("trained at the full context", "trained at half of it") for row, rate in rates.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rates", "seeds", "expected"),
+    [
+        ({"cope": -0.5, "relative_capped": -0.1, "relative": 0.5}, 3, "reproduced"),
+        ({"cope": 0.2, "relative_capped": -0.1, "relative": 0.5}, 3, "not reproduced"),
+        ({"cope": -0.5, "relative_capped": -0.1, "relative": -0.2}, 3, "not reproduced"),
+        ({"cope": -0.5, "relative_capped": -0.1, "relative": 0.5}, 1, "undecided"),
+        ({"cope": -0.5, "relative_capped": -0.1}, 3, "not run"),
+    ],
+)
+def test_what_longer_contexts_do(tmp_path, rates, seeds, expected):
+    assert outcome(tmp_path, 13, "figure3", contexts(rates, seeds)) == expected
+
+
+def test_speed_is_read_from_the_validations_during_training(tmp_path):
+    fast = flip_flop("validation", cope=LOW, rope=MIDDLE, absolute=HIGH)
+    assert outcome(tmp_path / "fast", 17, "table2", fast) == "reproduced"
+    slow = flip_flop("validation", cope=HIGH, rope=MIDDLE, absolute=HIGH)
+    assert outcome(tmp_path / "slow", 17, "table2", slow) == "not reproduced"
+
+
+@pytest.mark.parametrize(("significant", "expected"), [((3, 2), "reproduced"), ((3, 0), "not reproduced")])
+def test_attention_by_position_alone_is_read_from_its_file(tmp_path, significant, expected):
+    plan = plan_with(tmp_path, "figure4", {("position alone", "sep-keys"): {"test": [1.0, 1.0, 1.0]}})
+    assert judge(CLAIMS[15], Findings([plan])).outcome == "not run"
+    path = plan.runs[0].folder.figures / "position_alone" / "result.json"
+    path.parent.mkdir(parents=True)
+    counts = {
+        kind: {"num_significant": n, "num_heads": 16} for kind, n in zip(("paragraph", "section"), significant, strict=True)
+    }
+    path.write_text(json.dumps({"boundaries": counts}))
+    assert judge(CLAIMS[15], Findings([plan])).outcome == expected
+
+
+def test_without_any_run_nothing_is_said_of_any_claim(tmp_path: Path) -> None:
+    findings = Findings(read_plan(CONFIGS, name, ["scale=smoke", f"output_dir={tmp_path}"], 1) for name in TABLES)
+    verdicts = [judge(claim, findings) for claim in CLAIMS.values()]
+    assert [verdict.number for verdict in verdicts] == list(range(1, 18))
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.MISSING}
+
+
+def test_every_cell_that_a_claim_names_is_in_a_table() -> None:
+    rows = {(run.section, run.row) for name in TABLES for run in read_plan(CONFIGS, name, ["scale=smoke"], 1).runs}
+    for claim in CLAIMS.values():
+        for relation in claim["relations"]:
+            assert {(relation["section"], row) for row in named(relation)} <= rows, claim["number"]
+
+
+def named(relation: dict[str, Any]) -> list[str]:
+    """The rows that a relation is about."""
+    single = [relation[kind] for kind in ("solved", "unsolved", "falls", "rises", "attends") if kind in relation]
+    return relation.get("order", single)
