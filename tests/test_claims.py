@@ -22,7 +22,7 @@ def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, l
     plan = read_plan(CONFIGS, table, ["scale=smoke", f"output_dir={folder}"], 3)
     for run in plan.runs:
         values = cells.get((run.section, run.row))
-        seed = int(run.overrides[-1].removeprefix("seed="))
+        seed = run.seed
         if values is None or any(len(found) < seed for found in values.values()):
             continue
         perplexities = table in ("table5", "table8", "figure3")

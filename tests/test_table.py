@@ -34,7 +34,7 @@ def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> Non
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
     plan = read_plan(CONFIGS, "table5", ["scale=smoke", f"output_dir={tmp_path}"], 2)
     for run in plan.runs:
-        if run.section == "code" and run.row == "cope" and "seed=2" in run.overrides:
+        if run.section == "code" and run.row == "cope" and run.seed == 2:
             run.folder.path.mkdir(parents=True)
             splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}

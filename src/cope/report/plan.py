@@ -32,6 +32,7 @@ class PlannedRun:
 
     section: str
     row: str
+    seed: int
     overrides: tuple[str, ...]
     folder: RunFolder
 
@@ -88,13 +89,13 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
     runs = []
     with initialize_config_dir(str(configs), version_base="1.3"):
-        for seed in seeds:
-            for section, rows in content["sections"].items():
-                for row, own in rows.items():
-                    all_of_them = (*own, *overrides, f"seed={seed}")
-                    config = compose("train", overrides=list(all_of_them))
+        for section, rows in content["sections"].items():
+            for row, own in rows.items():
+                config = compose("train", overrides=[*own, *overrides])  # once: the seed is no part of the hash
+                for seed in seeds:
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                    runs.append(PlannedRun(section, row, all_of_them, folder))
+                    runs.append(PlannedRun(section, row, seed, (*own, *overrides, f"seed={seed}"), folder))
+    runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
 
