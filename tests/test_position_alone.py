@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from functools import cache
@@ -264,10 +263,16 @@ def test_the_command_measures_and_draws(trained, encoding):
         assert ("gates" in arrays) == (encoding == "cope_sep_keys")
     assert "shifted by lines: " in position_alone_tables(scores)
     assert draw_position_alone(written).stat().st_size > 10_000
-    before = (written / "scores.json").read_text()
-    assert measure_position_alone(request) == written
-    assert json.loads(before) == read_scores(written)
-    assert measure_position_alone(parse([f"run={folder.path}", "num_windows=40", "num_shifts=80", "document=1"])) != written
+
+
+def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):
+    folder = trained("task=wikipedia", "pe=relative")
+    first = measure_position_alone(Request(folder, num_windows=40, num_shifts=80))
+    scores, arrays = read_scores(first), (first / "arrays.npz").read_bytes()
+    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=80, seed=2)) != first
+    assert (read_scores(first), (first / "arrays.npz").read_bytes()) == (scores, arrays)
+    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=80)) == first
+    assert read_scores(first) == scores
 
 
 def test_what_cannot_be_measured_is_said(trained):

@@ -12,6 +12,7 @@ with every tokenizer here. Sentences are found by their marks alone, and so are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ def find_lines(tokens: np.ndarray, tokenizer: Tokenizer) -> list[Line]:
         tokens: (time,) ids, without the separator.
     """
     ids = tokens.tolist()
-    ends = [place + 1 for place, piece in enumerate(tokenizer.pieces(ids)) if "↵" in piece]
+    ends = (1 + np.flatnonzero(_where(tokens, tokenizer, lambda piece: "↵" in piece))).tolist()
     if not ends or ends[-1] < len(ids):
         ends.append(len(ids))
     lines = []
@@ -58,10 +59,16 @@ def find_sentences(tokens: np.ndarray, lines: list[Line], tokenizer: Tokenizer) 
         tokens: (time,) ids, without the separator.
         lines: as :func:`find_lines` found them.
     """
-    pieces = tokenizer.pieces(tokens.tolist())
-    inside_lines = [
-        place
-        for place in range(1, len(pieces))
-        if pieces[place].startswith("␣") and pieces[place - 1].endswith((".", "!", "?"))
-    ]
-    return np.array(sorted({line.start for line in lines} | set(inside_lines)), dtype=np.int64)
+    ends = _where(tokens, tokenizer, lambda piece: piece.endswith((".", "!", "?")))
+    is_start = np.zeros(len(tokens), dtype=bool)
+    is_start[1:] = ends[:-1] & _where(tokens, tokenizer, lambda piece: piece.startswith("␣"))[1:]
+    is_start[[line.start for line in lines]] = True
+    return np.flatnonzero(is_start)
+
+
+def _where(tokens: np.ndarray, tokenizer: Tokenizer, holds: Callable[[str], bool]) -> np.ndarray:
+    """(time,) bool: ``holds`` of each token's piece, asked once for each id, since a document has fewer ids than tokens."""
+    ids, places = np.unique(tokens, return_inverse=True)
+    answers = np.array([holds(piece) for piece in tokenizer.pieces(ids.tolist())], dtype=bool)
+    found: np.ndarray = answers[places]
+    return found
