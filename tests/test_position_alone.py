@@ -13,14 +13,16 @@ from conftest import _composed
 from runs import run
 from scipy.stats import binom
 
-from cope.corpora.boundaries import find_lines, find_sentences
+from cope.corpora.boundaries import Line, find_lines, find_sentences
 from cope.corpora.tokenizer import Tokenizer, printable
 from cope.errors import UserError
 from cope.model.inspection import gates_and_positions, positions_by_layer
 from cope.positions.base import PositionEncoding
 from cope.report.position_alone import draw_position_alone, position_alone_tables, read_scores
 from cope.results.segment_shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
+from cope.training.article_windows import Article, article_windows, chosen_windows
 from cope.training.position_alone import Request, measure_position_alone, parse
+from cope.training.trained import load_trained
 
 # ---- arrays --------------------------------------------------------------------------------------------------------------
 
@@ -86,8 +88,8 @@ def test_lines_and_sentences_of_a_document():
         " =", " Title", " =", " \n", "\n",  # 0: the space before the newline may be part of its token
         "Some", " text.", " More", " of", " it.", "\n",  # 5
         "No", " =", " heading", " =", "\n\n",  # 11: and so may several newlines
-        " =", " =", " Early", " years", " =", " =", " ", "\n", "\n",  # 16
-        "Born", " in", " St.", " Ives",  # 25: the end without a newline
+        " =", " =", " Early", " years", " =", " =", " ", "\n", " ", "\n",  # 16: a blank line may hold a space
+        "Born", " in", " St.", " Ives",  # 26: the end without a newline
     ]  # fmt: skip
     tokens, tokenizer = np.arange(len(words)), Words(words)
     lines = find_lines(tokens, tokenizer)
@@ -96,9 +98,15 @@ def test_lines_and_sentences_of_a_document():
         (5, "Some text. More of it.", False),
         (11, "No = heading =", False),
         (16, "Early years", True),
-        (25, "Born in St. Ives", False),
+        (26, "Born in St. Ives", False),
     ]
-    assert find_sentences(tokens, lines, tokenizer).tolist() == [0, 5, 7, 11, 16, 25, 28]
+    assert find_sentences(tokens, lines, tokenizer).tolist() == [0, 5, 7, 11, 16, 26, 29]
+
+
+def test_headings_and_the_blank_lines_after_them_are_not_text():
+    lines = [Line(1, " = Title = ", True), Line(4, "Text", False), Line(6, " = = S = = ", True), Line(8, "More", False)]
+    article = Article(0, np.arange(9), lines, np.array([1, 4, 6, 8]))
+    assert article.in_text.tolist() == [False, False, False, False, True, True, False, False, True]
 
 
 # ---- shares ----------------------------------------------------------------------------------------------------------------
@@ -257,12 +265,43 @@ def test_the_command_measures_and_draws(trained, encoding):
         gains = [head["excess"] - head["shifted_excess"] for head in found["heads"]]
         assert gains == sorted(gains, reverse=True)
         assert all(0 < head["share"] <= 1 and 1 / 101 <= head["p_value"] <= head["p_corrected"] for head in found["heads"])
-    assert scores["drawn"]["document"] == 1
+    drawn = scores["drawn"]
+    assert drawn["document"] == 1
+    _, task, model = load_trained(folder)
+    window = next(w for w in article_windows(task, 1) if (w.article.number, w.start) == (1, drawn["start"]))
+    layers = list(positions_by_layer(model, torch.from_numpy(window.article.tokens[window.start : window.start + 96])))
     with np.load(written / "arrays.npz") as arrays:
-        assert arrays["attention"].shape == (2, scores["context"], scores["context"])
         assert ("gates" in arrays) == (encoding == "cope_sep_keys")
+        for row, kind in enumerate(("paragraph, shifted by sentences", "section, shifted by lines")):
+            best = scores["kinds"][kind]["heads"][0]
+            expected = layers[best["layer"] - 1].attention[best["head"] - 1]
+            np.testing.assert_array_equal(arrays["attention"][row], expected)
     assert "shifted by lines: " in position_alone_tables(scores)
     assert draw_position_alone(written).stat().st_size > 10_000
+
+
+def test_share_and_excess_query_by_query(trained):
+    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 12, 96
+    scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=80)))
+    _, task, model = load_trained(folder)
+    windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
+    attention, text, begins = [], [], []
+    for window in windows:
+        tokens = torch.from_numpy(window.article.tokens[window.start : window.start + context])
+        attention.append(list(positions_by_layer(model, tokens))[1].attention[0].astype(np.float64))
+        text.append(window.article.in_text[window.start : window.start + context])
+        begins.append([line.start - window.start for line in window.lines(context) if line.is_heading])
+    found, expected = [], []
+    for own, counted, starts in zip(attention, text, begins, strict=True):
+        for query in np.flatnonzero(counted):
+            if start := max((start for start in starts if start <= query), default=0):
+                found.append(own[query, start:].sum())
+                alike = [a[query, start:].sum() for a, t in zip(attention, text, strict=True) if t[query]]
+                expected.append(np.mean(alike))
+    head = next(h for h in scores["kinds"]["section"]["heads"] if (h["layer"], h["head"]) == (2, 1))
+    assert scores["kinds"]["section"]["num_queries"] == len(found)
+    assert head["share"] == pytest.approx(np.mean(found))
+    assert head["excess"] == pytest.approx(np.mean(found) - np.mean(expected), abs=1e-9)
 
 
 def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):

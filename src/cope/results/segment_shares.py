@@ -78,7 +78,7 @@ def running_shares(attention: np.ndarray, counted: np.ndarray) -> np.ndarray:
         (heads, query, key) float64: at (i, j), what the counted queries j to i give to keys from j on, added up.
     """
     on_keys_from = np.flip(np.cumsum(np.flip(attention, -1), axis=-1, dtype=np.float64), -1)
-    return np.cumsum(np.tril(on_keys_from) * counted[:, None], axis=-2)
+    return np.cumsum(on_keys_from * counted[:, None], axis=-2)
 
 
 def share_sums(running: np.ndarray, segments: Segments) -> np.ndarray:
