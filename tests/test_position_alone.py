@@ -281,7 +281,7 @@ def test_the_command_measures_and_draws(trained, encoding):
 
 
 def test_share_and_excess_query_by_query(trained):
-    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 12, 96
+    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
     scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=80)))
     _, task, model = load_trained(folder)
     windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
