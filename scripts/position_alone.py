@@ -1,0 +1,36 @@
+"""Measure what the heads of a run attend to by position alone: the paragraph they are in, or the section?
+
+    python scripts/position_alone.py run=outputs/wikipedia/cope_sep_keys/1a2b3c4d/seed=1
+    python scripts/position_alone.py run=outputs/wikipedia/cope_sep_keys/1a2b3c4d/seed=1 document=3
+
+Prints the heads with the largest excess: how much more of their attention falls inside the segment than with the boundaries
+shifted along the document. Draws the best for paragraphs and the best for sections. Writes to ``figures/position_alone/`` in
+the run's folder. For runs of language modelling whose encoding adds to the attention logits (cope and its variants, relative).
+
+    num_windows=32      windows of test text, each as long as the model's context
+    num_shifts=10000    how often the boundaries are shifted
+    seed=1              of the choice of windows and shifts
+    document=null       the test document to draw, from 0 on; null: one of those measured
+"""
+
+import sys
+
+from cope.command_line import reporting_errors
+
+
+def main(arguments: list[str]) -> None:
+    with reporting_errors():
+        from cope.report.position_alone import draw_position_alone, position_alone_tables, read_scores
+        from cope.training.position_alone import measure_position_alone, parse
+
+        folder = measure_position_alone(parse(arguments))
+        print(position_alone_tables(read_scores(folder)))
+        print(f"\nwritten to: {folder / 'scores.json'}")
+        print(f"picture:    {draw_position_alone(folder)}")
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])
