@@ -119,16 +119,25 @@ def test_speed_is_read_from_the_validations_during_training(tmp_path):
     assert outcome(tmp_path / "slow", 17, "table2", slow) == "not reproduced"
 
 
-@pytest.mark.parametrize(("significant", "expected"), [((3, 2), "reproduced"), ((3, 0), "not reproduced")])
-def test_attention_by_position_alone_is_read_from_its_file(tmp_path, significant, expected):
+@pytest.mark.parametrize(
+    ("excesses", "expected"),
+    [
+        ((0.3, 0.1), "reproduced"),
+        ((0.3, 0.01), "not reproduced"),  # significant, but next to nothing
+        ((0.3, None), "not reproduced"),  # not significant
+    ],
+)
+def test_attention_by_position_alone_is_read_from_its_file(tmp_path, excesses, expected):
     plan = plan_with(tmp_path, "figure4", {("position alone", "sep-keys"): {"test": [1.0, 1.0, 1.0]}})
     assert judge(CLAIMS[15], Findings([plan])).outcome == "not run"
-    path = plan.runs[0].folder.figures / "position_alone" / "result.json"
-    path.parent.mkdir(parents=True)
-    counts = {
-        kind: {"num_significant": n, "num_heads": 16} for kind, n in zip(("paragraph", "section"), significant, strict=True)
-    }
-    path.write_text(json.dumps({"boundaries": counts}))
+    for num_windows, measured in ((8, (None, None)), (300, excesses)):  # of two measurements, the one over more windows counts
+        kinds = {}
+        for kind, excess in zip(("paragraph", "section"), measured, strict=True):
+            head = {"excess": (excess or 0.4) + 0.02, "shifted_excess": 0.02, "p_corrected": 1.0 if excess is None else 0.01}
+            kinds[kind] = {"num_significant": int(excess is not None), "heads": [head] * 16}
+        path = plan.runs[0].folder.figures / "position_alone" / str(num_windows) / "scores.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"num_windows": num_windows, "kinds": kinds}))
     assert judge(CLAIMS[15], Findings([plan])).outcome == expected
 
 

@@ -119,12 +119,14 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
 def _attends(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     row = relation["attends"]
     found = findings.position_alone(relation["section"], row)
-    claimed = f"{row}: heads that keep to the paragraph or section by position alone"
+    claimed = (
+        f"{row}: heads whose attention by position alone keeps to its paragraph or section by {relation['by']:.0%} or more"
+    )
     if found is None:
         return [Finding(Outcome.MISSING, f"{claimed}: no file of scripts/position_alone.py")]
-    counts = ", ".join(f"{kind} {number} of {total}" for kind, (number, total) in found.items())
-    held = all(number > 0 for number, _ in found.values())
-    return [Finding(Outcome.HOLDS if held else Outcome.CONTRADICTED, f"{claimed}: {counts} (one model, one seed)")]
+    counts = ", ".join(f"{kind} {number} of {total} (at most {most:+.1%})" for kind, (number, total, most) in found.items())
+    held = all(most >= relation["by"] for _, _, most in found.values())
+    return [Finding(Outcome.HOLDS if held else Outcome.CONTRADICTED, f"{claimed}: {counts}; one model, one seed")]
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {

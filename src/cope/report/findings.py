@@ -9,6 +9,7 @@ from typing import Any
 from cope.report.plan import Plan, PlannedRun
 from cope.results.metrics import METRICS
 
+LEVEL = 0.05  # of significance
 DEFAULT_HEADLINE = "error"  # of a section that has no run yet
 
 
@@ -31,6 +32,15 @@ class Findings:
         """The metric that the section's runs are judged by."""
         found = (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section)
         return next(found, DEFAULT_HEADLINE)
+
+    def splits(self, section: str) -> tuple[str, ...]:
+        """The test splits that its runs have."""
+        found = (result["splits"] for (name, _, _), (_, result) in self._runs.items() if name == section)
+        return tuple(dict.fromkeys(split for splits in found for split in splits if split != "validation"))
+
+    def runs(self) -> list[tuple[PlannedRun, dict[str, Any]]]:
+        """Every finished run with its result, by section, row and seed."""
+        return list(self._runs.values())
 
     def values(self, section: str, row: str, split: str) -> dict[int, float]:
         """The headline metric by seed, as it is shown: errors in percent."""
@@ -60,14 +70,31 @@ class Findings:
             curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
         return curves
 
-    def position_alone(self, section: str, row: str) -> dict[str, tuple[int, int]] | None:
-        """Of paragraphs and sections: how many heads keep to them more than chance explains, of how many; None if not run."""
-        for run, _ in self._of(section, row).values():
-            path = run.folder.figures / "position_alone" / "result.json"
-            if path.exists():
-                content = json.loads(path.read_text())
-                return {kind: (found["num_significant"], found["num_heads"]) for kind, found in content["boundaries"].items()}
-        return None
+    def position_alone(self, section: str, row: str) -> dict[str, tuple[int, int, float]] | None:
+        """For each kind of boundary: how many heads keep within them more than chance explains, of how many, and the largest
+        share of attention by which one of them does; None if not measured.
+
+        Of several measurements the one over most windows counts.
+        """
+        scores = [
+            json.loads(path.read_text())
+            for run, _ in self._of(section, row).values()
+            for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
+        ]
+        if not scores:
+            return None
+        kinds = max(scores, key=lambda found: found["num_windows"])["kinds"]
+        return {
+            kind: (
+                found["num_significant"],
+                len(found["heads"]),
+                max(
+                    (head["excess"] - head["shifted_excess"] for head in found["heads"] if head["p_corrected"] < LEVEL),
+                    default=0.0,
+                ),
+            )
+            for kind, found in kinds.items()
+        }
 
     def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
         return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
