@@ -20,6 +20,7 @@ FORBIDDEN = {
     "model": {"tasks", "training", "results", "report"},
     "results": {"tasks", "positions", "kernels", "model", "training", "report"},
     "report": {"tasks", "positions", "kernels", "model", "training"},
+    "probe": {"tasks", "corpora", "positions", "kernels", "model", "training", "report"},
 }
 
 

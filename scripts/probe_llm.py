@@ -1,0 +1,47 @@
+"""Ask a language model how many times a word is mentioned in a sentence: Table 1 of arXiv 2405.18719, and more of the kind.
+
+    python scripts/probe_llm.py endpoint=http://localhost:8000/v1 model=NAME
+    python scripts/probe_llm.py endpoint=https://host/v1 model=NAME temperature=0.6 top_p=0.9 samples=5
+    python scripts/probe_llm.py local=/path/to/model
+
+A server's key is read from the environment variable OPENAI_API_KEY and stored nowhere. The same command again asks only what is
+not answered yet. ``--help`` lists the settings.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from cope.command_line import INTERRUPTED, check_overrides
+from cope.configuration import resolved
+from cope.errors import UserError
+
+
+@hydra.main(version_base="1.3", config_path="../configs/probe", config_name="llm")
+def main(config: DictConfig) -> None:
+    # Imported here, so that --help need not wait for PyTorch.
+    from cope.probe.run import run_probe
+    from cope.probe.settings import ProbeSettings
+    from cope.probe.table import failures_line, probe_table
+
+    settings = resolved(config)
+    output_dir = settings.pop("output_dir")
+    try:
+        result, path = run_probe(ProbeSettings(**settings), output_dir, show_progress=sys.stderr.isatty())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    print(probe_table(result))
+    print(f"\nwritten to: {path}")
+    if failed := failures_line(result):
+        print(failed, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    check_overrides(sys.argv[1:], "../configs/probe", "llm")
+    main()
