@@ -48,6 +48,22 @@ tables: $(TABLES) ## Every table of the paper that is made of runs (SCALE=, SEED
 .PHONY: figures
 figures: $(FIGURES) ## The runs behind every figure; also figure2, figure3, ...
 
+.PHONY: table1
+table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
+	$(BIN)/python scripts/probe_llm.py $(PROBE)
+
+.PHONY: claims
+claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs
+	$(BIN)/python scripts/report.py --claims scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+
+.PHONY: report
+report: $(INSTALLED) ## Write outputs/report/: verdicts, tables, figures, one page
+	$(BIN)/python scripts/report.py scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+
+.PHONY: reproduce
+reproduce: tables figures ## Run everything, then write the report
+	$(MAKE) report
+
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)
 	$(BIN)/python -m cope.kernels.native

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIGS
+from plans import TABLES, composed, plan_in
 
 from cope.report.claims import Outcome, judge, read_claims
 from cope.report.findings import Findings
-from cope.report.plan import Plan, read_plan
+from cope.report.plan import Plan
 
 CLAIMS = {claim["number"]: claim for claim in read_claims()}
-TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
 
 
 def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, list[float]]]) -> Plan:
     """A table whose runs found ``cells``: {(section, row): {split: a value for each seed}}, as they are shown."""
-    plan = read_plan(CONFIGS, table, ["scale=smoke", f"output_dir={folder}"], 3)
+    plan = plan_in(folder, table)
     for run in plan.runs:
         values = cells.get((run.section, run.row))
         seed = run.seed
@@ -142,14 +141,14 @@ def test_attention_by_position_alone_is_read_from_its_file(tmp_path, excesses, e
 
 
 def test_without_any_run_nothing_is_said_of_any_claim(tmp_path: Path) -> None:
-    findings = Findings(read_plan(CONFIGS, name, ["scale=smoke", f"output_dir={tmp_path}"], 1) for name in TABLES)
+    findings = Findings(plan_in(tmp_path, name) for name in TABLES)
     verdicts = [judge(claim, findings) for claim in CLAIMS.values()]
     assert [verdict.number for verdict in verdicts] == list(range(1, 18))
     assert {verdict.outcome for verdict in verdicts} == {Outcome.MISSING}
 
 
 def test_every_cell_that_a_claim_names_is_in_a_table() -> None:
-    rows = {(run.section, run.row) for name in TABLES for run in read_plan(CONFIGS, name, ["scale=smoke"], 1).runs}
+    rows = {(run.section, run.row) for name in TABLES for run in composed(name).runs}
     for claim in CLAIMS.values():
         for relation in claim["relations"]:
             assert {(relation["section"], row) for row in named(relation)} <= rows, claim["number"]

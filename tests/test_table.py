@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIGS, ROOT
+from plans import TABLES, composed, plan_in
 
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, paper_figures
 from cope.report.plan import read_plan, run_all
 
-TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
-
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
-    plan = read_plan(CONFIGS, name, ["scale=smoke"])
+    plan = composed(name)
     assert len({run.folder.path for run in plan.runs if run.section == plan.sections[0]}) == len(plan.seeds) * len(
         plan.results(plan.sections[0])
     )
@@ -25,14 +24,14 @@ def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
 
 
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
-    rows = {section: set(plan.results(section)) for name in TABLES for plan in [read_plan(CONFIGS, name, [], 1)]
+    rows = {section: set(plan.results(section)) for name in TABLES for plan in [composed(name)]
             for section in plan.sections}  # fmt: skip
     for section, figures in paper_figures().items():
         assert set(figures) <= rows[section], section
 
 
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
-    plan = read_plan(CONFIGS, "table5", ["scale=smoke", f"output_dir={tmp_path}"], 2)
+    plan = plan_in(tmp_path, "table5", 2)
     for run in plan.runs:
         if run.section == "code" and run.row == "cope" and run.seed == 2:
             run.folder.path.mkdir(parents=True)

@@ -13,9 +13,8 @@ from cope.report.plan import Plan
 from cope.results.metrics import METRICS
 from cope.results.statistics import mean_interval
 
-COLUMNS = [
-    "table", "section", "row", "split", "metric", "mean", "std", "low", "high", "median", "seeds", "planned", "paper", "paper_std",
-]  # fmt: skip
+COLUMNS = ["table", "section", "row", "split", "metric", "mean", "std", "low", "high", "median", "seeds", "planned"]
+COLUMNS += ["paper", "paper_std"]
 
 
 def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
@@ -33,15 +32,16 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
             for label in labels:
                 for split in splits:
                     values = list(findings.values(section, label, split).values())
-                    interval = mean_interval(values) if len(values) > 1 else None
-                    figures = paper.get(label, {}).get(split, [])
-                    rows.append(
-                        (
-                            *(plan.name, section, label, split, METRICS[findings.headline(section)].label),
-                            *((np.mean(values), np.std(values, ddof=1)) if len(values) > 1 else (*values, *[np.nan] * (2 - len(values)))),
-                            *(interval or (np.nan, np.nan)),
-                            *(np.median(values) if values else np.nan, len(values), len(plan.seeds)),
-                            *(figures + [np.nan, np.nan])[:2],
-                        )
-                    )
+                    metric = METRICS[findings.headline(section)].label
+                    figures = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
+                    rows.append((plan.name, section, label, split, metric, *_statistics(values), len(plan.seeds), *figures))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _statistics(values: list[float]) -> tuple[float, float, float, float, float, int]:
+    """Mean, standard deviation, the mean's interval, median and number; NaN where there are too few values."""
+    if not values:
+        return (np.nan,) * 5 + (0,)
+    low, high = mean_interval(values) or (np.nan, np.nan)
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), deviation, low, high, float(np.median(values)), len(values)

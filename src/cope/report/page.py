@@ -23,6 +23,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from cope.errors import UserError
 from cope.report.cells import cells
@@ -83,7 +84,8 @@ def write_report(report: Report, folder: Path, command: str) -> Path:
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); the report that was there is kept.") from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written ({reason}); the report that was there is kept.") from error
     return folder / "index.html"
 
 
@@ -118,7 +120,7 @@ def _page(report: Report, table: pd.DataFrame, pictures: dict[str, Path], comman
         plans=[
             {"name": plan.name, "title": plan.title, "rows": _rows(table[table["table"] == plan.name])} for plan in report.plans
         ],
-        figures=[(title, jinja2.utils.markupsafe.Markup(_inline(path))) for title, path in pictures.items()],
+        figures=[(title, Markup(_inline(path))) for title, path in pictures.items()],
         runs=[_run(run, result) for run, result in report.findings.runs()],
     )
 
@@ -135,7 +137,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         if paper and not math.isnan(cell["paper_std"]):
             paper += f" ({cell['paper_std']:g})"
         keys = ("section", "row", "split", "metric", "seeds", "planned")
-        rows.append({key: cell[key] for key in keys} | {"ours": ours, "interval": interval, "paper": paper, "value": cell["mean"]})
+        rows.append({key: cell[key] for key in keys} | {"ours": ours, "interval": interval, "paper": paper})
     return rows
 
 

@@ -77,9 +77,8 @@ def _with_spread(axis: Axes, points: dict[int, list[float]] | dict[float, list[f
         return
     places = list(points)
     axis.plot(places, [np.mean(values) for values in points.values()], marker="o", markersize=3, color=colour, label=label)
-    axis.fill_between(
-        places, [min(values) for values in points.values()], [max(values) for values in points.values()], color=colour, alpha=0.15
-    )
+    lowest, highest = [min(values) for values in points.values()], [max(values) for values in points.values()]
+    axis.fill_between(places, lowest, highest, color=colour, alpha=0.15)
 
 
 def _legend(axis: Axes) -> bool:

@@ -1,0 +1,48 @@
+"""The report of everything that is finished: verdicts on the paper's claims, tables, figures, and one page.
+
+    python scripts/report.py                                     # writes outputs/report/
+    python scripts/report.py --claims                            # prints the verdicts alone
+    python scripts/report.py --to docs/results scale=laptop      # writes elsewhere; overrides say which runs are meant
+
+Nothing is run: `make tables figures` does that, `make reproduce` both.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.errors import HydraException
+
+from cope.errors import UserError
+from cope.report.page import collect, verdict_table, write_report
+from cope.report.plan import read_plan
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings of train.py that the runs were made with, such as scale=smoke")
+    parser.add_argument("--to", default="outputs/report", help="the folder to write")
+    parser.add_argument("--claims", action="store_true", help="print the verdicts and write nothing")
+    parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
+    options = parser.parse_intermixed_args()
+    tables = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+    report = collect([read_plan(CONFIGS, table, options.overrides, options.seeds) for table in tables])
+    if options.claims:
+        for verdict in report.verdicts:
+            print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")
+            for finding in verdict.findings:
+                print(f"      {finding.outcome}: {finding.text}")
+        return
+    page = write_report(report, Path(options.to), shlex.join(["python", "scripts/report.py", *sys.argv[1:]]))
+    print(verdict_table(report.verdicts))
+    print(f"\nwritten: {page}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, HydraException) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,32 @@
+"""Tables' plans for tests: composed once, since Hydra takes a tenth of a second a row, and then moved to a folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from conftest import CONFIGS
+
+from cope.report.plan import Plan, read_plan
+from cope.results.record import RunFolder
+
+TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
+NOWHERE = Path("/nonexistent")
+
+
+@cache
+def composed(table: str) -> Plan:
+    """The plan at the smallest scale with three seeds; none of its runs is there."""
+    return read_plan(CONFIGS, table, ["scale=smoke", "logger=none", f"output_dir={NOWHERE}"], 3)
+
+
+def plan_in(folder: Path, table: str, num_seeds: int = 3) -> Plan:
+    """The plan with its runs below ``folder``."""
+    plan = composed(table)
+    runs = tuple(
+        replace(run, folder=RunFolder(folder / run.folder.path.relative_to(NOWHERE)))
+        for run in plan.runs
+        if run.seed <= num_seeds
+    )
+    return replace(plan, seeds=plan.seeds[:num_seeds], runs=runs)
