@@ -41,6 +41,11 @@ FIGURES := figure2 figure3 figure4 figure5
 .PHONY: $(TABLES) $(FIGURES)
 $(TABLES) $(FIGURES): $(INSTALLED)
 	$(TABLE)
+	$(if $(DRY),,$(AFTERWARDS))
+
+# Figure 4 is not of scores: the trained run is looked at.
+figure4: AFTERWARDS = for run in $$($(BIN)/python scripts/table.py $@ --folders scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))); do \
+	$(BIN)/python scripts/position_alone.py run=$$run $(if $(WINDOWS),num_windows=$(WINDOWS)) || exit 1; done
 
 .PHONY: tables
 tables: $(TABLES) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...

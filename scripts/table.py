@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of train.py, for every run")
     parser.add_argument("--run", action="store_true", help="run what is not finished")
     parser.add_argument("--dry", action="store_true", help="only list the runs")
+    parser.add_argument("--folders", action="store_true", help="only print the folders of finished runs")
     parser.add_argument("--jobs", type=int, default=num_cores(), help="runs at once; by default one for each core")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of the table's own")
     options = parser.parse_intermixed_args()
@@ -40,6 +41,11 @@ def main() -> None:
         minutes = minutes_to_do(plan.runs, options.jobs)
         guess = "no finished run to guess the time from" if minutes is None else f"about {minutes:.0f} min"
         print(f"{sum(run.result() is None for run in plan.runs)} of {len(plan.runs)} runs to do; {guess}")
+        return
+    if options.folders:
+        for run in plan.runs:
+            if run.result() is not None:
+                print(run.folder.path)
         return
     failed = run_all(plan.runs, ROOT, options.jobs) if options.run else []
     finished = [result for run in plan.runs if (result := run.result()) is not None]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
-def read_results(output_dir: Path) -> list[dict[str, Any]]:
-    """Every finished run below ``output_dir``, in the order of their folders' names."""
-    return [json.loads(path.read_text()) for path in sorted(output_dir.glob("*/*/*/seed=*/result.json"))]
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Every finished run in ``folder``, which may be a run's own or any above it, in the order of their folders' names."""
+    paths = [folder / "result.json"] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*/result.json"))
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
