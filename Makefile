@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer) to create the environment"
 
@@ -44,14 +44,21 @@ $(TABLES) $(FIGURES): $(INSTALLED)
 	$(if $(DRY),,$(AFTERWARDS))
 
 # Figure 4 is not of scores: the trained run is looked at.
-figure4: AFTERWARDS = for run in $$($(BIN)/python scripts/table.py $@ --folders scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))); do \
-	$(BIN)/python scripts/position_alone.py run=$$run $(if $(WINDOWS),num_windows=$(WINDOWS)) || exit 1; done
+WINDOWS ?= 300
+figure4: AFTERWARDS = runs=$$($(BIN)/python scripts/table.py $@ --folders scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))) || exit 1; \
+	for run in $$runs; do $(BIN)/python scripts/position_alone.py run=$$run num_windows=$(WINDOWS) || exit 1; done
+
+# Tables share runs: one at a time. A table with a failed run does not stop the next; make's exit status tells of it.
+.NOTPARALLEL:
+ONE_BY_ONE = status=0; for name in $(1); do $(MAKE) --no-print-directory $$name || status=1; done; exit $$status
 
 .PHONY: tables
-tables: $(TABLES) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
+tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
+	@$(call ONE_BY_ONE,$(TABLES))
 
 .PHONY: figures
-figures: $(FIGURES) ## The runs behind every figure; also figure2, figure3, ...
+figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
+	@$(call ONE_BY_ONE,$(FIGURES))
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
@@ -66,8 +73,8 @@ report: $(INSTALLED) ## Write outputs/report/: verdicts, tables, figures, one pa
 	$(BIN)/python scripts/report.py scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: reproduce
-reproduce: tables figures ## Run everything, then write the report
-	$(MAKE) report
+reproduce: $(INSTALLED) ## Run everything, then write the report
+	@$(call ONE_BY_ONE,tables figures report)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

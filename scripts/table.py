@@ -15,10 +15,10 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
+from cope.command_line import INTERRUPTED
 from cope.errors import UserError, check_at_least
 from cope.report.comparison import comparison_table, provenance
-from cope.report.plan import minutes_to_do, read_plan, run_all
-from cope.sweep import num_cores
+from cope.report.plan import minutes_to_do, num_places, read_plan, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="run what is not finished")
     parser.add_argument("--dry", action="store_true", help="only list the runs")
     parser.add_argument("--folders", action="store_true", help="only print the folders of finished runs")
-    parser.add_argument("--jobs", type=int, default=num_cores(), help="runs at once; by default one for each core")
+    parser.add_argument("--jobs", type=int, default=num_places(), help="runs at once; by default one a GPU, else one a core")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of the table's own")
     options = parser.parse_intermixed_args()
     check_at_least("--jobs", options.jobs, 1)
@@ -63,3 +63,6 @@ if __name__ == "__main__":
         main()
     except (UserError, HydraException) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

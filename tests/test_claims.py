@@ -33,7 +33,8 @@ def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, l
             for step, scale in ((25, 1), (50, 0.1), (100, 0)) if "validation" in splits
         ]  # fmt: skip
         run.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in metrics))
-        run.folder.result.write_text(json.dumps({"headline": headline, "seed": seed, "steps": 100, "splits": splits}))
+        result = {"headline": headline, "seed": seed, "steps": 100, "best_step": 100, "splits": splits}
+        run.folder.result.write_text(json.dumps(result))
     return plan
 
 
@@ -118,25 +119,35 @@ def test_speed_is_read_from_the_validations_during_training(tmp_path):
     assert outcome(tmp_path / "slow", 17, "table2", slow) == "not reproduced"
 
 
+SENTENCES, LINES = CLAIMS[15]["relations"][0]["kinds"]
+
+
 @pytest.mark.parametrize(
     ("excesses", "expected"),
     [
-        ((0.3, 0.1), "reproduced"),
-        ((0.3, 0.01), "not reproduced"),  # significant, but next to nothing
-        ((0.3, None), "not reproduced"),  # not significant
+        ([(0.3, 0.0), (0.25, 0.0), (0.28, 0.0)], "reproduced"),  # one kind is enough
+        ([(0.01, 0.01), (0.02, 0.0), (0.0, 0.0)], "not reproduced"),  # significant, but next to nothing
+        ([(None, None), (None, None), (None, 0.01)], "not reproduced"),  # not significant
+        ([(0.3, 0.3)], "undecided"),
     ],
 )
-def test_attention_by_position_alone_is_read_from_its_file(tmp_path, excesses, expected):
+def test_attention_by_position_alone_is_read_from_its_files(tmp_path, excesses, expected):
     plan = plan_with(tmp_path, "figure4", {("position alone", "sep-keys"): {"test": [1.0, 1.0, 1.0]}})
     assert judge(CLAIMS[15], Findings([plan])).outcome == "not run"
-    for num_windows, measured in ((8, (None, None)), (300, excesses)):  # of two measurements, the one over more windows counts
-        kinds = {}
-        for kind, excess in zip(("paragraph", "section"), measured, strict=True):
-            head = {"excess": (excess or 0.4) + 0.02, "shifted_excess": 0.02, "p_corrected": 1.0 if excess is None else 0.01}
-            kinds[kind] = {"num_significant": int(excess is not None), "heads": [head] * 16}
-        path = plan.runs[0].folder.figures / "position_alone" / str(num_windows) / "scores.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"num_windows": num_windows, "kinds": kinds}))
+    for run, measured in zip(plan.runs, excesses, strict=False):
+        # The one over most windows counts, if it is of the finished run.
+        for num_windows, step, values in ((8, 100, (0.9, 0.9)), (900, 50, (0.9, 0.9)), (300, 100, measured)):
+            kinds = {}
+            for kind, excess in zip((SENTENCES, LINES), values, strict=True):
+                head = {
+                    "excess": (0.4 if excess is None else excess) + 0.02,
+                    "shifted_excess": 0.02,
+                    "p_corrected": 1.0 if excess is None else 0.01,
+                }
+                kinds[kind] = {"heads": [head] * 16}
+            path = run.folder.figures / "position_alone" / str(num_windows) / "scores.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"num_windows": num_windows, "step": step, "level": 0.05, "kinds": kinds}))
     assert judge(CLAIMS[15], Findings([plan])).outcome == expected
 
 

@@ -74,7 +74,7 @@ def test_each_token_of_a_document_is_scored_once_after_enough_of_its_own_past(le
         assert len(past) <= context
 
 
-def test_windows_that_do_not_overlap_begin_afresh():
+def test_windows_side_by_side_begin_afresh_but_for_a_documents_last():
     stream, spans = stream_of([6])
     found = scored(scoring_windows(stream, spans, context=3, stride=3, separator=SEPARATOR))
     assert [len(past) for past, _ in found] == [1, 2, 3, 1, 2, 3, 3]  # the last window ends with the document
@@ -225,8 +225,10 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
     assert any("eval/validation/bits_per_byte" in line for line in metrics)
 
     (tmp_path / "train.txt").write_text("all the dogs sat " * 200)
-    with pytest.raises(UserError, match=r"best.pt was trained on other data than task=wikipedia has now"):
+    with pytest.raises(UserError, match=r"best.pt is of a model that was trained on other data than task=wikipedia has now"):
         reevaluate([f"run={folder.path}"])
+    with pytest.raises(UserError, match=r"result.json is of a model that was trained on other data"):
+        run(config)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +245,6 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
 )
 def test_models_of_the_paper_have_the_papers_sizes(task_name, encoding, millions):
     overrides = [f"task={task_name}", f"pe={encoding}", "scale=paper"]
-    if task_name == "wikipedia":
-        overrides += ["task.tokenizer.kind=gpt2", "task.tokenizer.vocab_size=50257"]
-    else:
-        overrides += ["task.tokenizer.vocab_size=32000"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra_compose("train", overrides=overrides)
     task = build(config.task, "task")

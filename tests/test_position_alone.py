@@ -267,7 +267,7 @@ def test_the_command_measures_and_draws(trained, encoding):
         assert all(0 < head["share"] <= 1 and 1 / 101 <= head["p_value"] <= head["p_corrected"] for head in found["heads"])
     drawn = scores["drawn"]
     assert drawn["document"] == 1
-    _, task, model = load_trained(folder)
+    _, task, model, _ = load_trained(folder)
     window = next(w for w in article_windows(task, 1) if (w.article.number, w.start) == (1, drawn["start"]))
     layers = list(positions_by_layer(model, torch.from_numpy(window.article.tokens[window.start : window.start + 96])))
     with np.load(written / "arrays.npz") as arrays:
@@ -283,7 +283,7 @@ def test_the_command_measures_and_draws(trained, encoding):
 def test_share_and_excess_query_by_query(trained):
     folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
     scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=80)))
-    _, task, model = load_trained(folder)
+    _, task, model, _ = load_trained(folder)
     windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
     attention, text, begins = [], [], []
     for window in windows:
@@ -338,8 +338,8 @@ def test_text_without_headings_is_refused(trained, monkeypatch):
     ("arguments", "said"),
     [
         (["num_windows=3"], "name a run"),
-        (["run=x", "num_window=3"], "num_window=3 is not a setting; allowed: run=.*Did you mean 'num_windows'"),
-        (["run=x", "seed"], "seed has the wrong type"),
+        (["run=x", "num_window=3"], "num_window is not a setting; allowed: run, .*Did you mean 'num_windows'"),
+        (["run=x", "seed"], "'seed' is not of the form key=value"),
         (["run=x", "num_windows=many"], "num_windows=many has the wrong type; allowed: a whole number"),
         (["run=x", "seed=1", "seed=2"], "one seed too many"),
         (["run=x", "num_windows=1"], "num_windows=1 is too small; allowed: 2 or more"),

@@ -58,7 +58,9 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     cope = rows["flip_flop", "cope", "test"]
     assert float(cope["mean"]) == pytest.approx(0.1015) and cope["seeds"] == "2" and cope["paper"] == "0.03"
     assert rows["selective_copy", "cope", "test"]["mean"] == "" and rows["selective_copy", "cope", "test"]["seeds"] == "0"
-    assert "missing" in (folder / "tables" / "table8.tex").read_text()
+    latex = (folder / "tables" / "table8.tex").read_text()
+    assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
+    assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run
     verdicts = {verdict["number"]: verdict["outcome"] for verdict in json.loads((folder / "verdicts.json").read_text())}
     assert verdicts[1] == "reproduced" and verdicts[3] == "not run" and len(verdicts) == 17
 
@@ -78,10 +80,22 @@ def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(
         raise OSError(28, "No space left on device")
 
     before = page.read_text()
-    monkeypatch.setattr(page_module, "draw_paper_figures", fail)
-    with pytest.raises(UserError, match=r"No space left on device\); the report that was there is kept"):
-        write_report(report, page.parent, "make report")
-    assert page.read_text() == before
+    real = Path.rename
+    at_the_swap = lambda path, to: fail() if path.name.endswith(".partial") else real(path, to)  # noqa: E731
+    for target, name, replacement in ((page_module, "draw_paper_figures", fail), (Path, "rename", at_the_swap)):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, replacement)
+            with pytest.raises(UserError, match=r"No space left on device\); the report that was there is kept"):
+                write_report(report, page.parent, "make report")
+        assert page.read_text() == before
+
+
+def test_a_folder_that_is_no_report_is_never_replaced(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not a report of this project, and would be replaced"):
+        write_report(report, tmp_path / "outputs", "make report")
+    assert (tmp_path / "outputs" / "precious.txt").read_text() == "mine"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

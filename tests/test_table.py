@@ -55,3 +55,8 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"table=table51 is not known; allowed: .*Did you mean 'table5'"):
         read_plan(CONFIGS, "table51", [])
+
+
+def test_at_the_papers_scale_language_models_read_the_papers_text() -> None:
+    runs = read_plan(CONFIGS, "table5", ["scale=paper"], 1).runs
+    assert {run.section: run.overrides[2] for run in runs} == {"wikipedia": "corpus=wikitext103", "code": "corpus=codeparrot"}

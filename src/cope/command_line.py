@@ -6,10 +6,11 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -143,6 +144,35 @@ def _known_keys(config: DictConfig, prefix: str = "") -> set[str]:
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             known |= _known_keys(node, f"{prefix}{key!s}.")
     return known
+
+
+def key_values(arguments: Sequence[str], keys: Mapping[str, tuple[Callable[[str], Any], str]]) -> dict[str, Any]:
+    """The values of ``key=value`` arguments of a command that is not configured by Hydra: its values may be any text.
+
+    Args:
+        keys: what makes a value of what was typed, and what may be typed.
+
+    Raises:
+        UserError: a key that is unknown or given twice, or a value of another type.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not key or not equals:
+            raise UserError(
+                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(keys)}. Text with spaces needs quotes: "
+                f'key="...".{nearest(key, keys)}'
+            )
+        if key not in keys:
+            raise UserError(f"{key} is not a setting; allowed: {', '.join(keys)}.{nearest(key, keys)}")
+        if key in values:
+            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
+        make, allowed = keys[key]
+        try:
+            values[key] = make(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{argument} has the wrong type; allowed: {allowed}.") from error
+    return values
 
 
 @dataclass

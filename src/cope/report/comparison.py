@@ -11,6 +11,9 @@ import yaml
 from cope.report.tables import MISSING, spread
 from cope.results.metrics import METRICS
 
+# Sections whose published figures are perplexities; the others' are errors in percent.
+PERPLEXITIES = ("wikipedia", "code", "variants", "trained at the full context", "trained at half of it")
+
 
 def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
     """``{section: {row: {split: [mean, standard deviation] or [value]}}}``: test error in percent, or perplexity."""
@@ -18,6 +21,11 @@ def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
         files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
     )
     return content
+
+
+def headlines() -> dict[str, str]:
+    """{section: metric} of the published figures."""
+    return {section: "perplexity" if section in PERPLEXITIES else "error" for section in paper_figures()}
 
 
 def comparison_table(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
+from cope.errors import UserError
+from cope.report.comparison import headlines
 from cope.report.plan import Plan, PlannedRun
 from cope.results.metrics import METRICS
-
-LEVEL = 0.05  # of significance
-DEFAULT_HEADLINE = "error"  # of a section that has no run yet
+from cope.results.record import read_json
 
 
 class Findings:
@@ -22,16 +21,23 @@ class Findings:
 
     def __init__(self, plans: Iterable[Plan]) -> None:
         self._runs: dict[tuple[str, str, int], tuple[PlannedRun, dict[str, Any]]] = {}
+        data: dict[str, tuple[str, PlannedRun]] = {}  # of each section: what its runs were trained on, and the first of them
         for plan in plans:
             for run in plan.runs:
                 result = run.result()
                 if result is not None:
-                    self._runs[run.section, run.row, result["seed"]] = (run, result)
+                    self._runs[run.section, run.row, run.seed] = (run, result)
+                    found, first = data.setdefault(run.section, (result.get("data", ""), run))
+                    if result.get("data", "") != found:
+                        raise UserError(
+                            f"{first.folder.path} and {run.folder.path} were trained on different texts, so they cannot be "
+                            "compared. Run one of them again with force=true."
+                        )
 
     def headline(self, section: str) -> str:
-        """The metric that the section's runs are judged by."""
+        """The metric that the section's runs are judged by; without any run, that of the paper's figures."""
         found = (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section)
-        return next(found, DEFAULT_HEADLINE)
+        return next(found, headlines().get(section, "error"))
 
     def splits(self, section: str) -> tuple[str, ...]:
         """The test splits that its runs have."""
@@ -51,14 +57,14 @@ class Findings:
                 found[seed] = METRICS[headline].factor * result["splits"][split][headline]
         return found
 
-    def values_at(self, section: str, row: str, fraction: float) -> dict[int, float]:
-        """The headline metric of the validation by seed, at the last one within ``fraction`` of the steps."""
-        found = {}
+    def values_at(self, section: str, row: str, fraction: float) -> tuple[dict[int, float], set[int]]:
+        """The headline metric by seed at the validation nearest to ``fraction`` of the steps, and the steps of those."""
+        found, steps = {}, set()
         for seed, (_, result) in self._of(section, row).items():
-            points = [(step, value) for step, value in self.curve(section, row)[seed] if step <= fraction * result["steps"]]
-            if points:
-                found[seed] = points[-1][1]
-        return found
+            wanted = fraction * result["steps"]
+            step, found[seed] = min(self.curve(section, row)[seed], key=lambda point: abs(point[0] - wanted))
+            steps.add(step)
+        return found, steps
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
         """(step, headline metric of the validation) by seed."""
@@ -70,31 +76,27 @@ class Findings:
             curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
         return curves
 
-    def position_alone(self, section: str, row: str) -> dict[str, tuple[int, int, float]] | None:
-        """For each kind of boundary: how many heads keep within them more than chance explains, of how many, and the largest
-        share of attention by which one of them does; None if not measured.
+    def position_alone(self, section: str, row: str) -> dict[int, dict[str, float]]:
+        """By seed, for each kind of boundary: the most by which a head keeps its attention within them more than chance.
 
-        Of several measurements the one over most windows counts.
+        0 where no head does so significantly. Of several measurements of a run the one over most windows counts; one made
+        before the run was finished does not.
         """
-        scores = [
-            json.loads(path.read_text())
-            for run, _ in self._of(section, row).values()
-            for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
-        ]
-        if not scores:
-            return None
-        kinds = max(scores, key=lambda found: found["num_windows"])["kinds"]
-        return {
-            kind: (
-                found["num_significant"],
-                len(found["heads"]),
-                max(
-                    (head["excess"] - head["shifted_excess"] for head in found["heads"] if head["p_corrected"] < LEVEL),
-                    default=0.0,
-                ),
-            )
-            for kind, found in kinds.items()
-        }
+        found = {}
+        for seed, (run, result) in self._of(section, row).items():
+            scores = [
+                content
+                for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
+                if (content := read_json(path))["step"] == result["best_step"]
+            ]
+            if scores:
+                measured = max(scores, key=lambda content: content["num_windows"])
+                found[seed] = {kind: _most(content["heads"], measured["level"]) for kind, content in measured["kinds"].items()}
+        return found
 
     def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
         return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
+
+
+def _most(heads: list[dict[str, float]], level: float) -> float:
+    return max((head["excess"] - head["shifted_excess"] for head in heads if head["p_corrected"] < level), default=0.0)

@@ -33,6 +33,8 @@ from cope.report.findings import Findings
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan import Plan
 
+MARKER = "verdicts.json"  # by which a folder is known as a report
+
 
 @dataclass(frozen=True)
 class Report:
@@ -65,7 +67,10 @@ def write_report(report: Report, folder: Path, command: str) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    folder = folder.resolve()
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "tables").mkdir(parents=True)
@@ -74,16 +79,17 @@ def write_report(report: Report, folder: Path, command: str) -> Path:
         _write_tables(report, table, partial / "tables")
         pictures = draw_paper_figures(report.findings, partial / "figures")
         verdicts = [asdict(verdict) for verdict in report.verdicts]
-        (partial / "verdicts.json").write_text(json.dumps(verdicts, indent=2) + "\n")
+        (partial / MARKER).write_text(json.dumps(verdicts, indent=2) + "\n")
         (partial / "verdicts.md").write_text(verdict_table(report.verdicts) + "\n")
         (partial / "index.html").write_text(_page(report, table, pictures, command), encoding="utf-8")
-        old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         reason = error.strerror or str(error)
         raise UserError(f"{folder} cannot be written ({reason}); the report that was there is kept.") from error
     return folder / "index.html"
@@ -93,8 +99,7 @@ def _write_tables(report: Report, table: pd.DataFrame, folder: Path) -> None:
     for plan in report.plans:
         own = table[table["table"] == plan.name].drop(columns="table")
         own.to_csv(folder / f"{plan.name}.csv", index=False, float_format="%.6g")
-        latex = own.assign(split=own["split"].str.replace("_", r"\_"), row=own["row"].str.replace("_", r"\_"))
-        text = latex.to_latex(index=False, float_format="%.3g", na_rep="missing", caption=plan.title).replace("%", r"\%")
+        text = own.to_latex(index=False, float_format="%.3g", na_rep="missing", caption=plan.title, escape=True)
         (folder / f"{plan.name}.tex").write_text(text)
         parts = [f"# {plan.title}\n"]
         parts += [

@@ -1,21 +1,25 @@
 """Which runs a table needs, as ``configs/table/<name>.yaml`` says, and running those that are not finished.
 
-A table has sections, a section has rows, and a row is a list of overrides of ``train.py``; each is run with every seed. What
-identifies a run is what ``train.py`` would compose, so that a run made by hand counts as well.
+A table has sections, a section has rows, and a row is a list of overrides of ``train.py``; each is run with every seed. At
+some scale a task may need further ones (``at_scale``). What identifies a run is what ``train.py`` would compose, so that a run
+made by hand counts as well.
 """
 
 from __future__ import annotations
 
+import os
+import queue
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
@@ -92,6 +96,10 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         for section, rows in content["sections"].items():
             for row, own in rows.items():
                 config = compose("train", overrides=[*own, *overrides])  # once: the seed is no part of the hash
+                further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
+                if further:
+                    own = [*own, *further]
+                    config = compose("train", overrides=[*own, *overrides])
                 for seed in seeds:
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                     runs.append(PlannedRun(section, row, seed, (*own, *overrides, f"seed={seed}"), folder))
@@ -117,22 +125,41 @@ def minutes_to_do(runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
     return sum(expected) / num_jobs / 60
 
 
+def num_places() -> int:
+    """Runs that the machine has room for: one a GPU, or one a core where there is none."""
+    return torch.cuda.device_count() or num_cores()
+
+
 def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
     """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes; returns those that failed."""
     waiting = [run for run in runs if run.result() is None]
     num_jobs = min(num_jobs, max(1, len(waiting)))
     threads = max(1, num_cores() // num_jobs)
 
+    free_gpus = queue.SimpleQueue[int]()
+    for gpu in range(torch.cuda.device_count()):
+        free_gpus.put(gpu)
+
     def start(run: PlannedRun) -> bool:
         run.folder.path.mkdir(parents=True, exist_ok=True)
+        gpu = None if free_gpus.empty() else free_gpus.get()
+        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        try:
+            return train(run, environment)
+        finally:
+            if gpu is not None:
+                free_gpus.put(gpu)
+
+    def train(run: PlannedRun, environment: Mapping[str, str]) -> bool:
         with run.log.open("a") as log:
             command = [sys.executable, str(root / "train.py"), *run.overrides, f"trainer.threads={threads}"]
-            return subprocess.run(command, cwd=root, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode == 0
 
     failed = []
     started = time.monotonic()
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
-    with ThreadPoolExecutor(num_jobs) as pool:
+    pool = ThreadPoolExecutor(num_jobs)
+    try:
         futures = {pool.submit(start, run): run for run in waiting}
         for number, future in enumerate(as_completed(futures), start=1):
             run = futures[future]
@@ -142,4 +169,6 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
             told = run_line(result) if result else f"FAILED: {run.command}; see {run.log}"
             left = (time.monotonic() - started) / number * (len(waiting) - number)
             print(f"[{number}/{len(waiting)}, about {left / 60:.0f} min left] {told}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the runs that go on save their state and end; no other begins
     return failed

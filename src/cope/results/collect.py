@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from cope.results.record import read_json
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Every finished run in ``folder``, which may be a run's own or any above it, in the order of their folders' names."""
     paths = [folder / "result.json"] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*/result.json"))
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [read_json(path) for path in paths if path.exists()]
 
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:

@@ -119,6 +119,11 @@ class Task(ABC):
         return ""
 
     @property
+    def separator(self) -> int | None:
+        """The token that ends a text; None where there is none."""
+        return None
+
+    @property
     @abstractmethod
     def test_splits(self) -> tuple[str, ...]:
         """Names of the splits scored once, at the end: ``test`` first, then the out-of-distribution ones."""

@@ -2,7 +2,7 @@
 
 Reported are perplexity per token, which depends on the tokenizer, and per word and bits per byte of the raw text, which do
 not. The separator that closes a document is predicted and counted as a token; words and bytes are the text's alone. A test
-split is the same text read with another context, a multiple of the trained one, or with windows that do not overlap.
+split is the same text read with another context, a multiple of the trained one, or with windows side by side.
 
     inputs   |  the  cat  sat          (| is the separator, after "the cat sat" of a document that ends there)
     labels  the cat  sat   |
@@ -42,7 +42,7 @@ class Language(Task):
         corpus: the text, a choice of ``configs/corpus``.
         tokenizer: ``kind``, ``vocab_size`` and ``byte_fallback``.
         context: tokens that the model reads at once.
-        stride: tokens by which a scoring window moves: a number, ``half`` (of the context) or ``context`` (no overlap).
+        stride: tokens by which a scoring window moves: a number, ``half`` (of the context) or ``context`` (side by side).
         num_validation, num_test: tokens to be scored, in whole documents chosen at random but always the same; None: all.
         max_documents: the most that are read of each split of the corpus; None: all.
         splits: test splits by name, each with ``context_factor`` and ``stride`` where they differ from the task's.
@@ -105,6 +105,10 @@ class Language(Task):
     @property
     def fingerprint(self) -> str:
         return self.prepared.fingerprint
+
+    @property
+    def separator(self) -> int:
+        return self.prepared.tokenizer.separator
 
     @property
     def vocab_size(self) -> int:

@@ -73,7 +73,8 @@ def scoring_windows(
     Args:
         documents: where each begins in the stream, and where the separator that closes it ends.
         context: tokens that the model reads at once.
-        stride: 1 to ``context``; ``context`` makes windows that do not overlap.
+        stride: 1 to ``context``; ``context`` makes windows side by side. A document's last window ends with it, and reads back
+            as far as the context reaches.
     """
     starts, lengths, first_scored = [], [], []
     for begin, end in documents:

@@ -60,9 +60,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_data(state: dict[str, Any], task: Task, path: Path) -> None:
-    """Raise UserError unless the checkpoint ``state``, read from ``path``, was trained on the data that ``task`` has now."""
-    if state["data"] != task.fingerprint:
+    """Raise UserError unless the run of ``state``, a checkpoint or result at ``path``, had the data that ``task`` has now."""
+    if state.get("data", "") != task.fingerprint:
         raise UserError(
-            f"{path} was trained on other data than task={task.name} has now: its corpus or tokenizer changed. Put the corpus "
-            "back, or train on the new one with force=true."
+            f"{path} is of a model that was trained on other data than task={task.name} has now: its corpus or tokenizer "
+            "changed. Put the corpus back, or train on the new one with force=true."
         )

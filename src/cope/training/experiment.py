@@ -24,7 +24,7 @@ from cope.results.metrics import shown
 from cope.results.record import RunFolder, write_atomically, write_json
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
-from cope.training.checkpoint import load_checkpoint
+from cope.training.checkpoint import check_data, load_checkpoint
 from cope.training.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
 from cope.training.evaluation import score_split
 from cope.training.loop import TrainingLoop
@@ -96,6 +96,7 @@ class Experiment:
         fabric.barrier()
         result = self.folder.read_result()
         if result is not None:
+            check_data(result, self.task, self.folder.result)
             log.info("This run is finished already; force=true starts it over.")
             return result
         keep_freed_memory()

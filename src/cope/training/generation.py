@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import torch
 
-from cope.errors import UserError, check_at_least, nearest
+from cope.command_line import key_values
+from cope.errors import UserError, check_at_least
 from cope.model.generate import check_sampling, generate
 from cope.results.record import RunFolder
 from cope.seeding import stream_seed
 from cope.training.trained import load_trained
+
+log = logging.getLogger(__name__)
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer puts where bytes are no character, or not yet one
 
@@ -63,23 +67,7 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         UserError: a key that is unknown, missing or given twice, or a value that is not allowed.
     """
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not key or not equals:
-            raise UserError(
-                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(KEYS)}. A prompt with spaces needs "
-                f'quotes: prompt="...".{nearest(key, KEYS)}'
-            )
-        if key not in KEYS:
-            raise UserError(f"{key} is not a setting; allowed: {', '.join(KEYS)}.{nearest(key, KEYS)}")
-        if key in values:
-            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
-        make, allowed = KEYS[key]
-        try:
-            values[key] = make(text)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{argument} has the wrong type; allowed: {allowed}.") from error
+    values = key_values(arguments, KEYS)
     if not {"run", "prompt"} <= values.keys():
         raise UserError('name a run and a prompt: python generate.py run=<run folder> prompt="..." [key=value ...]')
     return Request(**values)
@@ -107,10 +95,17 @@ def text_pieces(request: Request) -> Iterator[str]:
             temperature=request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
+            stop=trained.task.separator,
             generator=torch.Generator().manual_seed(stream_seed(request.seed, "generation")),
         )
     except UserError as error:
         raise UserError(f"num_tokens={request.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
+    trained_length = trained.model.encoding.shape.context
+    if trained.model.encoding.num_untrained and len(prompt) + request.num_tokens > trained_length:
+        log.warning(
+            "prompt and num_tokens make %d tokens, but this encoding's positions are trained for %d: what comes after is written "
+            "with untrained ones.", len(prompt) + request.num_tokens, trained_length,
+        )  # fmt: skip
     return _as_text(trained.task.decode, prompt, tokens)
 
 

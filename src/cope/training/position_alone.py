@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cope.errors import UserError, check_at_least, nearest
+from cope.command_line import key_values
+from cope.errors import UserError, check_at_least
 from cope.model.inspection import LayerPositions, positions_by_layer
 from cope.model.transformer import Transformer
 from cope.results.record import RunFolder, write_atomically, write_json
@@ -79,18 +80,7 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         UserError: a key that is unknown, missing or given twice, or a value that is not allowed.
     """
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, _, text = argument.partition("=")
-        if key not in KEYS:
-            raise UserError(f"{argument} is not a setting; allowed: {', '.join(f'{k}=...' for k in KEYS)}.{nearest(key, KEYS)}")
-        if key in values:
-            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
-        make, allowed = KEYS[key]
-        try:
-            values[key] = make(text)
-        except ValueError as error:
-            raise UserError(f"{argument} has the wrong type; allowed: {allowed}.") from error
+    values = key_values(arguments, KEYS)
     if "run" not in values:
         raise UserError("name a run: python scripts/position_alone.py run=<run folder> [key=value ...]")
     return Request(**values)
@@ -106,7 +96,7 @@ def measure_position_alone(request: Request) -> Path:
         UserError: no such run, one whose text has no sections or whose encoding adds nothing to the logits, fewer windows in
             its test split, no such document, or too few shifts for any head to be significant.
     """
-    config, task, model = load_trained(request.run)
+    config, task, model, step = load_trained(request.run)
     if not isinstance(task, Language):
         raise UserError(
             f"run={request.run.path}: task={task.name} has no paragraphs and sections; allowed: runs of a task of language "
@@ -131,6 +121,7 @@ def measure_position_alone(request: Request) -> Path:
         "task": task.name,
         "encoding": config.pe.name,
         "training_seed": config.seed,
+        "step": step,
         "context": context,
         **settings,
         "num_documents": len({window.article.number for window in chosen}),

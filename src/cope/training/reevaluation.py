@@ -33,7 +33,7 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
         UserError: no such run, an unknown key, or sequences longer than the encoding is defined for.
     """
     folder, changes = _parse(arguments)
-    config, trained, model = load_trained(folder)
+    config, trained, model, _ = load_trained(folder)
     asked = config.copy()
     for change in changes:
         _apply(asked, change)

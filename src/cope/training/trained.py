@@ -21,6 +21,7 @@ class Trained(NamedTuple):
     config: DictConfig  # as it was composed for the run
     task: Task
     model: Transformer  # with the weights of the best checkpoint, on the CPU
+    step: int  # of that checkpoint
 
 
 def load_trained(folder: RunFolder) -> Trained:
@@ -48,7 +49,7 @@ def load_trained(folder: RunFolder) -> Trained:
     except RuntimeError as error:  # it lists every tensor that differs; the first says enough
         reason = " ".join(str(error).split("\n")[1:2]).strip()
         raise UserError(f"{folder.best_checkpoint} is not of the model that {folder.config} describes: {reason}") from error
-    return Trained(config, task, model)
+    return Trained(config, task, model, state["step"])
 
 
 def _missing(folder: RunFolder) -> str:
