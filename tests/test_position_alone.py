@@ -250,6 +250,7 @@ def trained(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cope_sep_keys", "relative"])
 def test_the_command_measures_and_draws(trained, encoding):
     folder = trained("task=wikipedia", f"pe={encoding}")

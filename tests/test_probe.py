@@ -626,6 +626,7 @@ def test_the_command_without_a_model_shows_what_is_missing_and_the_papers_figure
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command(server: Server, tmp_path: Path) -> None:
     server.queue = [completion("none at all"), refusal(400, f"bad request of {KEY}")]
     arguments = (f"endpoint={server.address}", "model=org/small-chat:8b", "prompts=1", "lengths=[2,3]")

@@ -44,6 +44,7 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.log_every=0", f"output_dir={tmp_path}"]
     runs = read_plan(CONFIGS, "table4", overrides, 1).runs[:1]

@@ -94,4 +94,4 @@ def spread(values: list[float], metric: Metric) -> str:
     if not values:
         return MISSING
     mean, deviation = mean_and_spread(values)
-    return metric.text(mean) if deviation is None else f"{metric.text(mean)} ({metric.text(deviation)})"
+    return metric.text(mean) if deviation is None else f"{metric.text(mean)} ({metric.text(deviation, mean)})"

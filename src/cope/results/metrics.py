@@ -19,13 +19,18 @@ class Metric:
         """From the number in ``result.json`` to the one shown."""
         return 100.0 if self.is_percentage else 1.0
 
-    def text(self, value: float) -> str:
-        """``value`` as it is printed, with more digits where a small percentage would look like none."""
+    def text(self, value: float, size: float | None = None) -> str:
+        """``value`` as it is printed, with more digits where a small percentage would look like none.
+
+        Args:
+            size: of the number that it belongs to, such as a mean of which it is the standard deviation: it has its digits.
+        """
         if self.is_percentage:
             return percent(value)
-        if value >= 1e5:
+        size = value if size is None else size
+        if size >= 1e5:
             return f"{value:.3g}"
-        return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+        return f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
 
 METRICS = {

@@ -103,8 +103,8 @@ def text_pieces(request: Request) -> Iterator[str]:
     trained_length = trained.model.encoding.shape.context
     if trained.model.encoding.num_untrained and len(prompt) + request.num_tokens > trained_length:
         log.warning(
-            "prompt and num_tokens make %d tokens, but this encoding's positions are trained for %d: what comes after is written "
-            "with untrained ones.", len(prompt) + request.num_tokens, trained_length,
+            "prompt and num_tokens make %d tokens, but this encoding's positions are trained for %d: the rest is written with "
+            "untrained ones.", len(prompt) + request.num_tokens, trained_length,
         )  # fmt: skip
     return _as_text(trained.task.decode, prompt, tokens)
 
