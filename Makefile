@@ -30,35 +30,34 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 	$(BIN)/python train.py pe=cope task=counting
 
-SCALE ?= laptop
-TABLE = $(BIN)/python scripts/table.py $@ scale=$(SCALE) \
-	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry,--run)
-TABLES := table2 table3 table4 table5 table7 table8
-FIGURES := figure2 figure3 figure4 figure5
-
 # The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
-# again. SCALE=smoke|laptop|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs.
+# again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets more.
+SCALE ?= laptop
+SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
+TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry,--run)
+TABLES := table2 table3 table4 table5 table7 table8
+FIGURES := figure2 figure3 figure4 figure5 figure6
+
 .PHONY: $(TABLES) $(FIGURES)
-$(TABLES) $(FIGURES): $(INSTALLED)
-	$(TABLE)
-	$(if $(DRY),,$(AFTERWARDS))
+$(TABLES) figure2 figure3 figure5: $(INSTALLED)
+	$(call TABLE,$@)
 
-# Figure 4 is not of scores: the trained run is looked at.
+# Figures 4 and 6 are not of scores: the trained run is looked at, and both are heads of the same one.
 WINDOWS ?= 300
-figure4: AFTERWARDS = runs=$$($(BIN)/python scripts/table.py $@ --folders scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))) || exit 1; \
+LOOK = runs=$$($(BIN)/python scripts/table.py figure4 --folders $(SETTINGS)) || exit 1; \
 	for run in $$runs; do $(BIN)/python scripts/position_alone.py run=$$run num_windows=$(WINDOWS) || exit 1; done
-
-# Tables share runs: one at a time. A table with a failed run does not stop the next; make's exit status tells of it.
-.NOTPARALLEL:
-ONE_BY_ONE = status=0; for name in $(1); do $(MAKE) --no-print-directory $$name || status=1; done; exit $$status
+figure4 figure6: $(INSTALLED)
+	$(call TABLE,figure4)
+	$(if $(DRY),,$(LOOK))
 
 .PHONY: tables
 tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
-	@$(call ONE_BY_ONE,$(TABLES))
+	$(call TABLE,$(TABLES))
 
 .PHONY: figures
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
-	@$(call ONE_BY_ONE,$(FIGURES))
+	$(call TABLE,figure2 figure3 figure4 figure5)
+	$(if $(DRY),,$(LOOK))
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
@@ -66,15 +65,17 @@ table1: $(INSTALLED) ## Ask a language model the paper's counting questions: mak
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs
-	$(BIN)/python scripts/report.py --claims scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python scripts/report.py --claims $(SETTINGS)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/: verdicts, tables, figures, one page
-	$(BIN)/python scripts/report.py scale=$(SCALE) $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python scripts/report.py $(SETTINGS)
 
+# One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
 .PHONY: reproduce
-reproduce: $(INSTALLED) ## Run everything, then write the report
-	@$(call ONE_BY_ONE,tables figures report)
+reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
+	$(if $(DRY),$(call TABLE,all),status=0; $(call TABLE,all) || status=1; ($(LOOK)) || status=1; \
+		$(BIN)/python scripts/report.py $(SETTINGS) || status=1; exit $$status)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

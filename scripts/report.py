@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from cope.errors import UserError
 from cope.report.page import collect, verdict_table, write_report
-from cope.report.plan import read_plan
+from cope.report.plan import read_plan, table_names
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -28,8 +28,7 @@ def main() -> None:
     parser.add_argument("--claims", action="store_true", help="print the verdicts and write nothing")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
-    tables = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
-    report = collect([read_plan(CONFIGS, table, options.overrides, options.seeds) for table in tables])
+    report = collect([read_plan(CONFIGS, table, options.overrides, options.seeds) for table in table_names(CONFIGS)])
     if options.claims:
         for verdict in report.verdicts:
             print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")

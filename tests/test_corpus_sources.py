@@ -155,6 +155,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "package/tests/c.py": b"a test",
         "test/d.py": b"a test",
         "site-packages/e.py": b"not ours",
+        "encodings/f.py": b"a generated table",
         "latin.py": b"# -*- coding: latin-1 -*-\n# \xe9\n",
         "notes.txt": b"no source",
     }

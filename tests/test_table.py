@@ -11,7 +11,8 @@ from plans import TABLES, composed, plan_in
 
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, paper_figures
-from cope.report.plan import read_plan, run_all
+from cope.report.plan import read_plan
+from cope.report.run_all import run_all
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,7 +1,9 @@
 """The sources of the Python that is running, as a corpus of code that is always at hand.
 
 Why: no download, and a licence that allows it. A document is a file, exactly as it is: newlines, tabs and form feeds too. Its
-path within the library decides its split, so that a file stays where it is from one version of Python to the next.
+path within the library decides its split, so that a file stays where it is from one version of Python to the next. Left out are
+files that a program wrote: tables of characters, which are near-copies of one another and would stand in every split, and the
+manual as one module of strings.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_ha
 from cope.errors import UserError
 
 INSTALLED = ("site-packages", "dist-packages")  # what others wrote
+GENERATED = ("encodings", "pydoc_data")
 TEST_FOLDERS = ("test", "tests", "idle_test")
 
 
@@ -63,7 +66,7 @@ class PythonStdlib(Corpus):
         """``(name, path)`` of every file, sorted by name; names are the same on every machine."""
         found = []
         for name, place in self.folders.items():
-            paths = [place] if place.is_file() else self._below(place, INSTALLED if name == "stdlib" else ())
+            paths = [place] if place.is_file() else self._below(place, (*INSTALLED, *GENERATED) if name == "stdlib" else ())
             root = place.parent if place.is_file() else place
             found += [(f"{name}/{path.relative_to(root).as_posix()}", path) for path in paths]
         if not found:

@@ -13,13 +13,17 @@ from typing import Any
 
 from cope.errors import UserError
 
-VERSION = 1  # of this cleaning: prepared corpora of another one are made anew
+VERSION = 2  # of this cleaning: prepared corpora of another one are made anew
 GONE_TAGS = {"table", "ref", "references", "gallery", "math", "timeline", "imagemap", "score", "hiero", "noinclude"}
 NOT_IN_THE_TEXT = ("file:", "image:", "category:", "media:")
 OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 # What a removed template (a pronunciation, a length in two units) leaves of a sentence.
 EMPTY_PARENTHESES = re.compile(r" ?[(\[][\s,;:\u2013-]*[)\]]")
 OPENED_BY_A_SIGN = re.compile(r"\([\s,;]+")
+# Tags that mwparserfromhell takes for text, since something inside them is never closed. A reference is not that long; where
+# its end is missing too, only the tag goes.
+UNPARSED_REFERENCE = re.compile(r"<ref\b[^>]*>.{0,1000}?</ref>", re.DOTALL)
+UNPARSED_TAG = re.compile(r"</?(?:ref|blockquote)\b[^>\n]*>")
 SWITCH = re.compile(r"__[A-Z]+__")  # __NOTOC__ and its like
 LEFTOVER = ("{|", "|", "!", "}}")  # of tables and templates that are not closed
 HEADING = re.compile(r" ((?:= )+).* (?:= )+$")
@@ -31,7 +35,9 @@ def plain_text(title: str, markup: str) -> str:
         import mwparserfromhell
     except ImportError as error:
         raise UserError("corpus=enwiki_sample needs the package mwparserfromhell: pip install -e '.[text]'") from error
-    text = SWITCH.sub("", _text(mwparserfromhell.parse(markup)))
+    text = _text(mwparserfromhell.parse(markup))
+    for leftover in (SWITCH, UNPARSED_REFERENCE, UNPARSED_TAG):
+        text = leftover.sub("", text)
     lines = []
     for line in text.split("\n"):
         if _level(line):

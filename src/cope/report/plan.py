@@ -1,33 +1,24 @@
-"""Which runs a table needs, as ``configs/table/<name>.yaml`` says, and running those that are not finished.
+"""Which runs a table needs, as ``configs/table/<name>.yaml`` says.
 
 A table has sections, a section has rows, and a row is a list of overrides of ``train.py``; each is run with every seed. At
 some scale a task may need further ones (``at_scale``). What identifies a run is what ``train.py`` would compose, so that a run
-made by hand counts as well.
+made by hand counts as well. ``run_all.py`` runs what is not finished.
 """
 
 from __future__ import annotations
 
-import os
-import queue
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
 from cope.configuration import run_hash
 from cope.errors import check_at_least, check_choice
-from cope.report.tables import run_line
 from cope.results.record import RunFolder
-from cope.sweep import num_cores
 
 
 @dataclass(frozen=True)
@@ -37,6 +28,7 @@ class PlannedRun:
     section: str
     row: str
     seed: int
+    scale: str
     overrides: tuple[str, ...]
     folder: RunFolder
 
@@ -50,9 +42,19 @@ class PlannedRun:
         """Where its output goes."""
         return self.folder.path / "output.log"
 
+    @property
+    def mark_of_failure(self) -> Path:
+        """The file that says that its last try ended with an error."""
+        return self.folder.path / "failed.txt"
+
     def result(self) -> dict[str, Any] | None:
         """Its result, None while it is not finished."""
         return self.folder.read_result()
+
+    @property
+    def failed(self) -> bool:
+        """Whether its last try ended with an error."""
+        return self.mark_of_failure.exists() and self.result() is None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Plan:
         return found
 
 
+def table_names(configs: Path) -> list[str]:
+    """The tables and figures that ``configs/table`` describes."""
+    return sorted(path.stem for path in (configs / "table").glob("*.yaml"))
+
+
 def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int | None = None) -> Plan:
     """The plan of ``configs/table/<name>.yaml``.
 
@@ -86,7 +93,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         UserError: there is no such table.
         HydraException: an override that does not exist.
     """
-    check_choice("table", name, sorted(path.stem for path in (configs / "table").glob("*.yaml")))
+    check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
     if num_seeds is not None:
         check_at_least("number of seeds", num_seeds, 1)
@@ -102,73 +109,13 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
                     config = compose("train", overrides=[*own, *overrides])
                 for seed in seeds:
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                    runs.append(PlannedRun(section, row, seed, (*own, *overrides, f"seed={seed}"), folder))
+                    runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
 
 
-def minutes_to_do(runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
-    """What the runs that are not finished may take: each as long as the finished ones of its task, and None without such."""
-    times: dict[str, list[float]] = {}
-    for run in runs:
-        if (result := run.result()) is not None:
-            times.setdefault(result["task"], []).append(result["time_s"])
-    if not times:
-        return None
-    everywhere = [seconds for found in times.values() for seconds in found]
-    task_of = {run: run.folder.path.parts[-4] for run in runs}
-    expected = [
-        sum(found) / len(found)
-        for run in runs if run.result() is None for found in [times.get(task_of[run], everywhere)]
-    ]  # fmt: skip
-    return sum(expected) / num_jobs / 60
-
-
-def num_places() -> int:
-    """Runs that the machine has room for: one a GPU, or one a core where there is none."""
-    return torch.cuda.device_count() or num_cores()
-
-
-def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
-    """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes; returns those that failed."""
-    waiting = [run for run in runs if run.result() is None]
-    num_jobs = min(num_jobs, max(1, len(waiting)))
-    threads = max(1, num_cores() // num_jobs)
-
-    free_gpus = queue.SimpleQueue[int]()
-    for gpu in range(torch.cuda.device_count()):
-        free_gpus.put(gpu)
-
-    def start(run: PlannedRun) -> bool:
-        run.folder.path.mkdir(parents=True, exist_ok=True)
-        gpu = None if free_gpus.empty() else free_gpus.get()
-        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-        try:
-            return train(run, environment)
-        finally:
-            if gpu is not None:
-                free_gpus.put(gpu)
-
-    def train(run: PlannedRun, environment: Mapping[str, str]) -> bool:
-        with run.log.open("a") as log:
-            command = [sys.executable, str(root / "train.py"), *run.overrides, f"trainer.threads={threads}"]
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode == 0
-
-    failed = []
-    started = time.monotonic()
-    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
-    pool = ThreadPoolExecutor(num_jobs)
-    try:
-        futures = {pool.submit(start, run): run for run in waiting}
-        for number, future in enumerate(as_completed(futures), start=1):
-            run = futures[future]
-            result = run.result() if future.result() else None
-            if result is None:
-                failed.append(run)
-            told = run_line(result) if result else f"FAILED: {run.command}; see {run.log}"
-            left = (time.monotonic() - started) / number * (len(waiting) - number)
-            print(f"[{number}/{len(waiting)}, about {left / 60:.0f} min left] {told}", flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the runs that go on save their state and end; no other begins
-    return failed
+def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:
+    """The runs of several tables, each once, seed by seed: every table has all of its rows before any has its second seed."""
+    found = {run.folder.path: run for plan in plans for run in plan.runs}
+    return sorted(found.values(), key=lambda run: run.seed)

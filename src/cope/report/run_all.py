@@ -1,0 +1,125 @@
+"""Runs those of a table's runs that are not finished, several at a time, and tells how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cope.report.plan import PlannedRun
+from cope.report.tables import run_line
+from cope.results.record import write_text
+from cope.sweep import num_cores
+
+PUBLISHED = Path("docs/results/runs")  # the results that come with the project
+
+
+def num_places() -> int:
+    """Runs that the machine has room for: one a GPU, or one a core where there is none."""
+    return torch.cuda.device_count() or num_cores()
+
+
+class Clock:
+    """Guesses how long runs take: as long as finished ones of the same task and scale, those of this machine if there are any.
+
+    Args:
+        root: of the project, whose published results serve until a run is finished here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._published = _times(
+            json.loads(path.read_text()) for path in sorted((root / PUBLISHED).glob("*/*/*/seed=*/result.json"))
+        )
+
+    def seconds(self, runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
+        """For those of ``runs`` that are not finished, ``num_jobs`` at a time; None where nothing like them was run."""
+        results = [(run, run.result()) for run in runs]
+        own = _times(result for _, result in results if result is not None)
+        expected = []
+        for run, result in results:
+            if result is None:
+                key = (run.folder.path.parts[-4], run.scale)
+                times = own.get(key) or self._published.get(key)
+                if not times:
+                    return None
+                expected.append(statistics.fmean(times))
+        return sum(expected) / num_jobs
+
+
+def _times(results: Any) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
+    return times
+
+
+def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
+    """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes; returns those that failed.
+
+    Each runs in a process of its own, on a GPU of its own where there are some, with its output in its folder. One that fails
+    does not stop the others.
+    """
+    waiting = [run for run in runs if run.result() is None]
+    num_jobs = min(num_jobs, max(1, len(waiting)))
+    threads = max(1, num_cores() // num_jobs)
+    clock = Clock(root)
+    free_gpus = queue.SimpleQueue[int]()
+    for gpu in range(torch.cuda.device_count()):
+        free_gpus.put(gpu)
+
+    def start(run: PlannedRun) -> bool:
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        gpu = None if free_gpus.empty() else free_gpus.get()
+        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        try:
+            return train(run, environment)
+        finally:
+            if gpu is not None:
+                free_gpus.put(gpu)
+
+    def train(run: PlannedRun, environment: Mapping[str, str]) -> bool:
+        with run.log.open("a") as log:
+            command = [sys.executable, str(root / "train.py"), *run.overrides, f"trainer.threads={threads}"]
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode == 0
+
+    failed: list[PlannedRun] = []
+    started = time.monotonic()
+    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
+    pool = ThreadPoolExecutor(num_jobs)
+    try:
+        futures: dict[Future[bool], PlannedRun] = {pool.submit(start, run): run for run in waiting}
+        unfinished = set(futures)
+        while unfinished:
+            done, unfinished = wait(unfinished, return_when=FIRST_COMPLETED)
+            for future in done:
+                told = _conclude(futures[future], future.result(), failed)
+                left = clock.seconds([run for run in runs if run not in failed], num_jobs)
+                running = sum(other.running() for other in unfinished)
+                guess = "" if left is None else f", about {left / 60:.0f} min left"
+                passed = (time.monotonic() - started) / 60
+                count = f"{len(waiting) - len(unfinished)} of {len(waiting)}"
+                print(f"[{count} done, {running} running, {passed:.0f} min{guess}] {told}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the runs that go on save their state and end; no other begins
+    return failed
+
+
+def _conclude(run: PlannedRun, succeeded: bool, failed: list[PlannedRun]) -> str:
+    """Note whether ``run`` failed, for the tables; returns the line that tells of it."""
+    result = run.result() if succeeded else None
+    if result is not None:
+        run.mark_of_failure.unlink(missing_ok=True)
+        return run_line(result)
+    failed.append(run)
+    write_text(run.mark_of_failure, f"{run.command}\n")
+    return f"FAILED: {run.command}; see {run.log}"
