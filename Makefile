@@ -33,6 +33,7 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 # The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
 # again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets more.
 SCALE ?= laptop
+REPORT ?= outputs/report
 SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
 TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry,--run)
 TABLES := table2 table3 table4 table5 table7 table8
@@ -68,14 +69,14 @@ claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finis
 	$(BIN)/python scripts/report.py --claims $(SETTINGS)
 
 .PHONY: report
-report: $(INSTALLED) ## Write outputs/report/: verdicts, tables, figures, one page
-	$(BIN)/python scripts/report.py $(SETTINGS)
+report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
+	$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS)
 
 # One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
 	$(if $(DRY),$(call TABLE,all),status=0; $(call TABLE,all) || status=1; ($(LOOK)) || status=1; \
-		$(BIN)/python scripts/report.py $(SETTINGS) || status=1; exit $$status)
+		$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS) || status=1; exit $$status)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

@@ -1,8 +1,10 @@
-"""Tables: the runs that each needs compose, results stand where they belong, and what is missing or failed is said."""
+"""Tables: the runs that each needs compose and are run, results stand where they belong, what is missing or failed is said."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from plans import TABLES, composed, plan_in
 
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, paper_figures
-from cope.report.plan import read_plan
-from cope.report.run_all import run_all
+from cope.report.plan import all_runs, read_plan
+from cope.report.run_all import PUBLISHED, Clock, run_all
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -52,6 +54,67 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, 
     assert run_all(runs, ROOT, 1) == list(runs)
     assert "FAILED: python train.py task=counting pe=none scale=smoke" in capsys.readouterr().out
     assert "trainer.log_every=0 is too small" in runs[0].log.read_text()
+    assert runs[0].failed
+    assert run_all(read_plan(CONFIGS, "table4", overrides[:3] + overrides[4:], 1).runs[:1], ROOT, 1) == []
+
+
+def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first() -> None:
+    plans = [composed("table2"), composed("figure5")]  # the figure's runs are among the table's
+    runs = all_runs(plans)
+    assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs} and len(runs) == 30
+    assert [run.seed for run in runs] == [1] * 10 + [2] * 10 + [3] * 10
+
+
+def finish(folder: Path, task: str, seconds: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"task": task, "scale": "smoke", "time_s": seconds}))
+
+
+def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_path: Path) -> None:
+    runs = plan_in(tmp_path, "table4", 1).runs
+    assert Clock(tmp_path).seconds(runs, 2) is None
+    finish(tmp_path / PUBLISHED / "counting" / "rope" / "0123" / "seed=1", "counting", 10.0)
+    finish(tmp_path / PUBLISHED / "flip_flop" / "rope" / "0123" / "seed=1", "flip_flop", 1000.0)
+    assert Clock(tmp_path).seconds(runs, 2) == 10.0 * len(runs) / 2
+    finish(runs[0].folder.path, "counting", 30.0)
+    assert Clock(tmp_path).seconds(runs, 2) == 30.0 * (len(runs) - 1) / 2
+
+
+def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
+    with pytest.raises(
+        UserError, match=r"table5: scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "
+    ):
+        read_plan(CONFIGS, "table5", ["scale=night"], 1)
+
+
+@pytest.mark.slow
+def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: Path) -> None:
+    """At the smallest scale, with one seed: some ten minutes on two cores."""
+    outputs = tmp_path / "outputs"
+    settings = [
+        "INSTALLED=Makefile",
+        f"BIN={Path(sys.executable).parent}",
+        "SCALE=smoke",
+        "SEEDS=1",
+        "WINDOWS=4",
+        f"REPORT={tmp_path / 'report'}",
+    ]
+    command = ["make", *settings, f"SET=logger=none output_dir={outputs} data_dir={tmp_path / 'data'}"]
+    made = subprocess.run([*command, "reproduce"], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert (tmp_path / "report" / "index.html").exists()
+    verdicts = json.loads((tmp_path / "report" / "verdicts.json").read_text())
+    assert "not run" not in {verdict["outcome"] for verdict in verdicts}
+    # Each target by itself finds everything done, and a dry run says so.
+    for target in ("table2", "table3", "table4", "table5", "table7", "table8", "figure2", "figure3", "figure5", "tables"):
+        shown = subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert "; 1 at a time" in shown and "missing" not in shown, shown
+    for target in ("figure4", "figure6", "figures"):
+        assert "written" in subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (
+        "\n0 of "
+        in subprocess.run([*command, "reproduce", "DRY=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:

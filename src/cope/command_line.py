@@ -15,10 +15,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cope.configuration import no_recipe
 from cope.errors import UserError, nearest
 from cope.sweep import is_sweep, write_job
 
@@ -48,6 +49,7 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
     try:
         problems = (
             _unknown_choices(overrides, folder)
+            or _missing_recipes(overrides, folder, config_name)
             or _unused_groups(overrides, folder, config_name)
             or _unknown_keys(overrides, folder, config_name)
         )
@@ -83,6 +85,20 @@ def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
                     problems.append(
                         f"{override.key_or_group}={value} is not known; allowed: {listed}.{nearest(value, choices)}"
                     )
+    return problems
+
+
+def _missing_recipes(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
+    """Combinations of scale and task that have no recipe."""
+    chosen = [override for override in overrides if override.key_or_group in ("scale", "task")]
+    problems = []
+    for names in itertools.product(*[[f"{group.key_or_group}={value}" for value in _values(group)] for group in chosen]):
+        try:
+            with initialize_config_dir(str(folder), version_base="1.3"):
+                compose(config_name, overrides=list(names))
+        except MissingConfigException as error:
+            problem = no_recipe(error, folder)
+            problems += [problem] if problem else []
     return problems
 
 

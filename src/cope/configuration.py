@@ -12,8 +12,10 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from hydra.errors import MissingConfigException
 from hydra.utils import get_class
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +25,17 @@ from cope.errors import UserError, nearest
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = ("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir", "trainer.threads")
+
+
+def no_recipe(error: MissingConfigException, configs: Path) -> str | None:
+    """What to tell a user whose task has no recipe at the scale asked for; None if something else is missing."""
+    group, scale, task = [*str(error.missing_cfg_file).split("/"), "", "", ""][:3]
+    if group != "recipe":
+        return None
+    tasks = sorted(path.stem for path in (configs / group / scale).glob("*.yaml"))
+    scales = sorted(path.parent.name for path in (configs / group).glob(f"*/{task}.yaml"))
+    allowed = f"another task ({', '.join(tasks)}) or scale ({', '.join(scales)})"
+    return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
 
 def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: Collection[str] = ()) -> dict[str, Any]:

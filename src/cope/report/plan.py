@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
 
-from cope.configuration import run_hash
-from cope.errors import check_at_least, check_choice
+from cope.configuration import no_recipe, run_hash
+from cope.errors import UserError, check_at_least, check_choice
 from cope.results.record import RunFolder
 
 
@@ -90,7 +92,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         num_seeds: 1 to this, instead of the table's own; None takes those.
 
     Raises:
-        UserError: there is no such table.
+        UserError: there is no such table, or its task has no recipe at the scale.
         HydraException: an override that does not exist.
     """
     check_choice("table", name, table_names(configs))
@@ -98,15 +100,22 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     if num_seeds is not None:
         check_at_least("number of seeds", num_seeds, 1)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
+
+    def composed(own: Sequence[str]) -> DictConfig:
+        try:
+            return compose("train", overrides=[*own, *overrides])
+        except MissingConfigException as error:
+            raise UserError(f"{name}: {no_recipe(error, configs) or error}") from error
+
     runs = []
     with initialize_config_dir(str(configs), version_base="1.3"):
         for section, rows in content["sections"].items():
             for row, own in rows.items():
-                config = compose("train", overrides=[*own, *overrides])  # once: the seed is no part of the hash
+                config = composed(own)  # once: the seed is no part of the hash
                 further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
                 if further:
                     own = [*own, *further]
-                    config = compose("train", overrides=[*own, *overrides])
+                    config = composed(own)
                 for seed in seeds:
                     folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                     runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
