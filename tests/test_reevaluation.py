@@ -34,19 +34,24 @@ def test_splits_can_be_added_changed_and_removed(finished):
     assert folder.read_result() == result
 
 
+def test_a_split_longer_than_the_encoding_is_defined_for_is_left_out_and_named(finished):
+    folder, result = finished
+    scores, _ = reevaluate([f"run={folder.path}", "+task.splits.ood_longer.context=400"])
+    assert scores["left_out"] == {"ood_longer": 400}
+    assert set(scores["splits"]) == set(result["splits"]) - {"validation", "ood_longer"}
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
         ("task.num_tests=1", "Did you mean 'num_test'"),
         ("trainer.steps=1", "trainer.steps cannot be changed after training"),
-        ("task.splits.ood_longer.context=400", "400 tokens is longer than the"),
+        ("task.context=400", "400 tokens is longer than the"),
         ("task.splits.ood_longr={}", "Did you mean 'ood_longer'"),
         ("task.overflow=panic", "allowed: cut_left, drop, error"),
     ],
 )
 def test_what_cannot_be_done_is_said(finished, argument, said):
-    if argument == "task.splits.ood_longer.context=400":
-        argument = "+" + argument  # the split has no context of its own yet
     with pytest.raises(UserError, match=said):
         reevaluate([f"run={finished[0].path}", argument])
 

@@ -128,10 +128,14 @@ class Task(ABC):
     def test_splits(self) -> tuple[str, ...]:
         """Names of the splits scored once, at the end: ``test`` first, then the out-of-distribution ones."""
 
-    @property
     @abstractmethod
+    def longest_of(self, split: str) -> int:
+        """The most tokens that a sequence of ``split`` has."""
+
+    @property
     def longest(self) -> int:
         """The most tokens a sequence of any split has; more than ``context`` where a split tests longer sequences."""
+        return max(self.longest_of(split) for split in ("validation", *self.test_splits))
 
     @abstractmethod
     def training_examples(self, seed: int, epoch: int) -> ExampleSet:

@@ -128,9 +128,8 @@ class Language(Task):
     def test_splits(self) -> tuple[str, ...]:
         return tuple(split for split in self.views if split != "validation")
 
-    @property
-    def longest(self) -> int:
-        return max(context for context, _ in self.views.values())
+    def longest_of(self, split: str) -> int:
+        return self.views[split][0]
 
     def training_examples(self, seed: int, epoch: int) -> Windows:
         stream = self.prepared.train.tokens

@@ -125,9 +125,8 @@ class SyntheticTask(Task):
     def test_splits(self) -> tuple[str, ...]:
         return tuple(self.split_settings)
 
-    @property
-    def longest(self) -> int:
-        return max(map(self.length_limit, [self.settings, *self.split_settings.values()]))
+    def longest_of(self, split: str) -> int:
+        return self.length_limit(self.settings if split == "validation" else self.split_settings[split])
 
     def training_examples(self, seed: int, epoch: int) -> Examples:
         if self.num_train is not None:

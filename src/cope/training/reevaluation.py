@@ -26,11 +26,13 @@ from cope.training.trained import load_trained
 def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """Score the run that ``run=<folder>`` names with the task overrides that follow.
 
+    Splits with sequences longer than the encoding is defined for are left out, and named under ``left_out``.
+
     Returns:
-        ``{"headline": ..., "splits": {split: scores}, ...}`` and the file it was written to.
+        ``{"headline": ..., "splits": {split: scores}, "left_out": {split: tokens}, ...}`` and the file it was written to.
 
     Raises:
-        UserError: no such run, an unknown key, or sequences longer than the encoding is defined for.
+        UserError: no such run, an unknown key, or ``test`` itself has sequences longer than the encoding is defined for.
     """
     folder, changes = _parse(arguments)
     config, trained, model, _ = load_trained(folder)
@@ -40,12 +42,20 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
-    model.encoding.check_length(task.longest)
+    model.encoding.check_length(task.longest_of("test"))
+    limit = model.encoding.max_tokens
+    too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.longest_of(s)) > limit}
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()
     wrapped = fabric.setup_module(model)
-    splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits}
-    scores = {"headline": task.headline, "splits": splits, "task": resolved(asked)["task"], "commit": commit()}
+    splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits if split not in too_long}
+    scores = {
+        "headline": task.headline,
+        "splits": splits,
+        "left_out": too_long,
+        "task": resolved(asked)["task"],
+        "commit": commit(),
+    }
     name = hashlib.sha256(json.dumps(scores["task"], sort_keys=True).encode()).hexdigest()[:8]
     path = folder.path / "evaluations" / f"{name}.json"
     write_json(path, scores)
