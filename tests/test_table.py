@@ -81,9 +81,7 @@ def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_p
 
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
-    with pytest.raises(
-        UserError, match=r"table5: scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "
-    ):
+    with pytest.raises(UserError, match=r"scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "):
         read_plan(CONFIGS, "table5", ["scale=night"], 1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +102,30 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         check_at_least("number of seeds", num_seeds, 1)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
 
-    def composed(own: Sequence[str]) -> DictConfig:
-        try:
-            return compose("train", overrides=[*own, *overrides])
-        except MissingConfigException as error:
-            raise UserError(f"{name}: {no_recipe(error, configs) or error}") from error
-
     runs = []
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        for section, rows in content["sections"].items():
-            for row, own in rows.items():
-                config = composed(own)  # once: the seed is no part of the hash
-                further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
-                if further:
-                    own = [*own, *further]
-                    config = composed(own)
-                for seed in seeds:
-                    folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                    runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
+    for section, rows in content["sections"].items():
+        for row, own in rows.items():
+            config = _composed(configs, (*own, *overrides))  # once: the seed is no part of the hash
+            further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
+            if further:
+                own = [*own, *further]
+                config = _composed(configs, (*own, *overrides))
+            for seed in seeds:
+                folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
+                runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
+
+
+@cache
+def _composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows."""
+    try:
+        with initialize_config_dir(str(configs), version_base="1.3"):
+            return compose("train", overrides=list(overrides))
+    except MissingConfigException as error:
+        raise UserError(no_recipe(error, configs) or str(error)) from error
 
 
 def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:
