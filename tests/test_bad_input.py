@@ -41,6 +41,10 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
         (["-m", "pe=cope,rop", "scale=smok"], ["pe=rop .*'rope'", "scale=smok .*'smoke'"]),
         (["trainer.stepz=3"], [r"trainer\.stepz is not a setting\. .*batch_size, .*Did you mean 'trainer\.steps'\?"]),
         (["sed=3", "pe.num_position=3"], ["sed is .*'seed'", r"pe\.num_position is .*gates, .*'pe\.num_positions'"]),
+        (
+            ["-m", "scale=night,smoke", "task=code"],
+            [r"scale=night has no recipe for task=code; allowed: another task \(counting, "],
+        ),
         # A setting that only some of the encodings of a sweep have.
         (["-m", "pe=none,cope", "pe.num_positions=4"], [r"pe\.num_positions is not .*pe=none"]),
     ],

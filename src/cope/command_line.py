@@ -91,6 +91,8 @@ def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
 def _missing_recipes(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
     """Combinations of scale and task that have no recipe."""
     chosen = [override for override in overrides if override.key_or_group in ("scale", "task")]
+    if not chosen:
+        return []  # the defaults have one
     problems = []
     for names in itertools.product(*[[f"{group.key_or_group}={value}" for value in _values(group)] for group in chosen]):
         try:
