@@ -3,7 +3,7 @@
     python scripts/benchmark.py attention                    time and memory of every backend that can be had
     python scripts/benchmark.py attention threads=1,2        with one thread, then with two
     python scripts/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
-    python scripts/benchmark.py attention released=PATH      and the class CoPE of a file, such as the paper's listing
+    python scripts/benchmark.py attention released=PATH      and the authors' code, a copy of their context_position.py
     python scripts/benchmark.py training                     a whole training step: cope beside rope
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` rounds, in each of which every
@@ -12,31 +12,21 @@ candidate runs once. Writes ``outputs/benchmark/<name>.json`` and, for attention
 
 from __future__ import annotations
 
-import json
-import math
-import runpy
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import date
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmark_candidates import NUM_POSITIONS, Attention, candidates, draw
+from benchmark_timing import OUTPUT, large_matmul, matmul_rate, medians, write_result
 from torch import Tensor
 
-from cope import cope_attention
 from cope.errors import UserError, check_choice
-from cope.kernels import native, triton
-from cope.training.device import hardware
 
-OUTPUT = Path("outputs/benchmark")
-NUM_POSITIONS = 64
 SHAPES = [(64, 128, 32), (64, 256, 32), (64, 512, 64), (16, 1024, 64), (4, 2048, 64)]  # batch x heads, time, head_dim
 DENSITIES = {"dense": 0.5, "sparse": 0.02}  # mean gate
 MEMORY_LENGTHS = [1024, 2048, 4096, 8192, 16384]
@@ -48,73 +38,12 @@ MODELS = {
 }
 
 
-def draw(heads: int, time_steps: int, head_dim: int, density: float, device: str) -> list[Tensor]:
-    """q, k, v and a table, so that gates are ``density`` open on average."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, time_steps, head_dim, device=device) for _ in range(3))
-    q[..., 0] = 1.0
-    k[..., 0] = math.log(density / (1 - density)) * math.sqrt(head_dim)
-    table = 0.1 * torch.randn(NUM_POSITIONS, head_dim, device=device)
-    return [tensor.requires_grad_() for tensor in (q, k, v, table)]
-
-
-def candidates(device: str, released: str = "") -> dict[str, Callable[..., Tensor]]:
-    """SDPA first, then every backend and public implementation that can be had; what is left out is said."""
-    found: dict[str, Callable[..., Tensor]] = {
-        "sdpa": lambda q, k, v, table: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    }
-    for backend, module in (("native", native), ("triton", triton), ("blockwise", None), ("reference", None)):
-        lacking = None if module is None else module.missing(device, torch.float32)
-        if lacking is not None:
-            print(f"left out: {backend} ({lacking})")
-            continue
-        found[backend] = lambda q, k, v, table, backend=backend: cope_attention(q, k, v, table, backend=backend)
-    if find_spec("x_transformers") is not None:
-        from x_transformers.x_transformers import CoPE
-
-        found["x-transformers"] = around(lambda q: CoPE(q.shape[-1], q.shape[1], max_pos=NUM_POSITIONS))
-    else:
-        print("left out: x-transformers (not installed: pip install x-transformers)")
-    if released:
-        listing = runpy.run_path(released)
-        if "CoPE" not in listing:
-            raise UserError(f"released={released} defines no class CoPE, as the paper's listing does.")
-        found["released"] = around(lambda q: listing["CoPE"](NUM_POSITIONS, q.shape[-1]))
-    else:
-        print("left out: the authors' code (point to a file with the class CoPE: released=PATH)")
-    return found
-
-
-def around(make: Callable[[Tensor], torch.nn.Module]) -> Callable[..., Tensor]:
-    """Attention as public implementations compute it: a module makes the contextual term of the logits, then softmax."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        logits = logits.masked_fill(hidden, -torch.finfo(logits.dtype).max)
-        return (logits + make(q).to(q.device)(q, logits)).masked_fill(hidden, -math.inf).softmax(-1) @ v
-
-    return attend
-
-
-def step(attend: Callable[..., Tensor], tensors: list[Tensor], gradient: Tensor) -> None:
+def step(attend: Attention, tensors: list[Tensor], gradient: Tensor) -> None:
     attend(*tensors).backward(gradient)
     for tensor in tensors:
         tensor.grad = None
     if gradient.is_cuda:
         torch.cuda.synchronize()
-
-
-def medians(steps: dict[Any, Callable[[], None]], repeats: int) -> dict[Any, float]:
-    """Seconds of each, all taking turns, after one round to warm up."""
-    times: dict[Any, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, run in steps.items():
-            start = time.perf_counter()
-            run()
-            if repeat > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def attention(repeats: int, threads: list[int], device: str, wanted: list[str], released: str) -> dict[str, Any]:
@@ -130,7 +59,7 @@ def attention(repeats: int, threads: list[int], device: str, wanted: list[str], 
             steps = {}
             for num_threads, (label, attend) in product(threads, found.items()):
                 # Taking turns over the numbers of threads too: what others do on a shared machine changes within minutes.
-                def run(num_threads: int = num_threads, attend: Callable[..., Tensor] = attend) -> None:
+                def run(num_threads: int = num_threads, attend: Attention = attend) -> None:
                     torch.set_num_threads(num_threads)
                     step(attend, tensors, gradient)  # noqa: B023  # run before the next shape's are drawn
 
@@ -191,7 +120,7 @@ def training(repeats: int, threads: list[int]) -> dict[str, Any]:
                 "cope, blockwise": lambda shape=shape: Contextual(shape, NUM_POSITIONS, init_std=1.0, backend="blockwise"),
             }
             tokens = torch.randint(100, (batch, length))
-            steps = {}
+            steps: dict[str, Callable[[], object]] = {}
             for label, make in encodings.items():
                 torch.manual_seed(0)
                 model = Transformer(vocab_size=100, encoding=make())
@@ -206,12 +135,11 @@ def training(repeats: int, threads: list[int]) -> dict[str, Any]:
 
                 steps[label] = run
             # Its share of what the machine's matrix multiplication does, measured in the same minute.
-            matrix = torch.randn(1024, 1024)
-            steps["matmul 1024"] = lambda matrix=matrix: (matrix @ matrix, None)[1]
+            steps["matmul"] = large_matmul()
             seconds = medians(steps, repeats)
             parameters = sum(p.numel() for p in model.parameters())
             flops = 6 * parameters * batch * length + 6 * num_layers * batch * length**2 * dim  # causal attention, halved
-            rate = 2 * 1024**3 / seconds.pop("matmul 1024")
+            rate = matmul_rate(seconds.pop("matmul"))
             ratios = {label: value / seconds["rope"] for label, value in seconds.items()}
             share = {label: flops / value / rate for label, value in seconds.items()}
             rows.append(
@@ -249,47 +177,56 @@ def draw_picture(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    name, *pairs = sys.argv[1:] or ["attention"]
-    check_choice("benchmark", name, ["attention", "training", "memory"])
-    settings = {
+# The settings of each benchmark and their defaults; memory measures one candidate for attention, in a process of its own.
+SETTINGS = {
+    "attention": {
         "repeats": "7",
         "threads": "1",
         "candidates": "",
         "released": "",
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
-    allowed = [*settings, "candidate", "length"] if name == "memory" else list(settings)
+    },
+    "training": {"repeats": "7", "threads": "1"},
+    "memory": {"candidate": "native", "length": "1024"},
+}
+
+
+def numbers(key: str, text: str) -> list[int]:
+    """``1,2`` as a list."""
+    if not all(part.isdecimal() and int(part) >= 1 for part in text.split(",")):
+        raise UserError(f"{key}={text} has the wrong form; allowed: whole numbers from 1, with commas between.")
+    return [int(part) for part in text.split(",")]
+
+
+def number(key: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{key}={text} has the wrong form; allowed: a whole number from 1.")
+    return int(text)
+
+
+def main(name: str = "attention", *pairs: str) -> None:
+    check_choice("benchmark", name, SETTINGS)
+    settings = dict(SETTINGS[name])
     for pair in pairs:
         key, _, value = pair.partition("=")
-        check_choice("setting", key, allowed)
+        check_choice("setting", key, settings)
         settings[key] = value
     if name == "memory":
-        print(peak_memory(settings["candidate"], int(settings["length"])))
+        print(peak_memory(settings["candidate"], number("length", settings["length"])))
         return
-    repeats, threads = int(settings["repeats"]), [int(number) for number in settings["threads"].split(",")]
-    result = (
-        attention(
-            repeats, threads, settings["device"], list(filter(None, settings["candidates"].split(","))), settings["released"]
-        )
-        if name == "attention"
-        else training(repeats, threads)
-    )
-    result |= {
-        "date": str(date.today()),
-        "torch": torch.__version__,
-        "hardware": hardware(torch.device(settings["device"])),
-        "repeats": repeats,
-    }
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    if name == "attention":
-        draw_picture(result, OUTPUT / f"{name}.png")
-    print(f"written: {OUTPUT / name}.json")
+    repeats = number("repeats", settings["repeats"])
+    threads = numbers("threads", settings["threads"])
+    if name == "training":
+        write_result(name, training(repeats, threads), repeats)
+        return
+    device = settings["device"]
+    result = attention(repeats, threads, device, list(filter(None, settings["candidates"].split(","))), settings["released"])
+    write_result(name, result, repeats, device)
+    draw_picture(result, OUTPUT / f"{name}.png")
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:])
     except (UserError, ValueError) as error:
         sys.exit(f"error: {error}")

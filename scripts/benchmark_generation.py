@@ -8,13 +8,12 @@ rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 
 import torch
-from benchmark import NUM_POSITIONS, OUTPUT, medians
+from benchmark_candidates import NUM_POSITIONS
+from benchmark_timing import medians, write_result
 
 from cope.model.generate import generate
 from cope.model.transformer import Transformer
@@ -23,7 +22,6 @@ from cope.positions.base import ModelShape, PositionEncoding
 from cope.positions.contextual import Contextual
 from cope.positions.relative import Relative
 from cope.positions.rotary import Rotary
-from cope.training.device import hardware
 
 REPEATS = 5
 CONTEXT = 256  # tokens of the sequence that is generated from its first token on
@@ -79,18 +77,7 @@ def main() -> None:
         milliseconds = {label: 1000 * value for label, value in medians(steps, REPEATS).items()}
         growth.append({"tokens_before": length, "ms_per_token": milliseconds})
         print(f"after {length} tokens, ms a token: " + ", ".join(f"{label} {t:.2f}" for label, t in milliseconds.items()))
-    result = {
-        "context": CONTEXT,
-        "rows": rows,
-        "growth": growth,
-        "date": str(date.today()),
-        "torch": torch.__version__,
-        "hardware": hardware(torch.device("cpu")),
-        "repeats": REPEATS,
-    }
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "generation.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written: {OUTPUT / 'generation'}.json")
+    write_result("generation", {"context": CONTEXT, "rows": rows, "growth": growth}, REPEATS)
 
 
 if __name__ == "__main__":
