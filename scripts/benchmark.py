@@ -5,6 +5,8 @@
     python scripts/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
     python scripts/benchmark.py attention released=PATH      and the authors' code, a copy of their context_position.py
     python scripts/benchmark.py training                     a whole training step: cope beside rope
+    python scripts/benchmark.py profile                      where a training step's time goes, for several recipes
+    python scripts/benchmark.py profile recipes="task=counting pe=relative,task=code pe=cope"   for others
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` rounds, in each of which every
 candidate runs once. Writes ``outputs/benchmark/<name>.json`` and, for attention, a picture beside it.
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmark_candidates import NUM_POSITIONS, Attention, candidates, draw
+from benchmark_profile import RECIPES, profiled
 from benchmark_timing import OUTPUT, large_matmul, matmul_rate, medians, write_result
 from torch import Tensor
 
@@ -187,6 +190,7 @@ SETTINGS = {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     },
     "training": {"repeats": "7", "threads": "1"},
+    "profile": {"repeats": "7", "recipes": ",".join(RECIPES)},
     "memory": {"candidate": "native", "length": "1024"},
 }
 
@@ -215,6 +219,9 @@ def main(name: str = "attention", *pairs: str) -> None:
         print(peak_memory(settings["candidate"], number("length", settings["length"])))
         return
     repeats = number("repeats", settings["repeats"])
+    if name == "profile":
+        write_result(name, profiled([recipe.strip() for recipe in settings["recipes"].split(",")], repeats), repeats)
+        return
     threads = numbers("threads", settings["threads"])
     if name == "training":
         write_result(name, training(repeats, threads), repeats)

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the authors' code is the authors' code."""
+"""The benchmarks measure what they say: the authors' code is the authors' code, and every part of a step is counted once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cope.errors import UserError
 sys.path.insert(0, str(ROOT / "scripts"))  # where the benchmarks are run from
 import benchmark
 import benchmark_candidates
+import benchmark_profile
 
 # A stand-in with the authors' interface, and one of its steps wrong: positions are not counted but are all 1.
 OTHER_LAYER = """
@@ -74,12 +75,95 @@ def test_equal_outputs_are_told(capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["atention"], "benchmark=atention is not known; allowed: attention, training.*Did you mean 'attention'"),
+        (["atention"], "benchmark=atention is not known; allowed: attention, training, profile.*Did you mean 'attention'"),
         (["training", "device=cpu"], "setting=device is not known; allowed: repeats, threads"),
         (["attention", "threads=1,two"], "threads=1,two has the wrong form; allowed: whole numbers"),
+        (
+            ["profile", "recipes=task=counting,task=chess"],
+            "recipes=task=chess cannot be composed; allowed: overrides of train.py",
+        ),
         (["training", "repeats=0"], "repeats=0 has the wrong form; allowed: a whole number from 1"),
     ],
 )
 def test_bad_input_is_refused(arguments, told):
     with pytest.raises(UserError, match=told):
         benchmark.main(*arguments)
+
+
+@pytest.fixture
+def recipe(compose):
+    return benchmark_profile.Recipe(compose("task=counting", "pe=cope", "model.dropout=0.1"))
+
+
+def test_shares_of_a_step_add_up(recipe):
+    row = benchmark_profile.measure(recipe, repeats=2)
+    assert list(row["shares"]) == benchmark_profile.SHARES
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert all(share > 0 for share in row["shares"].values()), row  # a category that is empty here has lost its operators
+    assert row["tokens_per_s"] * row["ms_per_step"] / 1000 == pytest.approx(recipe.num_tokens() / benchmark_profile.STEPS)
+
+
+def test_the_parts_are_all_of_the_step(recipe, monkeypatch):
+    recipe.run()
+    rounds, profile = [], torch.profiler.profile
+
+    class Kept(profile):
+        def __enter__(self):
+            rounds.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(benchmark_profile, "profile", Kept)
+    found = benchmark_profile.own_times(recipe)
+    whole = next(event for event in rounds[0].events() if event.name == benchmark_profile.WHOLE_STEP)
+    assert sum(microseconds for _, microseconds in found) == pytest.approx(whole.cpu_time_total, rel=1e-3)
+
+
+def test_every_operator_is_counted_once(recipe):
+    recipe.run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        recipe.run()
+    # What the optimiser calls belongs to it unless it has a category of its own.
+    found = {event.name: benchmark_profile.category(event) for event in profiler.events()}
+    for name, expected in {
+        "aten::addcdiv_": "optimiser",
+        "Optimizer.step#AdamW.step": "optimiser",
+        "aten::mm": "matmul",
+        "cope::native_backward": "attention",
+        "aten::_log_softmax_backward_data": "softmax, loss",
+        "aten::nll_loss_forward": "softmax, loss",
+        "aten::bernoulli_": "dropout's random",
+        "aten::native_layer_norm_backward": "norm, activation",
+        "aten::embedding_dense_backward": "other operators",
+    }.items():
+        assert found[name] == expected, name
+
+
+def test_a_round_repeats_the_first_batches_and_counts_their_work(recipe):
+    losses, train_step = [], recipe.loop._train_step
+
+    def recorded():
+        before = recipe.loop.step
+        loss, _ = train_step()
+        losses.append((before, loss))
+
+    recipe.loop._train_step = recorded
+    recipe.run()
+    recipe.run()
+    assert [step for step, _ in losses] == [*range(benchmark_profile.STEPS)] * 2
+    assert recipe.num_tokens() * 2 == recipe.loop.num_tokens
+    weights = sum(parameter.numel() for parameter in recipe.loop.core.parameters())
+    assert recipe.matmul_operations() > 6 * weights * recipe.num_tokens()
+
+
+def test_embeddings_that_are_only_looked_up_are_no_multiplications(compose):
+    tied, untied = (
+        benchmark_profile.Recipe(compose("task=counting", "pe=cope", f"model.tied_embeddings={tied}")) for tied in (True, False)
+    )
+    assert tied.matmul_operations() == untied.matmul_operations()
+
+
+@pytest.mark.slow  # imports PyTorch in two processes
+def test_what_keeping_memory_gives_is_measured_in_processes_of_their_own(tmp_path):
+    recipe = f"scale=smoke task=counting pe=rope data_dir={tmp_path}"
+    found = benchmark_profile.keeping_memory(recipe, repeats=1)
+    assert found["ratio"] == found["ms_per_step"]["with"] / found["ms_per_step"]["without"] > 0
