@@ -54,6 +54,11 @@ class PlannedRun:
         """Its result, None while it is not finished."""
         return self.folder.read_result()
 
+    @property
+    def failed(self) -> bool:
+        """Whether its last try ended with an error."""
+        return (self.folder.path / "failed.txt").exists() and self.result() is None
+
 
 @dataclass(frozen=True)
 class Plan:
