@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from cope.report.comparison import failures, paper_figures
+from cope.report.comparison import failures, no_figure, paper_figures
 from cope.report.findings import Findings, task_and_encoding
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
 from cope.results.statistics import mean_interval, wilson_interval
 
 COLUMNS = ["table", "section", "row", "task", "encoding", "split", "metric"]
-COLUMNS += ["mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]
+COLUMNS += ["state", "mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]
 COLUMNS += ["examples_low", "examples_high", "paper", "paper_std", "difference"]
 
 
@@ -23,6 +23,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
 
     Errors are in percent. What has not been run is NaN.
 
+    state: complete, partial, or without any finished run failed (every run ended with an error) or missing
     low, high: the 95% interval of the mean over seeds (Student's t)
     seeds, planned, failed: runs that are finished, that the table asks for, and that ended with an error
     failed_to_learn: finished seeds with more than 5% error on the validation split, which is drawn as the training data are;
@@ -47,6 +48,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                         (
                             *(plan.name, section, label, *task_and_encoding(runs[label]), split),
                             METRICS[findings.headline(section)].label,
+                            _state(len(values), failed.get(label, 0), len(plan.seeds)),
                             *_statistics(values),
                             *(len(plan.seeds), failed.get(label, 0), np.nan if learned is None else learned),
                             *_interval_over_examples(findings.counts(section, label, split)),
@@ -61,6 +63,12 @@ def shown_splits(plan: Plan, section: str, findings: Findings) -> Sequence[str]:
     """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
     paper = paper_figures().get(section, {})
     return plan.splits or findings.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
+
+
+def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
+    if num_finished:
+        return "complete" if num_finished == num_seeds else "partial"
+    return no_figure(num_failed, num_seeds)
 
 
 def _statistics(values: list[float]) -> tuple[float, float, float, float, float, int]:
