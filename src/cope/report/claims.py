@@ -143,8 +143,7 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         else:
             (low, steps), (high, others) = (findings.values_at(section, row, fraction) for row in (lower, higher))
             where += f" after {fraction:.0%} of the steps (step {', '.join(map(str, sorted(steps | others))) or 'missing'})"
-        margin = "" if factor == 1.0 else f", {factor:g} times"
-        claimed = f"{lower} below {higher}{margin}"
+        claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high})
         found.append(_compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown))
@@ -169,7 +168,7 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         seeds = sorted(before.keys() & after.keys())
         shown = _means(findings, section, {first: before, second: after})
         differences = [sign * (before[seed] - after[seed]) for seed in seeds]
-        found.append(_compare(f"{section}, {row}", f"{row} {word} from {first} to {second}", differences, shown))
+        found.append(_compare(f"{section}, {row}", f"{word} from {first} to {second}", differences, shown))
     return found
 
 

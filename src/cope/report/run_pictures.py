@@ -13,9 +13,9 @@ from cope.results.metrics import METRICS
 
 
 def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
-    """Gates and positions of CoPE's first seed, of each synthetic task: the first run that kept them."""
+    """Gates and positions of CoPE's first seed, of each synthetic task, of its plain form where there are runs of that."""
     drawn: dict[str, Drawing] = {}
-    for run, result in findings.runs():
+    for run, result in sorted(findings.runs(), key=lambda found: found[0].section != task_and_encoding(found[0])[0]):
         task, encoding = task_and_encoding(run)
         arrays = run.folder.figures / "gates.npz"
         synthetic = METRICS[result["headline"]].is_percentage
