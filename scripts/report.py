@@ -32,6 +32,7 @@ def main() -> None:
     if options.claims:
         for verdict in report.verdicts:
             print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")
+            print(f"      {verdict.summary}")
             for finding in verdict.findings:
                 print(f"      {finding.outcome}: {finding.text}")
         return

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 
 from cope.command_line import INTERRUPTED
 from cope.errors import UserError, check_at_least
-from cope.report.comparison import comparison_table, provenance
+from cope.report.comparison import comparison_table, failures, provenance
 from cope.report.plan import Plan, all_runs, read_plan, table_names
 from cope.report.run_all import Clock, num_places, run_all
 
@@ -66,7 +66,8 @@ def print_table(plan: Plan) -> None:
     """The table, section by section, and what it was made from."""
     print(f"\n# {plan.name}: {plan.title}\n")
     for section in plan.sections:
-        print(comparison_table(section, plan.results(section), len(plan.seeds), plan.splits) + "\n")
+        failed = failures(plan.runs, section)
+        print(comparison_table(section, plan.results(section), len(plan.seeds), plan.splits, failed) + "\n")
     finished = [result for run in plan.runs if (result := run.result()) is not None]
     if finished:
         print(provenance(finished))

@@ -101,11 +101,12 @@ def test_every_config_opens_with_the_command_that_uses_it(path: Path) -> None:
         assert f"scale={parents[1]} task={name}" in lines[0]
 
 
-def test_every_scale_has_a_recipe_for_every_task() -> None:
+def test_every_scale_has_a_recipe_for_every_task_it_is_for() -> None:
+    only = {"night": ["counting", "flip_flop", "selective_copy"]}  # language models at the paper's size take more than nights
     scales = sorted(path.stem for path in (CONFIGS / "scale").glob("*.yaml"))
     assert {path.name for path in (CONFIGS / "recipe").iterdir()} == set(scales)
     for scale in scales:
-        assert sorted(path.stem for path in (CONFIGS / "recipe" / scale).glob("*.yaml")) == TASKS, scale
+        assert sorted(path.stem for path in (CONFIGS / "recipe" / scale).glob("*.yaml")) == only.get(scale, TASKS), scale
 
 
 @pytest.mark.parametrize("group", ["pe", "task"])

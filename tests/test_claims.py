@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from plans import TABLES, composed, plan_in
 
-from cope.report.claims import Outcome, judge, read_claims
+from cope.report.claims import KINDS, Outcome, judge, read_claims, rows_of
 from cope.report.findings import Findings
 from cope.report.plan import Plan
+from cope.results.metrics import METRICS
 
 CLAIMS = {claim["number"]: claim for claim in read_claims()}
 
@@ -33,7 +33,7 @@ def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, l
             for step, scale in ((25, 1), (50, 0.1), (100, 0)) if "validation" in splits
         ]  # fmt: skip
         run.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in metrics))
-        result = {"headline": headline, "seed": seed, "steps": 100, "best_step": 100, "splits": splits}
+        result = {"headline": headline, "seed": seed, "steps": 100, "best_step": 100, "scale": "smoke", "splits": splits}
         run.folder.result.write_text(json.dumps(result))
     return plan
 
@@ -65,10 +65,17 @@ def test_an_order_over_seeds(tmp_path, cope, rope, absolute, expected):
     assert outcome(tmp_path, 1, "table2", flip_flop("test", cope=cope, rope=rope, absolute=absolute)) == expected
 
 
-def test_far_below_is_more_than_below(tmp_path):
-    near = flip_flop("ood_sparse", cope=MIDDLE, rope=[v * 1.5 for v in MIDDLE], absolute=HIGH)
-    assert outcome(tmp_path / "near", 2, "table2", near) == "not reproduced"
-    assert outcome(tmp_path / "far", 2, "table2", flip_flop("ood_sparse", cope=LOW, rope=MIDDLE, absolute=HIGH)) == "reproduced"
+@pytest.mark.parametrize(
+    ("cope", "rope", "expected"),
+    [
+        (LOW, MIDDLE, "reproduced"),
+        (MIDDLE, [v * 1.5 for v in MIDDLE], "not reproduced"),  # below, but not by half
+        (LOW, [2 * v + seed / 10 for seed, v in zip((-1, 1, 0), LOW, strict=True)], "undecided"),
+        (LOW, [], "not run"),
+    ],
+)
+def test_far_below_is_more_than_below(tmp_path, cope, rope, expected):
+    assert outcome(tmp_path, 2, "table2", flip_flop("ood_sparse", cope=cope, rope=rope, absolute=HIGH)) == expected
 
 
 def selective_copy(**rows: list[float]) -> dict[tuple[str, str], dict[str, list[float]]]:
@@ -82,6 +89,11 @@ def selective_copy(**rows: list[float]) -> dict[tuple[str, str], dict[str, list[
         ([0.0, 0.1, 0.0], [0.5, 0.5, 0.4], "not reproduced"),  # RoPE solves it too
         (MIDDLE, MIDDLE, "not reproduced"),
         ([0.0, 0.0, 3.0], MIDDLE, "undecided"),
+        ([0.0, 0.1, 0.0], WILD, "undecided"),
+        ([0.0], MIDDLE, "undecided"),
+        ([], MIDDLE, "not run"),
+        ([0.0, 0.1, 0.0], [], "not run"),
+        (MIDDLE, [], "not reproduced"),  # whatever RoPE will do
     ],
 )
 def test_only_one_solves_it(tmp_path, cope, rope, expected):
@@ -105,6 +117,8 @@ def contexts(rates: dict[str, float], seeds: int = 3) -> dict[tuple[str, str], d
         ({"cope": 0.2, "relative_capped": -0.1, "relative": 0.5}, 3, "not reproduced"),
         ({"cope": -0.5, "relative_capped": -0.1, "relative": -0.2}, 3, "not reproduced"),
         ({"cope": -0.5, "relative_capped": -0.1, "relative": 0.5}, 1, "undecided"),
+        ({"cope": -0.01, "relative_capped": 0.1, "relative": 0.5}, 3, "undecided"),  # seeds fall, stay and rise
+        ({"cope": -0.5, "relative_capped": -0.1, "relative": -0.01}, 3, "undecided"),
         ({"cope": -0.5, "relative_capped": -0.1}, 3, "not run"),
     ],
 )
@@ -112,11 +126,39 @@ def test_what_longer_contexts_do(tmp_path, rates, seeds, expected):
     assert outcome(tmp_path, 13, "figure3", contexts(rates, seeds)) == expected
 
 
-def test_speed_is_read_from_the_validations_during_training(tmp_path):
-    fast = flip_flop("validation", cope=LOW, rope=MIDDLE, absolute=HIGH)
-    assert outcome(tmp_path / "fast", 17, "table2", fast) == "reproduced"
-    slow = flip_flop("validation", cope=HIGH, rope=MIDDLE, absolute=HIGH)
-    assert outcome(tmp_path / "slow", 17, "table2", slow) == "not reproduced"
+@pytest.mark.parametrize(
+    ("cope", "expected"),
+    [(LOW, "reproduced"), (HIGH, "not reproduced"), (WILD, "undecided"), (LOW[:1], "undecided"), ([], "not run")],
+)
+def test_speed_is_read_from_the_validations_during_training(tmp_path, cope, expected):
+    cells = flip_flop("validation", cope=cope, rope=MIDDLE, absolute=HIGH)
+    assert outcome(tmp_path, 17, "table2", cells) == expected
+
+
+def test_every_kind_of_relation_is_in_these_tests() -> None:
+    tested = (1, 2, 3, 13, 17, 15)
+    assert {kind for number in tested for relation in CLAIMS[number]["relations"] for kind in KINDS if kind in relation} == set(
+        KINDS
+    )
+
+
+@pytest.mark.parametrize(
+    ("cope", "summary"),
+    [
+        (LOW, "All 2 comparisons come out as the paper says."),
+        (MIDDLE, "1 of 2 comparisons came out the other way: cope below rope."),
+        (WILD, "1 of 2 comparisons decided nothing, since seeds differ too much or there is only one: cope below rope."),
+        ([], "1 of 2 comparisons could not be made, since runs are missing or failed: cope below rope."),
+    ],
+)
+def test_a_verdict_says_why(tmp_path, cope, summary):
+    rope = LOW if cope is MIDDLE else MIDDLE
+    cells = flip_flop("test", cope=cope, rope=rope, absolute=HIGH)
+    verdict = judge(CLAIMS[1], Findings([plan_with(tmp_path, "table2", cells)]))
+    assert verdict.summary == summary and verdict.scales == ("smoke",)
+    shown = METRICS["error"].text(sum(cope) / len(cope) / 100) + "%" if cope else "missing"
+    assert verdict.figures.startswith(f"flip_flop, test: cope {shown}, rope ")
+    assert len(verdict.as_json()["findings"]) == 2
 
 
 SENTENCES, LINES = CLAIMS[15]["relations"][0]["kinds"]
@@ -129,6 +171,7 @@ SENTENCES, LINES = CLAIMS[15]["relations"][0]["kinds"]
         ([(0.01, 0.01), (0.02, 0.0), (0.0, 0.0)], "not reproduced"),  # significant, but next to nothing
         ([(None, None), (None, None), (None, 0.01)], "not reproduced"),  # not significant
         ([(0.3, 0.3)], "undecided"),
+        ([(0.3, 0.0), (0.0, 0.0), (0.1, 0.0)], "undecided"),
     ],
 )
 def test_attention_by_position_alone_is_read_from_its_files(tmp_path, excesses, expected):
@@ -162,10 +205,4 @@ def test_every_cell_that_a_claim_names_is_in_a_table() -> None:
     rows = {(run.section, run.row) for name in TABLES for run in composed(name).runs}
     for claim in CLAIMS.values():
         for relation in claim["relations"]:
-            assert {(relation["section"], row) for row in named(relation)} <= rows, claim["number"]
-
-
-def named(relation: dict[str, Any]) -> list[str]:
-    """The rows that a relation is about."""
-    single = [relation[kind] for kind in ("solved", "unsolved", "falls", "rises", "attends") if kind in relation]
-    return relation.get("order", single)
+            assert {(relation["section"], row) for row in rows_of(relation)} <= rows, claim["number"]

@@ -12,7 +12,7 @@ from conftest import CONFIGS, ROOT
 from plans import TABLES, composed, plan_in
 
 from cope.errors import UserError
-from cope.report.comparison import comparison_table, paper_figures
+from cope.report.comparison import comparison_table, failures, paper_figures
 from cope.report.plan import all_runs, read_plan
 from cope.report.run_all import PUBLISHED, Clock, run_all
 
@@ -45,6 +45,25 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     text = comparison_table("code", plan.results("code"), 2)
     assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
+
+
+def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "table5", 2)
+    for run in plan.runs:
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        if run.section == "code" and (run.row, run.seed) != ("absolute", 2):
+            (run.folder.path / "failed.txt").write_text("no memory left")
+        if run.section == "code" and run.row == "cope" and run.seed == 2:  # finished after all: no failure any more
+            run.folder.result.write_text(
+                json.dumps({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
+            )
+    text = comparison_table("code", plan.results("code"), 2, ["test"], failures(plan.runs, "code"))
+    assert "| cope (1 of 2 seeds, 1 failed) | 21.50 | 7 |" in text
+    assert "| rope (0 of 2 seeds, 2 failed) | failed | failed |" in text
+    assert "| absolute (0 of 2 seeds, 1 failed) | missing | missing |" in text
+    none = {row: [] for row in plan.results("code")}
+    assert comparison_table("code", none, 2, None, {"cope": 1}) == "**code**: missing (1 of 8 runs failed)"
+    assert comparison_table("code", none, 2, None, dict.fromkeys(none, 2)) == "**code**: failed"
 
 
 @pytest.mark.slow

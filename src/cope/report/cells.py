@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from cope.report.comparison import paper_figures
-from cope.report.findings import Findings
+from cope.report.comparison import failures, no_figure, paper_figures
+from cope.report.findings import Findings, task_and_encoding
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
-from cope.results.statistics import mean_interval
+from cope.results.statistics import mean_interval, wilson_interval
 
-COLUMNS = ["table", "section", "row", "split", "metric", "mean", "std", "low", "high", "median", "seeds", "planned"]
-COLUMNS += ["paper", "paper_std"]
+COLUMNS = ["table", "section", "row", "task", "encoding", "split", "metric"]
+COLUMNS += ["state", "mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]
+COLUMNS += ["examples_low", "examples_high", "paper", "paper_std", "difference"]
 
 
 def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     """One row for each table, section, row and split: statistics over seeds, and the paper's figure.
 
-    Errors are in percent. ``low`` and ``high`` are the 95% interval of the mean (Student's t); what has not been run is NaN.
+    Errors are in percent. What has not been run is NaN.
+
+    state: complete, partial, or without any finished run failed (every run ended with an error) or missing
+    low, high: the 95% interval of the mean over seeds (Student's t)
+    seeds, planned, failed: runs that are finished, that the table asks for, and that ended with an error
+    failed_to_learn: finished seeds with more than 5% error on the validation split, which is drawn as the training data are;
+        NaN for perplexities
+    examples_low, examples_high: Wilson's 95% interval of an error from the answers of all seeds together, as if each were
+        independent of the others: it tells how well the test set measures, not how much seeds differ
+    difference: our mean less the paper's
     """
     published = paper_figures()
     rows = []
     for plan in plans:
         for section in plan.sections:
-            labels = dict.fromkeys(run.row for run in plan.runs if run.section == section)
+            runs = {run.row: run for run in plan.runs if run.section == section}
+            failed = failures(plan.runs, section)
             paper = published.get(section, {})
-            splits = plan.splits or findings.splits(section) or tuple(dict.fromkeys(s for row in paper.values() for s in row))
-            for label in labels:
-                for split in splits:
+            for label in runs:
+                for split in shown_splits(plan, section, findings):
                     values = list(findings.values(section, label, split).values())
-                    metric = METRICS[findings.headline(section)].label
                     figures = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
-                    rows.append((plan.name, section, label, split, metric, *_statistics(values), len(plan.seeds), *figures))
+                    learned = findings.failed_to_learn(section, label)
+                    rows.append(
+                        (
+                            *(plan.name, section, label, *task_and_encoding(runs[label]), split),
+                            METRICS[findings.headline(section)].label,
+                            _state(len(values), failed.get(label, 0), len(plan.seeds)),
+                            *_statistics(values),
+                            *(len(plan.seeds), failed.get(label, 0), np.nan if learned is None else learned),
+                            *_interval_over_examples(findings.counts(section, label, split)),
+                            *figures,
+                            float(np.mean(values)) - figures[0] if values else np.nan,
+                        )
+                    )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def shown_splits(plan: Plan, section: str, findings: Findings) -> Sequence[str]:
+    """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
+    paper = paper_figures().get(section, {})
+    return plan.splits or findings.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
+
+
+def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
+    if num_finished:
+        return "complete" if num_finished == num_seeds else "partial"
+    return no_figure(num_failed, num_seeds)
 
 
 def _statistics(values: list[float]) -> tuple[float, float, float, float, float, int]:
@@ -45,3 +78,11 @@ def _statistics(values: list[float]) -> tuple[float, float, float, float, float,
     low, high = mean_interval(values) or (np.nan, np.nan)
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
     return float(np.mean(values)), deviation, low, high, float(np.median(values)), len(values)
+
+
+def _interval_over_examples(counts: tuple[int, int] | None) -> tuple[float, float]:
+    """In percent."""
+    if counts is None:
+        return np.nan, np.nan
+    low, high = wilson_interval(*counts)
+    return 100 * low, 100 * high

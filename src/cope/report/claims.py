@@ -20,8 +20,11 @@ import yaml
 
 from cope.errors import UserError
 from cope.report.findings import Findings
+from cope.report.tables import MISSING
 from cope.results.metrics import METRICS
 from cope.results.statistics import mean_interval
+
+MOST_SHOWN = 3  # comparisons in a summary
 
 
 class Outcome(StrEnum):
@@ -33,12 +36,28 @@ class Outcome(StrEnum):
     MISSING = "not run"
 
 
+_WHY = {
+    Outcome.CONTRADICTED: "came out the other way",
+    Outcome.MISSING: "could not be made, since runs are missing or failed",
+    Outcome.OPEN: "decided nothing, since seeds differ too much or there is only one",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One relation, and the sentence that tells what was found."""
+    """One relation, and what was found."""
 
     outcome: Outcome
-    text: str
+    where: str
+    claimed: str
+    figures: dict[str, str]  # of each row, or split, that is compared
+    detail: str = ""  # the interval that decides, or why there is none
+
+    @property
+    def text(self) -> str:
+        """All of it in a sentence."""
+        figures = ", ".join(f"{name} {figure}" for name, figure in self.figures.items())
+        return f"{self.where}: {self.claimed}: {figures}" + (f"; {self.detail}" if self.detail else "")
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,38 @@ class Verdict:
     source: str  # where the paper makes it
     outcome: Outcome
     findings: tuple[Finding, ...]
+    scales: tuple[str, ...] = ()  # of the runs that were compared
+
+    @property
+    def summary(self) -> str:
+        """Why the verdict is what it is."""
+        decisive = [finding for finding in self.findings if finding.outcome == self.outcome]
+        single = len(self.findings) == 1
+        if self.outcome == Outcome.HOLDS:
+            return (
+                "It comes out as the paper says." if single else f"All {len(decisive)} comparisons come out as the paper says."
+            )
+        several_places = len({finding.where for finding in self.findings}) > 1
+        claimed = [f"{finding.where}: {finding.claimed}" if several_places else finding.claimed for finding in decisive]
+        more = [f"and {len(claimed) - MOST_SHOWN} more"] if len(claimed) > MOST_SHOWN else []
+        counted = "The comparison" if single else f"{len(decisive)} of {len(self.findings)} comparisons"
+        return f"{counted} {_WHY[self.outcome]}: {'; '.join([*claimed[:MOST_SHOWN], *more])}."
+
+    @property
+    def figures(self) -> str:
+        """What was compared, place by place."""
+        places: dict[str, dict[str, str]] = {}
+        for finding in self.findings:
+            places.setdefault(finding.where, {}).update(finding.figures)
+        return "; ".join(
+            f"{where}: {', '.join(f'{name} {figure}' for name, figure in found.items())}" for where, found in places.items()
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``verdicts.json`` holds of it."""
+        found = [{"outcome": finding.outcome, "text": finding.text} for finding in self.findings]
+        described = {"number": self.number, "claim": self.claim, "source": self.source, "outcome": self.outcome}
+        return described | {"summary": self.summary, "figures": self.figures, "scales": list(self.scales), "findings": found}
 
 
 def read_claims() -> list[dict[str, Any]]:
@@ -64,7 +115,14 @@ def judge(claim: dict[str, Any], findings: Findings) -> Verdict:
     outcomes = {finding.outcome for finding in found}
     worst = (Outcome.CONTRADICTED, Outcome.MISSING, Outcome.OPEN, Outcome.HOLDS)
     outcome = next(candidate for candidate in worst if candidate in outcomes)
-    return Verdict(claim["number"], claim["claim"], claim["source"], outcome, tuple(found))
+    cells = ((relation["section"], rows_of(relation)) for relation in claim["relations"])
+    scales = sorted({scale for section, rows in cells for scale in findings.scales(section, rows)})
+    return Verdict(claim["number"], claim["claim"], claim["source"], outcome, tuple(found), tuple(scales))
+
+
+def rows_of(relation: dict[str, Any]) -> list[str]:
+    """The rows that a relation is about."""
+    return list(relation["order"]) if "order" in relation else [relation[kind] for kind in KINDS if kind in relation]
 
 
 def _examine(relation: dict[str, Any], findings: Findings) -> list[Finding]:
@@ -85,12 +143,10 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         else:
             (low, steps), (high, others) = (findings.values_at(section, row, fraction) for row in (lower, higher))
             where += f" after {fraction:.0%} of the steps (step {', '.join(map(str, sorted(steps | others))) or 'missing'})"
-        margin = "" if factor == 1.0 else f", {factor:g} times"
-        claimed = f"{where}: {lower} below {higher}{margin}"
+        claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
-        found.append(
-            _compare(claimed, [factor * high[s] - low[s] for s in seeds], _means(findings, section, {lower: low, higher: high}))
-        )
+        shown = _means(findings, section, {lower: low, higher: high})
+        found.append(_compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown))
     return found
 
 
@@ -98,8 +154,9 @@ def _solved(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     section, split = relation["section"], relation["split"]
     row, sign, word = (relation["solved"], 1, "at most") if "solved" in relation else (relation["unsolved"], -1, "above")
     values = findings.values(section, row, split)
-    claimed = f"{section}, {split}: {row} {word} {relation['by']}%"
-    return [_compare(claimed, [sign * (relation["by"] - v) for v in values.values()], _means(findings, section, {row: values}))]
+    differences = [sign * (relation["by"] - value) for value in values.values()]
+    shown = _means(findings, section, {row: values})
+    return [_compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown)]
 
 
 def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
@@ -110,21 +167,22 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         before, after = findings.values(section, row, first), findings.values(section, row, second)
         seeds = sorted(before.keys() & after.keys())
         shown = _means(findings, section, {first: before, second: after})
-        found.append(
-            _compare(f"{section}: {row} {word} from {first} to {second}", [sign * (before[s] - after[s]) for s in seeds], shown)
-        )
+        differences = [sign * (before[seed] - after[seed]) for seed in seeds]
+        found.append(_compare(f"{section}, {row}", f"{word} from {first} to {second}", differences, shown))
     return found
 
 
 def _attends(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     row, by = relation["attends"], relation["by"]
     measured = findings.position_alone(relation["section"], row)
-    claimed = f"{row}: some head keeps {by:.0%} more of its attention by position alone within its segment than chance explains"
-    if not measured:
-        return [Finding(Outcome.MISSING, f"{claimed}: not measured (scripts/position_alone.py)")]
+    where = f"{relation['section']}, {row}"
+    claimed = f"some head keeps {by:.0%} more of its attention by position alone within its segment than chance explains"
     kinds = relation["kinds"]
-    shown = ", ".join(f"{kind} {np.mean([found[kind] for found in measured.values()]):+.1%}" for kind in kinds)
-    return [_compare(claimed, [max(found[kind] for kind in kinds) - by for found in measured.values()], f"at most {shown}")]
+    if not measured:
+        shown = dict.fromkeys(kinds, MISSING)
+        return [Finding(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
+    shown = {kind: f"at most {np.mean([found[kind] for found in measured.values()]):+.1%}" for kind in kinds}
+    return [_compare(where, claimed, [max(found[kind] for kind in kinds) - by for found in measured.values()], shown)]
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
@@ -132,22 +190,22 @@ KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
 }  # fmt: skip
 
 
-def _compare(claimed: str, differences: Sequence[float], shown: str) -> Finding:
+def _compare(where: str, claimed: str, differences: Sequence[float], shown: dict[str, str]) -> Finding:
     """Whether ``differences``, one a seed, are positive; ``shown`` are the figures behind them."""
     if not differences:
-        return Finding(Outcome.MISSING, f"{claimed}: {shown}")
+        return Finding(Outcome.MISSING, where, claimed, shown)
     interval = mean_interval(differences)
     if interval is None:
-        return Finding(Outcome.OPEN, f"{claimed}: {shown}; a single seed")
+        return Finding(Outcome.OPEN, where, claimed, shown, "a single seed")
     low, high = interval
     outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
-    return Finding(outcome, f"{claimed}: {shown}; difference {low:.3g} to {high:.3g} ({len(differences)} seeds)")
+    return Finding(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g} ({len(differences)} seeds)")
 
 
-def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> str:
+def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> dict[str, str]:
     metric = METRICS[findings.headline(section)]
-    parts = []
-    for label, found in values.items():
-        mean = metric.text(float(np.mean(list(found.values()))) / metric.factor) if found else "missing"
-        parts.append(f"{label} {mean}")
-    return ", ".join(parts)
+    unit = "%" if metric.is_percentage else ""
+    return {
+        label: metric.text(float(np.mean(list(found.values()))) / metric.factor) + unit if found else MISSING
+        for label, found in values.items()
+    }

@@ -54,6 +54,11 @@ def _series(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.nda
 
 
 def draw_gates(arrays: Path) -> Path:
+    """Draw :func:`gates_figure` beside ``arrays``."""
+    return _save(gates_figure(arrays), arrays.with_name("gates.png"))
+
+
+def gates_figure(arrays: Path) -> Figure:
     """For each layer and head, what the query that has to answer counts: its gate at every token, and the positions they add up
     to. Positions are sums from each token to the query, so they grow from right to left.
     """
@@ -74,7 +79,7 @@ def draw_gates(arrays: Path) -> Path:
     figure.suptitle(
         f"What the last token counts before it answers “{answer}”: gates (bars, left) and positions (line, right)", fontsize=10
     )
-    return _save(figure, arrays.with_name("gates.png"))
+    return figure
 
 
 def _draw_counting(axis: Axes, gates: np.ndarray, positions: np.ndarray) -> None:

@@ -11,6 +11,16 @@ from cope.report.plan import Plan, PlannedRun
 from cope.results.metrics import METRICS
 from cope.results.record import read_json
 
+# A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
+# training data are: what it does on other splits then says nothing of generalisation. Perplexities have no such mark.
+LEARNED_PERCENT = 5.0
+
+
+def task_and_encoding(run: PlannedRun) -> tuple[str, str]:
+    """What a run is of, whether it is finished or not: its folder is ``<task>/<encoding>/<hash>/seed=<n>``."""
+    task, encoding = run.folder.path.parts[-4:-2]
+    return task, encoding
+
 
 class Findings:
     """The finished runs of several tables. A section that several tables share is one.
@@ -56,6 +66,26 @@ class Findings:
                 headline = result["headline"]
                 found[seed] = METRICS[headline].factor * result["splits"][split][headline]
         return found
+
+    def counts(self, section: str, row: str, split: str) -> tuple[int, int] | None:
+        """Wrong answers and answers of all seeds together, where the headline metric is their quotient; None where not."""
+        wrong = count = 0
+        for _, result in self._of(section, row).values():
+            names, scores = METRICS[result["headline"]].counts, result["splits"].get(split, {})
+            if names is not None and all(name in scores for name in names):
+                wrong, count = wrong + scores[names[0]], count + scores[names[1]]
+        return (wrong, count) if count else None
+
+    def failed_to_learn(self, section: str, row: str) -> int | None:
+        """Seeds that did not learn what they were trained on: see ``LEARNED_PERCENT``; None where that has no meaning."""
+        if not METRICS[self.headline(section)].is_percentage:
+            return None
+        errors = self.values(section, row, "validation")
+        return sum(error > LEARNED_PERCENT for error in errors.values()) if errors else None
+
+    def scales(self, section: str, rows: Iterable[str]) -> set[str]:
+        """The scales that the rows' runs were made at."""
+        return {result.get("scale", "") for row in rows for _, result in self._of(section, row).values()}
 
     def values_at(self, section: str, row: str, fraction: float) -> tuple[dict[int, float], set[int]]:
         """The headline metric by seed at the validation nearest to ``fraction`` of the steps, and the steps of those."""

@@ -2,6 +2,7 @@
 
     report/index.html            the page: no request to any other host
     report/tables/<table>.csv    .md  .tex
+    report/tables/differences.csv
     report/figures/<figure>.svg  .png
     report/verdicts.json
 
@@ -10,28 +11,30 @@ Everything is written into a folder beside the old report and put in its place w
 
 from __future__ import annotations
 
-import html
 import json
-import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from cope.errors import UserError
 from cope.report.cells import cells
 from cope.report.claims import Verdict, judge, read_claims
-from cope.report.comparison import comparison_table, provenance
-from cope.report.findings import Findings
+from cope.report.comparison import comparison_table, failures, provenance
+from cope.report.differences import differences
+from cope.report.drawing import Drawing
+from cope.report.findings import LEARNED_PERCENT, Findings
+from cope.report.page_content import RunList, difference_sections, inlined, tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan import Plan
+from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
+from cope.report.table_figures import draw_table_figures
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
 
@@ -75,13 +78,15 @@ def write_report(report: Report, folder: Path, command: str) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "tables").mkdir(parents=True)
         (partial / "figures").mkdir()
-        table = cells(report.plans, report.findings)
+        table, beside_cope = cells(report.plans, report.findings), differences(report.plans, report.findings)
         _write_tables(report, table, partial / "tables")
-        pictures = draw_paper_figures(report.findings, partial / "figures")
-        verdicts = [asdict(verdict) for verdict in report.verdicts]
+        beside_cope.to_csv(partial / "tables" / "differences.csv", index=False, float_format="%.6g")
+        drawings = _draw(report, partial / "figures")
+        verdicts = [verdict.as_json() for verdict in report.verdicts]
         (partial / MARKER).write_text(json.dumps(verdicts, indent=2) + "\n")
         (partial / "verdicts.md").write_text(verdict_table(report.verdicts) + "\n")
-        (partial / "index.html").write_text(_page(report, table, pictures, command), encoding="utf-8")
+        page = _page(report, table, beside_cope, drawings, command)
+        (partial / "index.html").write_text(page, encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
@@ -99,66 +104,46 @@ def _write_tables(report: Report, table: pd.DataFrame, folder: Path) -> None:
     for plan in report.plans:
         own = table[table["table"] == plan.name].drop(columns="table")
         own.to_csv(folder / f"{plan.name}.csv", index=False, float_format="%.6g")
-        text = own.to_latex(index=False, float_format="%.3g", na_rep="missing", caption=plan.title, escape=True)
+        text = _for_print(own).to_latex(index=False, float_format="%.3g", na_rep="", caption=plan.title, escape=True)
         (folder / f"{plan.name}.tex").write_text(text)
         parts = [f"# {plan.title}\n"]
         parts += [
-            comparison_table(section, plan.results(section), len(plan.seeds), plan.splits) + "\n" for section in plan.sections
+            comparison_table(section, plan.results(section), len(plan.seeds), plan.splits, failures(plan.runs, section)) + "\n"
+            for section in plan.sections
         ]
         finished = [result for run in plan.runs if (result := run.result()) is not None]
         parts.append(provenance(finished) if finished else "")
         (folder / f"{plan.name}.md").write_text("\n".join(parts) + "\n")
 
 
-def _page(report: Report, table: pd.DataFrame, pictures: dict[str, Path], command: str) -> str:
+def _for_print(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a printed page has room for; instead of a mean that there is none of, "missing" or "failed"."""
+    columns = ["section", "row", "split", "mean", "std", "low", "high", "median", "seeds", "failed", "paper", "difference"]
+    return table[columns].assign(mean=table["mean"].astype(object).where(table["seeds"] > 0, table["state"]))
+
+
+def _draw(report: Report, folder: Path) -> list[Drawing]:
+    return [
+        *draw_table_figures(report.plans, report.findings, folder),
+        *draw_paper_figures(report.findings, folder),
+        *copy_position_alone(report.findings, folder),
+        *draw_gates_of_tasks(report.findings, folder),
+    ]
+
+
+def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawings: Sequence[Drawing], command: str) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
-    counts: dict[str, int] = {}
-    for verdict in report.verdicts:
-        counts[verdict.outcome] = counts.get(verdict.outcome, 0) + 1
+    runs = RunList(report.plans, report.findings)
     return template.render(
         command=command,
         date=date.today().isoformat(),
+        learned_percent=LEARNED_PERCENT,
         verdicts=report.verdicts,
-        counts=counts,
-        plans=[
-            {"name": plan.name, "title": plan.title, "rows": _rows(table[table["table"] == plan.name])} for plan in report.plans
-        ],
-        figures=[(title, Markup(_inline(path))) for title, path in pictures.items()],
-        runs=[_run(run, result) for run, result in report.findings.runs()],
+        counts=Counter(str(verdict.outcome) for verdict in report.verdicts),
+        tables=tables(report.plans, table, runs),
+        differences=difference_sections(beside_cope, runs),
+        figures=[(drawing, inlined(drawing.path), runs.behind(drawing)) for drawing in drawings],
+        runs=runs.entries(),
     )
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Cells as the page shows them."""
-    rows = []
-    for cell in table.to_dict("records"):
-        ours = "missing" if not cell["seeds"] else f"{cell['mean']:.4g}"
-        if cell["seeds"] and not math.isnan(cell["std"]):
-            ours += f" ({cell['std']:.3g})"
-        interval = "" if math.isnan(cell["low"]) else f"{cell['low']:.4g} to {cell['high']:.4g}"
-        paper = "" if math.isnan(cell["paper"]) else f"{cell['paper']:g}"
-        if paper and not math.isnan(cell["paper_std"]):
-            paper += f" ({cell['paper_std']:g})"
-        keys = ("section", "row", "split", "metric", "seeds", "planned")
-        rows.append({key: cell[key] for key in keys} | {"ours": ours, "interval": interval, "paper": paper})
-    return rows
-
-
-def _run(run: Any, result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("task", "encoding", "seed", "scale", "commit", "date", "num_parameters", "time_s")
-    return {key: result.get(key, "") for key in keys} | {
-        "section": run.section,
-        "row": run.row,
-        "command": run.command,
-        "folder": str(run.folder.path),
-        "hardware": ", ".join(f"{key} {value}" for key, value in result.get("hardware", {}).items()),
-        "config": json.dumps(result.get("config", {}), indent=1),
-    }
-
-
-def _inline(svg: Path) -> str:
-    """The drawing without what stands before its root, so that it can stand inside a page."""
-    text = svg.read_text(encoding="utf-8")
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(svg.stem)}"', 1)

@@ -2,66 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from cope.report.comparison import paper_figures
+from cope.report.drawing import Drawing, report_style, save, table_command
 from cope.report.findings import Findings
 
 PROGRAMS = (2000, 3000, 5000, 10000)
-SPLIT_FACTORS = {"test": 1.0, "longer_1_5": 1.5, "longer_2": 2.0, "longer_2_5": 2.5}
+PROGRAM_SECTIONS = tuple(f"counting, {number} programs" for number in PROGRAMS)
+CONTEXT_SECTIONS = ("trained at the full context", "trained at half of it")
+CONTEXT_FACTORS = {"test": 1.0, "longer_1_5": 1.5, "longer_2": 2.0, "longer_2_5": 2.5}
+CONTEXT_RANGE = (0.9, 2.6)
+OUR_LINES = "Lines: means over seeds; bands: least to largest."
 
 
-def draw_paper_figures(findings: Findings, folder: Path) -> dict[str, Path]:
-    """Draw what there are runs for, as SVG and PNG; returns the SVG files by title."""
-    figures: dict[str, tuple[str, Callable[[list[Axes], Findings], bool], int]] = {
-        "Figure 2: counting by the number of training programs": ("figure2", _draw_programs, 1),
-        "Figure 3: perplexity in longer contexts than in training": ("figure3", _draw_contexts, 2),
-        "Figure 5: how fast flip-flop is learned": ("figure5", _draw_speed, 1),
-    }
-    drawn = {}
-    with plt.rc_context({"svg.fonttype": "none"}):
-        for title, (name, draw, columns) in figures.items():
-            figure, axes = plt.subplots(1, columns, figsize=(5.5 * columns, 3.6), layout="constrained", squeeze=False)
-            if draw(list(axes[0]), findings):
-                for suffix in (".svg", ".png"):
-                    figure.savefig(folder / f"{name}{suffix}", dpi=120)
-                drawn[title] = folder / f"{name}.svg"
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    caption: str
+    sections: tuple[str, ...]
+    draw: Callable[[Any, Findings], bool]  # onto the axes of a grid; whether there was anything of ours
+    grid: tuple[int, int] = (1, 1)
+
+
+def draw_paper_figures(findings: Findings, folder: Path) -> list[Drawing]:
+    """Draw what there are runs for, as SVG and PNG."""
+    figures = {
+        "figure2": _Figure(
+            "Figure 2: counting by the number of training programs",
+            f"{OUR_LINES} Dotted: the paper's, read off its plot.",
+            PROGRAM_SECTIONS, _draw_programs,
+        ),
+        "figure3": _Figure(
+            "Figure 3: perplexity in longer contexts than in training",
+            f"{OUR_LINES} Below: the paper's, read off its plot (trained at 1024 and at 512 tokens), on axes of their own, "
+            "since perplexities of other texts, vocabularies and sizes cannot be compared; only the shapes can. Its curves "
+            "for 512 go on to five times that.",
+            CONTEXT_SECTIONS, _draw_contexts, (2, 2),
+        ),
+        "figure5": _Figure(
+            "Figure 5: how fast flip-flop is learned",
+            f"{OUR_LINES} The paper prints no numbers for this figure, only that CoPE is best by step 2,500 of 10,000, so "
+            "there are no points of its own here.",
+            ("flip_flop",), _draw_speed,
+        ),
+    }  # fmt: skip
+    drawn = []
+    for name, wanted in figures.items():
+        with report_style(name):
+            rows, columns = wanted.grid
+            size = (5.5 * columns, 3.6 * rows)
+            figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+            if wanted.draw(axes, findings):
+                path = save(figure, folder, name)
+                drawn.append(Drawing(path, wanted.title, wanted.caption, table_command([name]), wanted.sections))
             plt.close(figure)
     return drawn
 
 
-def _draw_programs(axes: list[Axes], findings: Findings) -> bool:
-    published, (axis,) = paper_figures(), axes
+def _draw_programs(axes: Any, findings: Findings) -> bool:
+    published, axis = paper_figures(), axes[0, 0]
     for index, row in enumerate(("relative", "cope")):
-        points = {n: list(findings.values(f"counting, {n} programs", row, "validation").values()) for n in PROGRAMS}
-        _with_spread(axis, {n: values for n, values in points.items() if values}, f"C{index}", row)
-        paper = [published[f"counting, {n} programs"][row]["validation"][0] for n in PROGRAMS]
-        axis.plot(PROGRAMS, paper, ":", color=f"C{index}", label=f"{row}, paper")
+        values = [list(findings.values(section, row, "validation").values()) for section in PROGRAM_SECTIONS]
+        _with_spread(axis, dict(zip(PROGRAMS, values, strict=True)), f"C{index}", row)
+        paper = [published[section][row]["validation"][0] for section in PROGRAM_SECTIONS]
+        axis.plot(PROGRAMS, paper, ":", marker="D", markersize=4, color=f"C{index}", label=f"{row}, paper")
     axis.set(xlabel="training programs", ylabel="validation error (%)", ylim=(0, None))
     return _legend(axis)
 
 
-def _draw_contexts(axes: list[Axes], findings: Findings) -> bool:
+def _draw_contexts(axes: Any, findings: Findings) -> bool:
+    published = paper_figures()
     found = False
-    for axis, section in zip(axes, ("trained at the full context", "trained at half of it"), strict=True):
+    for (ours, theirs), section in zip(axes.T, CONTEXT_SECTIONS, strict=True):
         for index, row in enumerate(("relative", "relative_capped", "cope")):
-            points = {factor: list(findings.values(section, row, split).values()) for split, factor in SPLIT_FACTORS.items()}
-            _with_spread(axis, {factor: values for factor, values in points.items() if values}, f"C{index}", row)
-        axis.set(title=section, xlabel="context, in multiples of the trained one", ylabel="test perplexity")
-        found |= _legend(axis)
+            points = {factor: list(findings.values(section, row, split).values()) for split, factor in CONTEXT_FACTORS.items()}
+            _with_spread(ours, points, f"C{index}", row)
+            paper = published[section][row]
+            known = {factor: paper[split][0] for split, factor in CONTEXT_FACTORS.items() if split in paper}
+            theirs.plot(
+                list(known), list(known.values()), ":", marker="D", markersize=4, color=f"C{index}", label=f"{row}, paper"
+            )
+        ours.set(title=section, ylabel="test perplexity", xlim=CONTEXT_RANGE)
+        theirs.set(title=f"{section}: the paper's", ylabel="validation perplexity, paper", xlim=CONTEXT_RANGE)
+        theirs.set_xlabel("context, in multiples of the trained one")
+        theirs.legend(fontsize=8)
+        if not _legend(ours):
+            ours.text(0.5, 0.5, "missing", ha="center", va="center", transform=ours.transAxes)
+        found |= bool(ours.lines)
     return found
 
 
-def _draw_speed(axes: list[Axes], findings: Findings) -> bool:
-    (axis,) = axes
+def _draw_speed(axes: Any, findings: Findings) -> bool:
+    axis = axes[0, 0]
     for index, row in enumerate(("absolute", "rope", "cope")):
         curves = findings.curve("flip_flop", row)
         steps = sorted({step for curve in curves.values() for step, _ in curve})
@@ -71,13 +111,14 @@ def _draw_speed(axes: list[Axes], findings: Findings) -> bool:
     return _legend(axis)
 
 
-def _with_spread(axis: Axes, points: dict[int, list[float]] | dict[float, list[float]], colour: str, label: str) -> None:
-    """The mean over seeds as a line, least and largest as a band."""
-    if not points:
+def _with_spread(axis: Axes, points: Mapping[int, list[float]] | Mapping[float, list[float]], colour: str, label: str) -> None:
+    """The mean over seeds as a line, least and largest as a band; places without values are left out."""
+    found = [(place, values) for place, values in points.items() if values]
+    if not found:
         return
-    places = list(points)
-    axis.plot(places, [np.mean(values) for values in points.values()], marker="o", markersize=3, color=colour, label=label)
-    lowest, highest = [min(values) for values in points.values()], [max(values) for values in points.values()]
+    places = [place for place, _ in found]
+    axis.plot(places, [np.mean(values) for _, values in found], marker="o", markersize=3, color=colour, label=label)
+    lowest, highest = [min(values) for _, values in found], [max(values) for _, values in found]
     axis.fill_between(places, lowest, highest, color=colour, alpha=0.15)
 
 

@@ -1,11 +1,12 @@
-"""Intervals and spreads."""
+"""Intervals, spreads and paired tests."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, sem, t
+from scipy.stats import binomtest, sem, t, ttest_rel
 
 
 def wilson_interval(errors: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,3 +30,26 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean, error = float(np.mean(values)), float(sem(values))
     reach = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return mean - reach, mean + reach
+
+
+def paired_p_value(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p-value of Student's paired test of equal means; None where it has none.
+
+    That is with fewer than two pairs, and where all differences are the same: without any spread t is not defined.
+    """
+    differences = np.subtract(first, second)
+    if len(differences) < 2 or float(np.ptp(differences)) == 0:
+        return None
+    return float(ttest_rel(first, second).pvalue)
+
+
+def newcombe_interval(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference, first minus second, of two independent proportions, each given as (errors, count).
+
+    It joins their Wilson intervals (Newcombe 1998, "Interval estimation for the difference between independent proportions",
+    method 10).
+    """
+    p, q = (errors / count for errors, count in (first, second))
+    p_low, p_high = wilson_interval(*first, confidence)
+    q_low, q_high = wilson_interval(*second, confidence)
+    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)

@@ -1,0 +1,62 @@
+"""How far each encoding is from CoPE: paired differences over seeds, and differences of proportions over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from cope.report.cells import shown_splits
+from cope.report.findings import Findings, task_and_encoding
+from cope.report.plan import Plan
+from cope.results.metrics import METRICS
+from cope.results.statistics import mean_interval, newcombe_interval, paired_p_value
+
+BASELINE = "cope"
+COLUMNS = ["section", "row", "task", "encoding", "split", "metric", "difference", "low", "high", "p_value", "seeds"]
+COLUMNS += ["examples_low", "examples_high"]
+
+
+def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
+    """One row for each row beside ``cope``, section and split: how much more error or perplexity it has than ``cope``.
+
+    Errors are in percentage points. Only seeds that both were run with count. What has not been run is NaN.
+
+    low, high, p_value: of the mean paired difference over seeds (Student's t); p-values are not corrected for their number
+    examples_low, examples_high: Newcombe's 95% interval of the difference of two proportions, from the answers of all seeds
+    together, as if each were independent of the others
+    """
+    rows: dict[tuple[str, str, str], tuple[object, ...]] = {}  # a section that several tables share is one
+    for plan in plans:
+        for section in plan.sections:
+            runs = {run.row: run for run in plan.runs if run.section == section}
+            if BASELINE not in runs:
+                continue
+            for label in [label for label in runs if label != BASELINE]:
+                for split in shown_splits(plan, section, findings):
+                    rows[section, label, split] = (
+                        *(section, label, *task_and_encoding(runs[label]), split),
+                        METRICS[findings.headline(section)].label,
+                        *_over_seeds(findings.values(section, label, split), findings.values(section, BASELINE, split)),
+                        *_over_examples(findings.counts(section, label, split), findings.counts(section, BASELINE, split)),
+                    )
+    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+
+
+def _over_seeds(others: dict[int, float], baseline: dict[int, float]) -> tuple[float, float, float, float, int]:
+    seeds = sorted(others.keys() & baseline.keys())
+    if not seeds:
+        return np.nan, np.nan, np.nan, np.nan, 0
+    first, second = [others[seed] for seed in seeds], [baseline[seed] for seed in seeds]
+    found = [one - other for one, other in zip(first, second, strict=True)]
+    low, high = mean_interval(found) or (np.nan, np.nan)
+    p_value = paired_p_value(first, second)
+    return float(np.mean(found)), low, high, np.nan if p_value is None else p_value, len(seeds)
+
+
+def _over_examples(others: tuple[int, int] | None, baseline: tuple[int, int] | None) -> tuple[float, float]:
+    if others is None or baseline is None:
+        return np.nan, np.nan
+    low, high = newcombe_interval(others, baseline)
+    return 100 * low, 100 * high

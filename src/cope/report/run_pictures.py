@@ -1,0 +1,55 @@
+"""Pictures of single runs: what CoPE counts in each synthetic task, and what heads attend to by position alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cope.report.differences import BASELINE
+from cope.report.drawing import Drawing, report_style, save
+from cope.report.figures import gates_figure
+from cope.report.findings import Findings, task_and_encoding
+from cope.results.metrics import METRICS
+
+
+def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
+    """Gates and positions of CoPE's first seed, of each synthetic task, of its plain form where there are runs of that."""
+    drawn: dict[str, Drawing] = {}
+    for run, result in sorted(findings.runs(), key=lambda found: found[0].section != task_and_encoding(found[0])[0]):
+        task, encoding = task_and_encoding(run)
+        arrays = run.folder.figures / "gates.npz"
+        synthetic = METRICS[result["headline"]].is_percentage
+        if task not in drawn and encoding == BASELINE and run.seed == 1 and synthetic and arrays.exists():
+            name = f"gates_{task}"
+            with report_style(name):
+                path = save(gates_figure(arrays), folder, name)
+            drawn[task] = Drawing(
+                path,
+                f"What CoPE counts in {task}",
+                f"{run.section}: {run.row}, seed {run.seed}, on one test example. Bars (left axis): gates, for each layer and "
+                "head; line (right axis): the positions that they add up to, from each token to the last one shown.",
+                run.command,
+                run_folders=(run.folder.path,),
+            )
+    return list(drawn.values())
+
+
+def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
+    """The pictures that ``scripts/position_alone.py`` left in run folders."""
+    drawn: dict[Path, Drawing] = {}  # sections may share runs
+    for run, _ in findings.runs():
+        for picture in sorted(run.folder.figures.glob("position_alone/*/position_alone.png")):
+            if picture in drawn:
+                continue
+            task, encoding = task_and_encoding(run)
+            path = folder / f"position_alone_{len(drawn) + 1}.png"
+            shutil.copyfile(picture, path)
+            drawn[picture] = Drawing(
+                path,
+                f"Figures 4 and 6: attention by position alone, {encoding} on {task}, seed {run.seed}",
+                "The head that is furthest above chance for paragraphs (above) and for sections (below): attention by position "
+                "alone, divided by each query's largest, and gates where the encoding has them.",
+                f"python scripts/position_alone.py run={run.folder.path}",
+                run_folders=(run.folder.path,),
+            )
+    return list(drawn.values())
