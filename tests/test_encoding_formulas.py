@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cope.errors import UserError
 from cope.kernels.reference import by_distance, contextual_positions, interpolate
+from cope.positions import rotary
 from cope.positions.absolute import Absolute, Sinusoidal
 from cope.positions.base import Heads, ModelShape, PositionEncoding
 from cope.positions.contextual import Contextual, ContextualRelative, ContextualRotary
@@ -135,6 +136,13 @@ def test_sinusoidal_formula(dim):
             angle = position / 100.0 ** (2 * (m // 2) / dim)
             expected = (math.cos(angle) if m % 2 else math.sin(angle)) / math.sqrt(dim)
             assert found[row, m].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_gradient_of_a_turn_turns_back():
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(rotary._turn, (x, angle.cos(), angle.sin()))
+    assert torch.autograd.gradgradcheck(rotary._turn, (x, angle.cos(), angle.sin()))
 
 
 @pytest.mark.parametrize("kind", [Rotary, ContextualRotary])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,29 @@ class Rotary(PositionEncoding):
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
 
+class _Turn(torch.autograd.Function):
+    """Turns pairs of dimensions by an angle; the gradient is turned back by it.
+
+    Autograd's own backward pass through the formula takes twice as many operators, and half of the forward pass's are saved by
+    writing into the output: on a CPU that is a tenth of a small model's training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        first, second = x.chunk(2, dim=-1)
+        turned = x.new_empty(x.shape)
+        turned_first, turned_second = turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+        torch.mul(first, sin, out=turned_second).addcmul_(second, cos)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, -sin), None, None
+
+
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    turned: Tensor = _Turn.apply(x, cos, sin)
+    return turned
