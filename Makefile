@@ -72,6 +72,15 @@ claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finis
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
 	$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS)
 
+.PHONY: published-runs
+published-runs: ## Take the runs behind docs/results for finished ones (in outputs/), so that only others are run
+	mkdir -p outputs
+	cp -Rn docs/results/runs/. outputs/
+
+.PHONY: publish
+publish: $(INSTALLED) ## Write docs/results/ from the runs in outputs/, with what each run found
+	$(BIN)/python scripts/report.py --to docs/results --with-runs $(SETTINGS)
+
 # One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report

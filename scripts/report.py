@@ -2,7 +2,8 @@
 
     python scripts/report.py                                     # writes outputs/report/
     python scripts/report.py --claims                            # prints the verdicts alone
-    python scripts/report.py --to docs/results scale=laptop      # writes elsewhere; overrides say which runs are meant
+    python scripts/report.py --to docs/results --with-runs       # writes elsewhere, with the runs behind it
+    python scripts/report.py scale=smoke output_dir=/tmp/runs    # of other runs: settings of train.py say which
 
 Nothing is run: `make tables figures` does that, `make reproduce` both.
 """
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of train.py that the runs were made with, such as scale=smoke")
     parser.add_argument("--to", default="outputs/report", help="the folder to write")
+    parser.add_argument("--with-runs", action="store_true", help="copy the runs' results beside it, without weights")
     parser.add_argument("--claims", action="store_true", help="print the verdicts and write nothing")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
@@ -36,7 +38,7 @@ def main() -> None:
             for finding in verdict.findings:
                 print(f"      {finding.outcome}: {finding.text}")
         return
-    page = write_report(report, Path(options.to), shlex.join(["python", "scripts/report.py", *sys.argv[1:]]))
+    page = write_report(report, Path(options.to), shlex.join(["python", "scripts/report.py", *sys.argv[1:]]), options.with_runs)
     print(verdict_table(report.verdicts))
     print(f"\nwritten: {page}")
 

@@ -178,11 +178,10 @@ def test_the_same_results_give_the_same_pictures(report: Report, page: Path, tmp
 def test_results_that_were_copied_elsewhere_give_the_same_verdicts(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     original = collect(plans_with_runs(here))
-    for name in ("result.json", "metrics.jsonl", "config.yaml"):
-        for path in here.rglob(name):
-            copy = there / path.relative_to(here)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+    for path in here.rglob("result.json"):
+        (path.parent / "config.yaml").write_text("seed: 1\n")
+    published = write_report(original, tmp_path / "published", "make publish", with_runs=True).parent
+    shutil.copytree(published / "runs", there)
     copied = collect([plan_in(there, name, 2) for name in ("table2", "table8")])
     assert copied.verdicts == original.verdicts and len(copied.findings.runs()) == 6
     # The runs are found by what defines them, whatever output_dir is.
@@ -191,6 +190,17 @@ def test_results_that_were_copied_elsewhere_give_the_same_verdicts(tmp_path: Pat
     assert [run.folder.path.relative_to(here) for run in plans[0].runs] == [
         run.folder.path.relative_to(there) for run in plans[1].runs
     ]
+
+
+def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Path) -> None:
+    stranger = page.parent / "runs" / "counting" / "cope" / "01234567" / "seed=1"
+    stranger.mkdir(parents=True)
+    (stranger / "result.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"holds 1 runs that are not finished here, such as counting/cope/01234567/seed=1.*make publ"
+    ):
+        write_report(report, page.parent, "make publish", with_runs=True)
+    assert (stranger / "result.json").exists()
 
 
 def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(

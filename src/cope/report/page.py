@@ -5,6 +5,7 @@
     report/tables/differences.csv
     report/figures/<figure>.svg  .png
     report/verdicts.json
+    report/runs/                 where asked for: what of each run it was made from
 
 Everything is written into a folder beside the old report and put in its place when it is complete.
 """
@@ -33,6 +34,7 @@ from cope.report.findings import LEARNED_PERCENT, Findings
 from cope.report.page_content import RunList, difference_sections, inlined, tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan import Plan
+from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import draw_table_figures
 
@@ -61,18 +63,20 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def write_report(report: Report, folder: Path, command: str) -> Path:
+def write_report(report: Report, folder: Path, command: str, with_runs: bool = False) -> Path:
     """Write all of it to ``folder`` and return the page's path; what was there stays until then.
 
     Args:
         command: that makes it again, to be shown.
+        with_runs: copy the runs too, to ``runs/``.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds a run that would be lost.
     """
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
+    check_nothing_is_lost(report.findings, folder / "runs")
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,6 +91,8 @@ def write_report(report: Report, folder: Path, command: str) -> Path:
         (partial / "verdicts.md").write_text(verdict_table(report.verdicts) + "\n")
         page = _page(report, table, beside_cope, drawings, command)
         (partial / "index.html").write_text(page, encoding="utf-8")
+        if with_runs:
+            copy_runs(report.findings, partial / "runs")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
