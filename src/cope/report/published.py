@@ -1,7 +1,7 @@
 """The runs behind a report, copied beside it: what judges, tables and figures read, without the weights.
 
-Commands take a copy for the run itself: ``scripts/report.py output_dir=docs/results/runs`` makes the same report from it, and in
-``outputs/`` it is a finished run.
+Commands take a copy for the run itself: ``scripts/report.py output_dir=docs/results/runs`` makes the same report from it, and
+in ``outputs/`` it is a finished run.
 """
 
 from __future__ import annotations
