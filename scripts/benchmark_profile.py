@@ -9,6 +9,7 @@ With dropout PyTorch's own attention has no kernel for CPUs: it is made of plain
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def answer(memory: str, recipe: str) -> None:
 
 def profiled(recipes: list[str], repeats: int) -> dict[str, Any]:
     """The whole benchmark, printed as it goes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler writes two lines of its own each time
     keep_freed_memory()  # as in every run
     configs = {recipe: read_recipe(recipe) for recipe in recipes}  # all are checked before the first is run
     width = max(map(len, recipes))
