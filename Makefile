@@ -75,7 +75,9 @@ report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, fi
 .PHONY: published-runs
 published-runs: ## Take the runs behind docs/results for finished ones (in outputs/), so that only others are run
 	mkdir -p outputs
-	cp -Rn docs/results/runs/. outputs/
+	@cd docs/results/runs && for run in */*/*/seed=*; do \
+		if [ -e "$(CURDIR)/outputs/$$run" ]; then echo "left alone: outputs/$$run is there already"; else \
+		mkdir -p "$(CURDIR)/outputs/$${run%/*}" && cp -R "$$run" "$(CURDIR)/outputs/$$run" || exit 1; fi; done
 
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ from the runs in outputs/, with what each run found

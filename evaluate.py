@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
         scores, path = reevaluate(arguments)
         print(scores_table(scores["headline"], scores["splits"]))
         for split, num_tokens in scores["left_out"].items():
-            print(f"left out: {split}, since its {num_tokens} tokens are more than this run's encoding has positions for")
+            print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {scores['num_positions']} positions")
         print(f"\nwritten to: {path}")
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
-from cope.errors import UserError
+from cope.command_line import check_overrides
+from cope.errors import UserError, check_at_least
 from cope.report.page import collect, verdict_table, write_report
-from cope.report.plan import read_plan, table_names
+from cope.report.plan import read_plans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -30,7 +31,11 @@ def main() -> None:
     parser.add_argument("--claims", action="store_true", help="print the verdicts and write nothing")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
-    report = collect([read_plan(CONFIGS, table, options.overrides, options.seeds) for table in table_names(CONFIGS)])
+    check_at_least("--seeds", 1 if options.seeds is None else options.seeds, 1)
+    check_overrides(options.overrides, str(CONFIGS))
+    plans, left_out = read_plans(CONFIGS, options.overrides, options.seeds)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    report = collect(plans)
     if options.claims:
         for verdict in report.verdicts:
             print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
-from cope.command_line import INTERRUPTED
+from cope.command_line import INTERRUPTED, check_overrides
 from cope.errors import UserError, check_at_least
 from cope.report.comparison import comparison_table, failures, provenance
-from cope.report.plan import Plan, all_runs, read_plan, table_names
+from cope.report.findings import Findings
+from cope.report.plan import Plan, all_runs, read_plan, read_plans, table_names
 from cope.report.run_all import Clock, num_places, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,20 +28,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="+", help="files of configs/table, or all; settings of train.py (key=value)")
-    parser.add_argument("--run", action="store_true", help="run what is not finished")
-    parser.add_argument("--dry", action="store_true", help="only list the runs")
-    parser.add_argument("--folders", action="store_true", help="only print the folders of finished runs")
+    parser.add_argument("tables", nargs="*", help="files of configs/table, or all; settings of train.py (key=value)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--run", action="store_true", help="run what is not finished")
+    action.add_argument("--dry", action="store_true", help="only list the runs")
+    action.add_argument("--folders", action="store_true", help="only print the folders of finished runs")
     parser.add_argument("--jobs", type=int, default=num_places(), help="runs at once; by default one a GPU, else one a core")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
     check_at_least("--jobs", options.jobs, 1)
+    check_at_least("--seeds", 1 if options.seeds is None else options.seeds, 1)
     names = [argument for argument in options.tables if "=" not in argument]
     overrides = [argument for argument in options.tables if "=" in argument]
     if not names:
         raise UserError(f"no table is named; allowed: all, {', '.join(table_names(ROOT / 'configs'))}.")
-    names = table_names(ROOT / "configs") if names == ["all"] else names
-    plans = [read_plan(ROOT / "configs", name, overrides, options.seeds) for name in names]
+    if "all" in names and len(names) > 1:
+        raise UserError("all stands for every table; allowed: all alone, or tables by name.")
+    check_overrides(overrides, str(ROOT / "configs"))
+    if names == ["all"]:
+        plans, left_out = read_plans(ROOT / "configs", overrides, options.seeds)
+        print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    else:
+        plans = [read_plan(ROOT / "configs", name, overrides, options.seeds) for name in names]
+    Findings(plans)  # refuses runs that cannot be compared
     runs = all_runs(plans)
     if options.dry:
         for run in runs:

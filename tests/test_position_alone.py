@@ -16,11 +16,12 @@ from scipy.stats import binom
 from cope.corpora.boundaries import Line, find_lines, find_sentences
 from cope.corpora.tokenizer import Tokenizer, printable
 from cope.errors import UserError
-from cope.model.inspection import gates_and_positions, positions_by_layer
+from cope.model.inspection import LayerPositions, gates_and_positions, positions_by_layer
 from cope.positions.base import PositionEncoding
 from cope.report.position_alone import draw_position_alone, position_alone_tables, read_scores
 from cope.results.segment_shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
 from cope.training.article_windows import Article, article_windows, chosen_windows
+from cope.training.counted_tokens import LEAST_COUNT, CountedTokens
 from cope.training.position_alone import Request, measure_position_alone, parse
 from cope.training.trained import load_trained
 
@@ -233,6 +234,20 @@ def test_holms_correction():
     np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
 
 
+def test_what_a_head_counts_by_hand():
+    counted = CountedTokens(num_layers=1, num_heads=2, vocab_size=3)
+    tokens = np.array([0, 1] * LEAST_COUNT + [2])  # the last occurs too rarely
+    gates = np.zeros((2, len(tokens), len(tokens)))
+    for query in range(len(tokens)):
+        gates[0, query, : query + 1] = tokens[: query + 1] == 1  # the first head counts token 1
+        gates[1, query, : query + 1] = 0.5
+    counted.add(tokens, [LayerPositions(gates, None, None)])
+    first, second = counted.described(lambda ids: [f"<{token}>" for token in ids])
+    assert (first["layer"], first["head"], second["head"]) == (1, 1, 2)
+    assert [tuple(token.values()) for token in first["tokens"]] == [("<1>", 1.0, LEAST_COUNT), ("<0>", 0.0, LEAST_COUNT)]
+    assert second["mean_gate"] == pytest.approx(0.5)
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +293,8 @@ def test_the_command_measures_and_draws(trained, encoding):
             expected = layers[best["layer"] - 1].attention[best["head"] - 1]
             np.testing.assert_array_equal(arrays["attention"][row], expected)
     assert "shifted by lines: " in position_alone_tables(scores)
+    counts_something = "what each head counts" in position_alone_tables(scores)
+    assert counts_something == (len(scores["counted"]) == 4) == (encoding == "cope_sep_keys")
     assert draw_position_alone(written).stat().st_size > 10_000
 
 

@@ -200,7 +200,13 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
         UserError, match=r"holds 1 runs that are not finished here, such as counting/cope/01234567/seed=1.*make publ"
     ):
         write_report(report, page.parent, "make publish", with_runs=True)
+    with pytest.raises(UserError, match=r"holds 1 runs and would lose them; allowed: --with-runs"):
+        write_report(report, page.parent, "make report")
     assert (stranger / "result.json").exists()
+    shutil.rmtree(page.parent / "runs")
+    (page.parent / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which no report writes"):
+        write_report(report, page.parent, "make report")
 
 
 def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CONFIGS, ROOT
 from plans import TABLES, composed, plan_in
 
+from cope.command_line import INTERRUPTED
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, failures, paper_figures
-from cope.report.plan import all_runs, read_plan
-from cope.report.run_all import PUBLISHED, Clock, run_all
+from cope.report.plan import all_runs, read_plan, read_plans
+from cope.report.run_all import PUBLISHED, Clock, _conclude, gpu_names, run_all
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -102,6 +104,41 @@ def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_p
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "):
         read_plan(CONFIGS, "table5", ["scale=night"], 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
+        ("seed=5", r"seed=5: a table has its own seeds; allowed: --seeds N"),
+        ("force=true", r"force=true: a table runs what is not finished"),
+    ],
+)
+def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_plan(CONFIGS, "figure5", [override], 1)
+
+
+def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
+    plans, left_out = read_plans(CONFIGS, ["scale=night"], 1)
+    assert {plan.name for plan in plans} == {"table2", "table3", "table4", "table7", "figure2", "figure5"}
+    assert len(left_out) == 4 and left_out[0].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
+
+
+def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_names() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert gpu_names() == ["2", "3"]
+
+
+def test_a_run_that_was_stopped_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = plan_in(tmp_path, "table4", 1).runs[0]
+    for status, failed, said in ((INTERRUPTED, False, "stopped: "), (1, True, "FAILED: ")):
+        monkeypatch.setattr(subprocess, "run", lambda *_, status=status, **__: subprocess.CompletedProcess([], status))
+        assert run_all([run], ROOT, 1) == [run] and run.failed == failed
+        assert _conclude(run, status, []).startswith(said)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ EMPTY_PARENTHESES = re.compile(r" ?[(\[][\s,;:\u2013-]*[)\]]")
 OPENED_BY_A_SIGN = re.compile(r"\([\s,;]+")
 # Tags that mwparserfromhell takes for text, since something inside them is never closed. A reference is not that long; where
 # its end is missing too, only the tag goes.
-UNPARSED_REFERENCE = re.compile(r"<ref\b[^>]*>.{0,1000}?</ref>", re.DOTALL)
+UNPARSED_REFERENCE = re.compile(r"<ref\b[^>]*(?<!/)>.{0,1000}?</ref>", re.DOTALL)
 UNPARSED_TAG = re.compile(r"</?(?:ref|blockquote)\b[^>\n]*>")
 SWITCH = re.compile(r"__[A-Z]+__")  # __NOTOC__ and its like
 LEFTOVER = ("{|", "|", "!", "}}")  # of tables and templates that are not closed

@@ -30,7 +30,8 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
         NaN for perplexities
     examples_low, examples_high: Wilson's 95% interval of an error from the answers of all seeds together, as if each were
         independent of the others: it tells how well the test set measures, not how much seeds differ
-    difference: our mean less the paper's
+    difference: our mean less the paper's; NaN for perplexities unless the scale is the paper's, since those of other texts and
+        vocabularies cannot be compared
     """
     published = paper_figures()
     rows = []
@@ -44,6 +45,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                     values = list(findings.values(section, label, split).values())
                     figures = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
                     learned = findings.failed_to_learn(section, label)
+                    comparable = METRICS[findings.headline(section)].is_percentage or runs[label].scale == "paper"
                     rows.append(
                         (
                             *(plan.name, section, label, *task_and_encoding(runs[label]), split),
@@ -53,7 +55,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                             *(len(plan.seeds), failed.get(label, 0), np.nan if learned is None else learned),
                             *_interval_over_examples(findings.counts(section, label, split)),
                             *figures,
-                            float(np.mean(values)) - figures[0] if values else np.nan,
+                            float(np.mean(values)) - figures[0] if values and comparable else np.nan,
                         )
                     )
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -9,7 +9,7 @@ is *not reproduced*; runs that are missing make it *not run*; the rest is *undec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.resources import files
 from itertools import pairwise
@@ -37,9 +37,9 @@ class Outcome(StrEnum):
 
 
 _WHY = {
-    Outcome.CONTRADICTED: "came out the other way",
+    Outcome.CONTRADICTED: "did not come out as claimed",
     Outcome.MISSING: "could not be made, since runs are missing or failed",
-    Outcome.OPEN: "decided nothing, since seeds differ too much or there is only one",
+    Outcome.OPEN: "decided nothing",
 }
 
 
@@ -81,7 +81,11 @@ class Verdict:
                 "It comes out as the paper says." if single else f"All {len(decisive)} comparisons come out as the paper says."
             )
         several_places = len({finding.where for finding in self.findings}) > 1
-        claimed = [f"{finding.where}: {finding.claimed}" if several_places else finding.claimed for finding in decisive]
+        claimed = [
+            (f"{finding.where}: {finding.claimed}" if several_places else finding.claimed)
+            + (f" ({finding.detail})" if finding.detail else "")
+            for finding in decisive
+        ]
         more = [f"and {len(claimed) - MOST_SHOWN} more"] if len(claimed) > MOST_SHOWN else []
         counted = "The comparison" if single else f"{len(decisive)} of {len(self.findings)} comparisons"
         return f"{counted} {_WHY[self.outcome]}: {'; '.join([*claimed[:MOST_SHOWN], *more])}."
@@ -146,7 +150,8 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high})
-        found.append(_compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown))
+        finding = _compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown)
+        found.append(_with_learning(finding, findings, section, (lower, higher)) if fraction is None else finding)
     return found
 
 
@@ -156,7 +161,8 @@ def _solved(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     values = findings.values(section, row, split)
     differences = [sign * (relation["by"] - value) for value in values.values()]
     shown = _means(findings, section, {row: values})
-    return [_compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown)]
+    finding = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown)
+    return [_with_learning(finding, findings, section, (row,))]
 
 
 def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
@@ -190,6 +196,13 @@ KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
 }  # fmt: skip
 
 
+def _with_learning(finding: Finding, findings: Findings, section: str, rows: Sequence[str]) -> Finding:
+    """``finding``, with the seeds that never learned what they were trained on: theirs are figures of too little training."""
+    failed = {row: findings.failed_to_learn(section, row) for row in rows}
+    told = [f"{row} did not learn the training data in {number} seeds" for row, number in failed.items() if number]
+    return replace(finding, detail="; ".join([finding.detail, *told])) if told and finding.detail else finding
+
+
 def _compare(where: str, claimed: str, differences: Sequence[float], shown: dict[str, str]) -> Finding:
     """Whether ``differences``, one a seed, are positive; ``shown`` are the figures behind them."""
     if not differences:
@@ -199,7 +212,8 @@ def _compare(where: str, claimed: str, differences: Sequence[float], shown: dict
         return Finding(Outcome.OPEN, where, claimed, shown, "a single seed")
     low, high = interval
     outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
-    return Finding(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g} ({len(differences)} seeds)")
+    interval_text = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g} in every seed"
+    return Finding(outcome, where, claimed, shown, f"difference {interval_text}, {len(differences)} seeds")
 
 
 def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> dict[str, str]:

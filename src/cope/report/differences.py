@@ -24,8 +24,8 @@ def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     Errors are in percentage points. Only seeds that both were run with count. What has not been run is NaN.
 
     low, high, p_value: of the mean paired difference over seeds (Student's t); p-values are not corrected for their number
-    examples_low, examples_high: Newcombe's 95% interval of the difference of two proportions, from the answers of all seeds
-    together, as if each were independent of the others
+    examples_low, examples_high: Newcombe's 95% interval of the difference of two proportions, from the answers of those
+    seeds together, as if each were independent of the others
     """
     rows: dict[tuple[str, str, str], tuple[object, ...]] = {}  # a section that several tables share is one
     for plan in plans:
@@ -35,11 +35,13 @@ def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                 continue
             for label in [label for label in runs if label != BASELINE]:
                 for split in shown_splits(plan, section, findings):
+                    own, baseline = (findings.values(section, row, split) for row in (label, BASELINE))
+                    common = own.keys() & baseline.keys()
                     rows[section, label, split] = (
                         *(section, label, *task_and_encoding(runs[label]), split),
                         METRICS[findings.headline(section)].label,
-                        *_over_seeds(findings.values(section, label, split), findings.values(section, BASELINE, split)),
-                        *_over_examples(findings.counts(section, label, split), findings.counts(section, BASELINE, split)),
+                        *_over_seeds(own, baseline),
+                        *_over_examples(*(findings.counts(section, row, split, common) for row in (label, BASELINE))),
                     )
     return pd.DataFrame(list(rows.values()), columns=COLUMNS)
 

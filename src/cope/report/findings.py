@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from cope.errors import UserError
@@ -41,7 +41,7 @@ class Findings:
                     if result.get("data", "") != found:
                         raise UserError(
                             f"{first.folder.path} and {run.folder.path} were trained on different texts, so they cannot be "
-                            "compared. Run one of them again with force=true."
+                            f"compared. Run the older one again: {first.command} force=true, or {run.command} force=true."
                         )
 
     def headline(self, section: str) -> str:
@@ -67,10 +67,12 @@ class Findings:
                 found[seed] = METRICS[headline].factor * result["splits"][split][headline]
         return found
 
-    def counts(self, section: str, row: str, split: str) -> tuple[int, int] | None:
-        """Wrong answers and answers of all seeds together, where the headline metric is their quotient; None where not."""
+    def counts(self, section: str, row: str, split: str, seeds: Collection[int] | None = None) -> tuple[int, int] | None:
+        """Wrong answers and answers of ``seeds`` (None: all) together; None where the headline metric is not their quotient."""
         wrong = count = 0
-        for _, result in self._of(section, row).values():
+        for seed, (_, result) in self._of(section, row).items():
+            if seeds is not None and seed not in seeds:
+                continue
             names, scores = METRICS[result["headline"]].counts, result["splits"].get(split, {})
             if names is not None and all(name in scores for name in names):
                 wrong, count = wrong + scores[names[0]], count + scores[names[1]]
@@ -92,8 +94,10 @@ class Findings:
         found, steps = {}, set()
         for seed, (_, result) in self._of(section, row).items():
             wanted = fraction * result["steps"]
-            step, found[seed] = min(self.curve(section, row)[seed], key=lambda point: abs(point[0] - wanted))
-            steps.add(step)
+            curve = self.curve(section, row)[seed]
+            if curve:  # a result whose metrics.jsonl was left behind has none
+                step, found[seed] = min(curve, key=lambda point: abs(point[0] - wanted))
+                steps.add(step)
         return found, steps
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:

@@ -39,6 +39,7 @@ from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import draw_table_figures
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
+WRITTEN = {MARKER, "verdicts.md", "index.html", "tables", "figures", "runs"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,14 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         UserError: the folder cannot be written, or holds a run that would be lost.
     """
     folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; allowed: a folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
-    check_nothing_is_lost(report.findings, folder / "runs")
+    strangers = sorted({path.name for path in folder.glob("*")} - WRITTEN)
+    if strangers:
+        raise UserError(f"{folder} holds {', '.join(strangers)}, which no report writes, and would lose it. Move it elsewhere.")
+    check_nothing_is_lost(report.findings, folder / "runs", with_runs)
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -101,8 +107,9 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        reason = error.strerror or str(error)
-        raise UserError(f"{folder} cannot be written ({reason}); the report that was there is kept.") from error
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        kept = "; the report that was there is kept" if folder.exists() else ""
+        raise UserError(f"{folder} cannot be written ({reason}){kept}.") from error
     return folder / "index.html"
 
 

@@ -8,7 +8,7 @@ made by hand counts as well. ``run_all.py`` runs what is not finished.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,7 +93,8 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         num_seeds: 1 to this, instead of the table's own; None takes those.
 
     Raises:
-        UserError: there is no such table, or its task has no recipe at the scale.
+        UserError: there is no such table, or settings that its rows have themselves.
+        NoRecipe: its task has no recipe at the scale.
         HydraException: an override that does not exist.
     """
     check_choice("table", name, table_names(configs))
@@ -101,6 +102,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     if num_seeds is not None:
         check_at_least("number of seeds", num_seeds, 1)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
+    _check_overrides(name, content["sections"], overrides)
 
     runs = []
     for section, rows in content["sections"].items():
@@ -118,6 +120,42 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
 
 
+def read_plans(configs: Path, overrides: Sequence[str], num_seeds: int | None = None) -> tuple[list[Plan], list[str]]:
+    """Every table that has a recipe at the scale asked for, and why the others are left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    plans, left_out = [], []
+    for name in table_names(configs):
+        try:
+            plans.append(read_plan(configs, name, overrides, num_seeds))
+        except NoRecipe as error:
+            left_out.append(f"{name} is left out: {error}")
+    if not plans:
+        raise UserError("\n".join(left_out))
+    return plans, left_out
+
+
+def _check_overrides(name: str, sections: Mapping[str, Mapping[str, Sequence[str]]], overrides: Sequence[str]) -> None:
+    """Raise UserError for settings that would make one run of different rows, or have no effect."""
+    own = {override.partition("=")[0] for rows in sections.values() for row in rows.values() for override in row}
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        if key == "seed":
+            raise UserError(f"{override}: a table has its own seeds; allowed: --seeds N (SEEDS=N), for 1 to N.")
+        if key == "force":
+            raise UserError(
+                f"{override}: a table runs what is not finished; to start a run over, add it to that run's command."
+            )
+        if key in own:
+            raise UserError(f"{override} would replace what rows of {name} differ in; allowed: settings that none of them has.")
+
+
+class NoRecipe(UserError):
+    """A table's task has no recipe at the scale."""
+
+
 @cache
 def _composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
     """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows."""
@@ -125,7 +163,7 @@ def _composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
         with initialize_config_dir(str(configs), version_base="1.3"):
             return compose("train", overrides=list(overrides))
     except MissingConfigException as error:
-        raise UserError(no_recipe(error, configs) or str(error)) from error
+        raise NoRecipe(no_recipe(error, configs) or str(error)) from error
 
 
 def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:

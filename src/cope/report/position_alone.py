@@ -41,7 +41,15 @@ def position_alone_tables(scores: dict[str, Any]) -> str:
             f"after Holm's correction; {found['num_queries']:,} queries, {found['num_shifts']:,} shifts)",
             _table(found["heads"][:HEADS_IN_THE_TABLE]),
         ]
+    if scores["counted"]:
+        lines += ["", "what each head counts: its mean gate, and the tokens that open it most (of those that occur 20 times)"]
+        lines += [_counted_line(head) for head in scores["counted"]]
     return "\n".join(lines)
+
+
+def _counted_line(head: dict[str, Any]) -> str:
+    tokens = ", ".join(f"{token['token']!r} {token['gate']:.2f}" for token in head["tokens"])
+    return f"{head['layer']:6} {head['head']:5} {head['mean_gate']:.3f}  {tokens or 'none occurs so often'}"
 
 
 def _table(heads: list[dict[str, Any]]) -> str:

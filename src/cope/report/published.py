@@ -17,9 +17,13 @@ READ = ("config.yaml", "metrics.jsonl", "result.json")
 MEASURED = ("position_alone/*/scores.json", "position_alone/*/position_alone.png")  # below figures/
 
 
-def check_nothing_is_lost(findings: Findings, folder: Path) -> None:
-    """Raise UserError if ``folder`` holds a run that a new copy would not have."""
+def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> None:
+    """Raise UserError if ``folder`` holds a run that would not be copied there again, or one that is to be copied."""
     there = {path.parent.relative_to(folder) for path in folder.glob("*/*/*/seed=*/result.json")}
+    if there and not with_runs:
+        raise UserError(f"{folder} holds {len(there)} runs and would lose them; allowed: --with-runs, or another folder.")
+    if any(run.folder.path.resolve().is_relative_to(folder.resolve()) for run, _ in findings.runs()):
+        raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
     lost = sorted(there - {_place(run.folder.path) for run, _ in findings.runs()})
     if lost:
         raise UserError(

@@ -9,19 +9,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cope.command_line import INTERRUPTED
+from cope.errors import UserError
 from cope.report.plan import PlannedRun
 from cope.report.tables import run_line
 from cope.results.record import write_text
 from cope.sweep import num_cores
 
 PUBLISHED = Path("docs/results/runs")  # the results that come with the project
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    number = torch.cuda.device_count()
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return allowed[:number] if allowed else [str(index) for index in range(number)]
 
 
 def num_places() -> int:
@@ -73,31 +82,34 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     num_jobs = min(num_jobs, max(1, len(waiting)))
     threads = max(1, num_cores() // num_jobs)
     clock = Clock(root)
-    free_gpus = queue.SimpleQueue[int]()
-    for gpu in range(torch.cuda.device_count()):
+    gpus = gpu_names()
+    free_gpus = queue.SimpleQueue[str]()
+    for gpu in gpus:
         free_gpus.put(gpu)
 
-    def start(run: PlannedRun) -> bool:
-        run.folder.path.mkdir(parents=True, exist_ok=True)
-        gpu = None if free_gpus.empty() else free_gpus.get()
-        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    def start(run: PlannedRun) -> int:
+        """The exit status of the run's own process, which waits for a GPU where there are some."""
+        gpu = free_gpus.get() if gpus else None
+        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        has_threads = any(override.startswith("trainer.threads=") for override in run.overrides)
+        own = run.overrides if has_threads else (*run.overrides, f"trainer.threads={threads}")
         try:
-            return train(run, environment)
+            run.folder.path.mkdir(parents=True, exist_ok=True)
+            with run.log.open("a") as log:
+                command = [sys.executable, str(root / "train.py"), *own]
+                return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        except OSError as error:
+            raise UserError(f"output_dir: {run.folder.path} cannot be written: {error.strerror}.") from error
         finally:
             if gpu is not None:
                 free_gpus.put(gpu)
-
-    def train(run: PlannedRun, environment: Mapping[str, str]) -> bool:
-        with run.log.open("a") as log:
-            command = [sys.executable, str(root / "train.py"), *run.overrides, f"trainer.threads={threads}"]
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode == 0
 
     failed: list[PlannedRun] = []
     started = time.monotonic()
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
     pool = ThreadPoolExecutor(num_jobs)
     try:
-        futures: dict[Future[bool], PlannedRun] = {pool.submit(start, run): run for run in waiting}
+        futures: dict[Future[int], PlannedRun] = {pool.submit(start, run): run for run in waiting}
         unfinished = set(futures)
         while unfinished:
             done, unfinished = wait(unfinished, return_when=FIRST_COMPLETED)
@@ -114,12 +126,14 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     return failed
 
 
-def _conclude(run: PlannedRun, succeeded: bool, failed: list[PlannedRun]) -> str:
+def _conclude(run: PlannedRun, status: int, failed: list[PlannedRun]) -> str:
     """Note whether ``run`` failed, for the tables; returns the line that tells of it."""
-    result = run.result() if succeeded else None
+    result = run.result() if status == 0 else None
     if result is not None:
         run.mark_of_failure.unlink(missing_ok=True)
         return run_line(result)
     failed.append(run)
+    if status == INTERRUPTED:  # it saved its state
+        return f"stopped: {run.command}; the same table goes on from there"
     write_text(run.mark_of_failure, f"{run.command}\n")
     return f"FAILED: {run.command}; see {run.log}"

@@ -141,6 +141,8 @@ class RunFolder:
             content: dict[str, Any] = json.loads(self.result.read_text())
         except ValueError as error:
             raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.result} is not a run's result. To start the run over, add force=true.")
         return content
 
     def truncate_metrics(self, step: int) -> None:

@@ -33,6 +33,7 @@ from cope.results.segment_shares import (
 from cope.seeding import numpy_stream
 from cope.tasks.language import Language
 from cope.training.article_windows import Article, Window, article_windows, chosen_windows, window_with_sections, windows_of
+from cope.training.counted_tokens import CountedTokens
 from cope.training.experiment import commit
 from cope.training.trained import load_trained
 
@@ -127,6 +128,7 @@ def measure_position_alone(request: Request) -> Path:
         "num_documents": len({window.article.number for window in chosen}),
         "level": LEVEL,
         "kinds": {kind: _described(test, shape.num_heads) for kind, test in tests.items()},
+        "counted": _counted(model, chosen, task),  # nothing where there are no gates
         "drawn": {
             "document": drawn.article.number,
             "title": drawn.article.lines[0].title,
@@ -138,6 +140,17 @@ def measure_position_alone(request: Request) -> Path:
     }
     write_json(folder / "scores.json", scores)
     return folder
+
+
+def _counted(model: Transformer, windows: list[Window], task: Language) -> list[dict[str, Any]]:
+    shape = model.encoding.shape
+    counted = CountedTokens(shape.num_layers, shape.num_heads, task.vocab_size)
+    for window in windows:
+        layers = list(_layers(model, window, task.context))
+        if layers[0].gates is None:
+            return []
+        counted.add(window.article.tokens[window.start : window.start + task.context], layers)
+    return counted.described(task.prepared.tokenizer.pieces)
 
 
 def _check_num_shifts(request: Request, num_heads: int) -> None:

@@ -53,6 +53,7 @@ def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
         "headline": task.headline,
         "splits": splits,
         "left_out": too_long,
+        "num_positions": limit,
         "task": resolved(asked)["task"],
         "commit": commit(),
     }
