@@ -227,6 +227,7 @@ def main(name: str = "attention", *pairs: str) -> None:
         write_result(name, training(repeats, threads), repeats)
         return
     device = settings["device"]
+    check_choice("device", device, ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     result = attention(repeats, threads, device, list(filter(None, settings["candidates"].split(","))), settings["released"])
     write_result(name, result, repeats, device)
     draw_picture(result, OUTPUT / f"{name}.png")

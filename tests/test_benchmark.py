@@ -82,6 +82,7 @@ def test_equal_outputs_are_told(capsys):
             ["profile", "recipes=task=counting,task=chess"],
             "recipes=task=chess cannot be composed; allowed: overrides of train.py",
         ),
+        (["attention", "device=gpu"], "device=gpu is not known; allowed: cpu"),
         (["training", "repeats=0"], "repeats=0 has the wrong form; allowed: a whole number from 1"),
     ],
 )
