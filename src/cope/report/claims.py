@@ -146,7 +146,8 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
             low, high = findings.values(section, lower, split), findings.values(section, higher, split)
         else:
             (low, steps), (high, others) = (findings.values_at(section, row, fraction) for row in (lower, higher))
-            where += f" after {fraction:.0%} of the steps (step {', '.join(map(str, sorted(steps | others))) or 'missing'})"
+            shown_steps = ", ".join(map(str, sorted(steps | others))) or "missing"
+            where += f", at the validation nearest to {fraction:.0%} of the steps (step {shown_steps})"
         claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high})
@@ -199,7 +200,7 @@ KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
 def _with_learning(finding: Finding, findings: Findings, section: str, rows: Sequence[str]) -> Finding:
     """``finding``, with the seeds that never learned what they were trained on: theirs are figures of too little training."""
     failed = {row: findings.failed_to_learn(section, row) for row in rows}
-    told = [f"{row} did not learn the training data in {number} seeds" for row, number in failed.items() if number]
+    told = [f"{row} did not learn the training data with {number} of the seeds" for row, number in failed.items() if number]
     return replace(finding, detail="; ".join([finding.detail, *told])) if told and finding.detail else finding
 
 
