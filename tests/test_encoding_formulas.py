@@ -217,13 +217,25 @@ def test_cope_alibi_lowers_logits_by_the_count(learned):
 
 @pytest.mark.parametrize("scale", ["released", "paper"])
 def test_cope_mlp_multiplies_the_query_with_the_vector_of_its_network(scale):
-    encoding = ContextualMlp(SHAPE, num_positions=4, width=5, scale=scale, init_std=1.0)
+    encoding = ContextualMlp(SHAPE, num_positions=4, width=7, scale=scale, init_std=1.0).double()
+    # Units that turn on and off between the positions, beyond both ends of them, at an end, and never.
     nn.init.normal_(encoding.output.bias)
+    encoding.hidden.weight.data = torch.tensor([1.0, -2.0, 0.5, -0.5, 1.5, 0.0, 0.0], dtype=torch.double)[:, None]
+    encoding.hidden.bias.data = torch.tensor([-0.3, 1.1, 2.0, -1.0, 0.0, 0.7, -0.7], dtype=torch.double)
     heads = some_heads(6, 6)
-    _, positions = encoding.double().gates_and_positions(heads)
+    for tensor in (heads.q, heads.k):
+        tensor.requires_grad_()
+    _, positions = encoding.gates_and_positions(heads)
     vectors = encoding.output(torch.relu(encoding.hidden(positions[..., None] / 3)))  # (batch, heads, query, key, head_dim)
     expected = (heads.q[..., None, :] * vectors).sum(-1) / (math.sqrt(SHAPE.head_dim) if scale == "released" else 1)
-    torch.testing.assert_close(bias_of(encoding, heads), expected.tril())
+    found = bias_of(encoding, heads)
+    torch.testing.assert_close(found, expected.tril())
+    cotangent = torch.randn_like(expected).tril()
+    inputs = [heads.q, heads.k, *encoding.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad((found * cotangent).sum(), inputs, retain_graph=True),
+        torch.autograd.grad((expected * cotangent).sum(), inputs),
+    )
 
 
 def test_cope_mlp_first_layer_only_has_tables_in_later_layers():

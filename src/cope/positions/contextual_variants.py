@@ -51,11 +51,12 @@ class ContextualAlibi(Gated):
 
 
 class ContextualMlp(Contextual):
-    """q_i . e(p_ij) with a small network e instead of interpolation (``pe=cope_mlp``): far more time and memory.
+    """q_i . e(p_ij) with a small network e instead of interpolation (``pe=cope_mlp``).
 
-    The network, shared by heads and layers alike, maps p / (num_positions - 1) through ``width`` ReLU units to a vector of
-    head_dim. Since e is linear in its last layer, q.e(p) = (q W) . relu(u p + b) + q.c: (query, key, width) numbers a head, not
-    (query, key, head_dim).
+    The network, shared by heads and layers alike, maps x = p / (num_positions - 1) through ``width`` ReLU units to a vector of
+    head_dim: e(x) = W relu(u x + b) + c. As written that takes (query, key, width) numbers a head. But a sum of ReLUs of one
+    number is a chain of straight lines, bent where a unit turns on or off, so q.e(x) = slope x + intercept with the slope and
+    intercept of the segment that x lies in: (query, width + 1) numbers a head, from which each pair reads two.
 
     Args:
         width: hidden units; the paper's N = 64.
@@ -100,10 +101,23 @@ class ContextualMlp(Contextual):
             return super().bias(heads, logits)
         _, positions = self.gates_and_positions(heads)
         assert self.num_positions is not None
-        hidden = torch.relu(self.hidden(positions[..., None] / max(1, self.num_positions - 1)))  # (..., query, key, width)
+        x = positions / max(1, self.num_positions - 1)  # (batch, heads, query, key), from 0 to 1
+        bends, active = self.segments()
         weights = heads.q @ self.output.weight  # (batch, heads, query, width)
-        product = torch.einsum("bhikn,bhin->bhik", hidden, weights) + (heads.q @ self.output.bias)[..., None]
+        slopes = (weights * self.hidden.weight[:, 0]) @ active.T  # (batch, heads, query, width + 1)
+        intercepts = (weights * self.hidden.bias) @ active.T + (heads.q @ self.output.bias)[..., None]
+        segment = torch.bucketize(x.detach().to(bends.dtype), bends, right=True)
+        product = slopes.gather(-1, segment) * x + intercepts.gather(-1, segment)
         return product / math.sqrt(heads.q.shape[-1]) if self.scale == "released" else product
+
+    @torch.no_grad()
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """Where the lines bend, (width,) rising from 0 to 1, and which units are on between, (width + 1, width), 1 or 0."""
+        u, b = self.hidden.weight[:, 0], self.hidden.bias
+        bends = (-b / u).nan_to_num(0.0).clamp(0.0, 1.0).sort().values  # a unit that never turns bends nothing
+        ends = torch.tensor([0.0, 1.0], device=b.device, dtype=b.dtype)
+        middles = (torch.cat([ends[:1], bends]) + torch.cat([bends, ends[1:]])) / 2
+        return bends, (middles[:, None] * u + b > 0).to(b.dtype)
 
     def attend(self, heads: Heads, dropout: float) -> Tensor:
         if self.uses_mlp(heads.layer):
