@@ -34,8 +34,9 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 # again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets more.
 SCALE ?= laptop
 REPORT ?= outputs/report
+IS_DRY := $(filter-out 0 false no,$(DRY))
 SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
-TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry,--run)
+TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(IS_DRY),--dry,--run)
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -50,7 +51,7 @@ LOOK = runs=$$($(BIN)/python scripts/table.py figure4 --folders $(SETTINGS)) || 
 	$(BIN)/python scripts/position_alone.py run=$$run num_windows=$(WINDOWS) || exit 1; done
 figure4 figure6: $(INSTALLED)
 	$(call TABLE,figure4)
-	$(if $(DRY),,$(LOOK))
+	$(if $(IS_DRY),,$(LOOK))
 
 .PHONY: tables
 tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
@@ -59,7 +60,7 @@ tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, S
 .PHONY: figures
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
 	$(call TABLE,figure2 figure3 figure4 figure5)
-	$(if $(DRY),,$(LOOK))
+	$(if $(IS_DRY),,$(LOOK))
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
@@ -87,7 +88,7 @@ publish: $(INSTALLED) ## Write docs/results/ from the runs in outputs/, with wha
 # One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
-	$(if $(DRY),$(call TABLE,all),status=0; $(call TABLE,all) || status=1; ($(LOOK)) || status=1; \
+	$(if $(IS_DRY),$(call TABLE,all),status=0; $(call TABLE,all) || status=1; ($(LOOK)) || status=1; \
 		$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS) || status=1; exit $$status)
 
 .PHONY: native

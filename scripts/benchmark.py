@@ -28,6 +28,7 @@ from benchmark_profile import RECIPES, profiled
 from benchmark_timing import OUTPUT, large_matmul, matmul_rate, medians, write_result
 from torch import Tensor
 
+from cope.command_line import key_values
 from cope.errors import UserError, check_choice
 
 SHAPES = [(64, 128, 32), (64, 256, 32), (64, 512, 64), (16, 1024, 64), (4, 2048, 64)]  # batch x heads, time, head_dim
@@ -88,7 +89,9 @@ def attention(repeats: int, threads: list[int], device: str, wanted: list[str], 
 def peak_memory(candidate: str, length: int) -> float:
     """MiB that one forward and backward pass adds to the process at its peak, one thread."""
     torch.set_num_threads(1)
-    attend = candidates("cpu")[candidate]
+    found = candidates("cpu")
+    check_choice("candidate", candidate, found)
+    attend = found[candidate]
     small = draw(4, 64, 64, 0.5, "cpu")
     step(attend, small, torch.randn_like(small[0]))  # libraries are loaded
     tensors = draw(4, length, 64, 0.5, "cpu")
@@ -211,10 +214,7 @@ def number(key: str, text: str) -> int:
 def main(name: str = "attention", *pairs: str) -> None:
     check_choice("benchmark", name, SETTINGS)
     settings = dict(SETTINGS[name])
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        check_choice("setting", key, settings)
-        settings[key] = value
+    settings |= key_values(pairs, {key: (str, "text") for key in settings})
     if name == "memory":
         print(peak_memory(settings["candidate"], number("length", settings["length"])))
         return

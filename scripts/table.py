@@ -20,8 +20,10 @@ from cope.command_line import INTERRUPTED, check_overrides
 from cope.errors import UserError, check_at_least
 from cope.report.comparison import comparison_table, failures, provenance
 from cope.report.findings import Findings
+from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan import Plan, all_runs, read_plan, read_plans, table_names
-from cope.report.run_all import Clock, num_places, run_all
+from cope.report.run_all import Clock, check_settings, num_places, run_all
+from cope.report.table_figures import draw_table_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +52,7 @@ def main() -> None:
         print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     else:
         plans = [read_plan(ROOT / "configs", name, overrides, options.seeds) for name in names]
-    Findings(plans)  # refuses runs that cannot be compared
+    Findings(plans)  # refuses runs that cannot be compared, before more are made
     runs = all_runs(plans)
     if options.dry:
         for run in runs:
@@ -64,9 +66,15 @@ def main() -> None:
             if run.result() is not None:
                 print(run.folder.path)
         return
-    failed = run_all(runs, ROOT, options.jobs) if options.run else []
+    failed = []
+    if options.run:
+        check_settings(runs, ROOT / "configs")
+        failed = run_all(runs, ROOT, options.jobs)
     for plan in plans:
         print_table(plan)
+    if options.run:
+        for picture in draw(plans):
+            print(f"picture: {picture}")
     for run in failed:
         print(f"failed: {run.command}; see {run.log}", file=sys.stderr)
     sys.exit(1 if failed else 0)
@@ -81,6 +89,19 @@ def print_table(plan: Plan) -> None:
     finished = [result for run in plan.runs if (result := run.result()) is not None]
     if finished:
         print(provenance(finished))
+
+
+def draw(plans: list[Plan]) -> list[Path]:
+    """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs."""
+    run = plans[0].runs[0]
+    folder = run.folder.path.parents[3] / "figures" / run.scale
+    findings = Findings(plans)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
+    return [drawing.path.with_suffix(".png") for drawing in drawings]
 
 
 if __name__ == "__main__":

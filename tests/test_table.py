@@ -144,13 +144,14 @@ def test_a_run_that_was_stopped_has_not_failed(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: Path) -> None:
     """At the smallest scale, with one seed: some ten minutes on two cores."""
-    outputs = tmp_path / "outputs"
+    outputs, installed = tmp_path / "outputs", tmp_path / "installed"
+    installed.touch()
     settings = [
-        "INSTALLED=Makefile",
+        f"INSTALLED={installed}",
         f"BIN={Path(sys.executable).parent}",
         "SCALE=smoke",
         "SEEDS=1",
-        "WINDOWS=4",
+        "WINDOWS=100",
         f"REPORT={tmp_path / 'report'}",
     ]
     command = ["make", *settings, f"SET=logger=none output_dir={outputs} data_dir={tmp_path / 'data'}"]

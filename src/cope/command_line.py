@@ -21,9 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.configuration import no_recipe
 from cope.errors import UserError, nearest
+from cope.results.record import AlreadyRunning
 from cope.sweep import is_sweep, write_job
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
+BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
 
 
 def wants_stack_trace() -> bool:
@@ -223,7 +225,7 @@ def reporting_errors() -> Iterator[Outcome]:
             if wants_stack_trace():
                 raise
             _tell(message)
-            sys.exit(1)
+            sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
         _tell(f"FAILED: {write_job('failed', outcome.folder, message)}\n{message}")
         if wants_stack_trace():
             traceback.print_exc()

@@ -180,16 +180,15 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
 
 
 def _attends(relation: dict[str, Any], findings: Findings) -> list[Finding]:
-    row, by = relation["attends"], relation["by"]
-    measured = findings.position_alone(relation["section"], row)
+    row, by, kinds = relation["attends"], relation["by"], relation["kinds"]
+    measured = findings.position_alone(relation["section"], row, kinds)
     where = f"{relation['section']}, {row}"
     claimed = f"some head keeps {by:.0%} more of its attention by position alone within its segment than chance explains"
-    kinds = relation["kinds"]
     if not measured:
         shown = dict.fromkeys(kinds, MISSING)
         return [Finding(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
     shown = {kind: f"at most {np.mean([found[kind] for found in measured.values()]):+.1%}" for kind in kinds}
-    return [_compare(where, claimed, [max(found[kind] for kind in kinds) - by for found in measured.values()], shown)]
+    return [_compare(where, claimed, [max(found.values()) - by for found in measured.values()], shown)]
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {

@@ -110,10 +110,11 @@ class Findings:
             curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
         return curves
 
-    def position_alone(self, section: str, row: str) -> dict[int, dict[str, float]]:
-        """By seed, for each kind of boundary: the most by which a head keeps its attention within them more than chance.
+    def position_alone(self, section: str, row: str, kinds: Collection[str]) -> dict[int, dict[str, float]]:
+        """By seed, for each of ``kinds`` of boundaries: the most by which a head keeps to them more than chance.
 
-        0 where no head does so significantly. Of several measurements of a run the one over most windows counts; one made
+        0 where no head does so significantly, all heads and kinds being asked at once (Holm over heads, Bonferroni over
+        kinds). Of several measurements of a run the one over most windows counts; one made
         before the run was finished does not.
         """
         found = {}
@@ -125,7 +126,8 @@ class Findings:
             ]
             if scores:
                 measured = max(scores, key=lambda content: content["num_windows"])
-                found[seed] = {kind: _most(content["heads"], measured["level"]) for kind, content in measured["kinds"].items()}
+                level = measured["level"] / len(kinds)
+                found[seed] = {kind: _most(measured["kinds"][kind]["heads"], level) for kind in kinds}
         return found
 
     def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:

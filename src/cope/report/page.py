@@ -138,7 +138,7 @@ def _for_print(table: pd.DataFrame) -> pd.DataFrame:
 def _draw(report: Report, folder: Path) -> list[Drawing]:
     return [
         *draw_table_figures(report.plans, report.findings, folder),
-        *draw_paper_figures(report.findings, folder),
+        *draw_paper_figures(report.plans, report.findings, folder),
         *copy_position_alone(report.findings, folder),
         *draw_gates_of_tasks(report.findings, folder),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from cope.report.comparison import paper_figures
 from cope.report.drawing import Drawing, report_style, save, table_command
 from cope.report.findings import Findings
+from cope.report.plan import Plan
 
 PROGRAMS = (2000, 3000, 5000, 10000)
 PROGRAM_SECTIONS = tuple(f"counting, {number} programs" for number in PROGRAMS)
@@ -32,8 +33,8 @@ class _Figure:
     grid: tuple[int, int] = (1, 1)
 
 
-def draw_paper_figures(findings: Findings, folder: Path) -> list[Drawing]:
-    """Draw what there are runs for, as SVG and PNG."""
+def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) -> list[Drawing]:
+    """Draw those of the figures that are planned and that there are runs for, as SVG and PNG."""
     figures = {
         "figure2": _Figure(
             "Figure 2: counting by the number of training programs",
@@ -55,7 +56,8 @@ def draw_paper_figures(findings: Findings, folder: Path) -> list[Drawing]:
         ),
     }  # fmt: skip
     drawn = []
-    for name, wanted in figures.items():
+    for name in [plan.name for plan in plans if plan.name in figures]:
+        wanted = figures[name]
         with report_style(name):
             rows, columns = wanted.grid
             size = (5.5 * columns, 3.6 * rows)

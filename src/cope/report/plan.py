@@ -32,8 +32,13 @@ class PlannedRun:
     row: str
     seed: int
     scale: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # the seed's comes last
     folder: RunFolder
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What its seeds share."""
+        return self.overrides[:-1]
 
     @property
     def command(self) -> str:
@@ -107,11 +112,11 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     runs = []
     for section, rows in content["sections"].items():
         for row, own in rows.items():
-            config = _composed(configs, (*own, *overrides))  # once: the seed is no part of the hash
+            config = composed(configs, (*own, *overrides))  # once: the seed is no part of the hash
             further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
             if further:
                 own = [*own, *further]
-                config = _composed(configs, (*own, *overrides))
+                config = composed(configs, (*own, *overrides))
             for seed in seeds:
                 folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                 runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
@@ -157,7 +162,7 @@ class NoRecipe(UserError):
 
 
 @cache
-def _composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
+def composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
     """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows."""
     try:
         with initialize_config_dir(str(configs), version_base="1.3"):

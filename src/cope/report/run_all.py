@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
-from cope.command_line import INTERRUPTED
+from cope.command_line import BUSY, INTERRUPTED
+from cope.configuration import Problems
 from cope.errors import UserError
-from cope.report.plan import PlannedRun
+from cope.report.plan import PlannedRun, composed
 from cope.report.tables import run_line
 from cope.results.record import write_text
 from cope.sweep import num_cores
+from cope.training.experiment import Experiment
 
 PUBLISHED = Path("docs/results/runs")  # the results that come with the project
 
@@ -70,6 +72,16 @@ def _times(results: Any) -> dict[tuple[str, str], list[float]]:
     for result in results:
         times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
     return times
+
+
+def check_settings(runs: Sequence[PlannedRun], configs: Path) -> None:
+    """Raise UserError with everything that is wrong with the runs' settings, so that none begins only to fail."""
+    problems = Problems()
+    for settings in dict.fromkeys(run.settings for run in runs if run.result() is None):
+        with problems.collect():
+            Experiment(composed(configs, settings))
+    problems.messages = list(dict.fromkeys(problems.messages))  # a wrong override is wrong in every row
+    problems.raise_if_any()
 
 
 def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
@@ -135,5 +147,7 @@ def _conclude(run: PlannedRun, status: int, failed: list[PlannedRun]) -> str:
     failed.append(run)
     if status == INTERRUPTED:  # it saved its state
         return f"stopped: {run.command}; the same table goes on from there"
+    if status == BUSY:
+        return f"left alone: {run.command}; another process is running it"
     write_text(run.mark_of_failure, f"{run.command}\n")
     return f"FAILED: {run.command}; see {run.log}"

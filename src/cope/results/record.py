@@ -74,6 +74,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}.") from error
 
 
+class AlreadyRunning(UserError):
+    """Another process has the run's folder."""
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -108,7 +112,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{self.path} is being written by another process: the same command is already running.") from error
+            raise AlreadyRunning(
+                f"{self.path} is being written by another process: the same command is already running."
+            ) from error
 
     def start_over(self) -> None:
         """Delete what an earlier run left."""
