@@ -35,10 +35,10 @@ def main() -> None:
     action.add_argument("--run", action="store_true", help="run what is not finished")
     action.add_argument("--dry", action="store_true", help="only list the runs")
     action.add_argument("--folders", action="store_true", help="only print the folders of finished runs")
-    parser.add_argument("--jobs", type=int, default=num_places(), help="runs at once; by default one a GPU, else one a core")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at once; by default one a GPU, else one a core")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
-    check_at_least("--jobs", options.jobs, 1)
+    check_at_least("--jobs", 1 if options.jobs is None else options.jobs, 1)
     check_at_least("--seeds", 1 if options.seeds is None else options.seeds, 1)
     names = [argument for argument in options.tables if "=" not in argument]
     overrides = [argument for argument in options.tables if "=" in argument]
@@ -54,12 +54,13 @@ def main() -> None:
         plans = [read_plan(ROOT / "configs", name, overrides, options.seeds) for name in names]
     Findings(plans)  # refuses runs that cannot be compared, before more are made
     runs = all_runs(plans)
+    jobs = options.jobs or num_places()
     if options.dry:
         for run in runs:
             print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
-        seconds = Clock(ROOT).seconds(runs, options.jobs)
+        seconds = Clock(ROOT).seconds(runs, jobs)
         guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
-        print(f"{sum(run.result() is None for run in runs)} of {len(runs)} runs to do, {options.jobs} at a time; {guess}")
+        print(f"{sum(run.result() is None for run in runs)} of {len(runs)} runs to do, {jobs} at a time; {guess}")
         return
     if options.folders:
         for run in runs:
@@ -69,7 +70,7 @@ def main() -> None:
     failed = []
     if options.run:
         check_settings(runs, ROOT / "configs")
-        failed = run_all(runs, ROOT, options.jobs)
+        failed = run_all(runs, ROOT, jobs)
     for plan in plans:
         print_table(plan)
     if options.run:

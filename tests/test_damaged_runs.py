@@ -13,8 +13,10 @@ import torch
 from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, run
 
+from cope.command_line import BUSY, reporting_errors
 from cope.errors import UserError
 from cope.results.record import RunFolder
+from cope.training.experiment import Experiment
 from cope.training.loop import Interrupted, TrainingLoop
 
 Compose = Callable[..., DictConfig]
@@ -97,6 +99,9 @@ def test_two_processes_want_the_same_folder(stopped: tuple[DictConfig, RunFolder
     config, folder = stopped
     folder.lock()
     check_refused(config, folder_of(config), "is being written by another process: the same command is already running")
+    with pytest.raises(SystemExit) as ended, reporting_errors():  # with a status of its own: a table leaves such a run alone
+        Experiment(config).run(show_progress=False)
+    assert ended.value.code == BUSY
 
 
 @contextmanager

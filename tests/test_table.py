@@ -12,11 +12,11 @@ import torch
 from conftest import CONFIGS, ROOT
 from plans import TABLES, composed, plan_in
 
-from cope.command_line import INTERRUPTED
+from cope.command_line import BUSY, INTERRUPTED
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, failures, paper_figures
 from cope.report.plan import all_runs, read_plan, read_plans
-from cope.report.run_all import PUBLISHED, Clock, _conclude, gpu_names, run_all
+from cope.report.run_all import PUBLISHED, Clock, _conclude, check_settings, gpu_names, run_all
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -133,12 +133,23 @@ def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.Mo
     assert gpu_names() == ["2", "3"]
 
 
-def test_a_run_that_was_stopped_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_or_is_run_by_another_process_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = plan_in(tmp_path, "table4", 1).runs[0]
-    for status, failed, said in ((INTERRUPTED, False, "stopped: "), (1, True, "FAILED: ")):
+    for status, failed, said in ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: ")):
         monkeypatch.setattr(subprocess, "run", lambda *_, status=status, **__: subprocess.CompletedProcess([], status))
         assert run_all([run], ROOT, 1) == [run] and run.failed == failed
         assert _conclude(run, status, []).startswith(said)
+
+
+def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> None:
+    overrides = ["scale=smoke", f"output_dir={tmp_path}"]
+    with pytest.raises(UserError) as caught:
+        check_settings(read_plan(CONFIGS, "figure2", [*overrides, "trainer.steps=many"], 2).runs, CONFIGS)
+    assert str(caught.value) == "trainer.steps='many' has the wrong type; allowed: int."
+    assert not list(tmp_path.iterdir())
+    check_settings(read_plan(CONFIGS, "figure2", overrides, 2).runs, CONFIGS)
 
 
 @pytest.mark.slow

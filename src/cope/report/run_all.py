@@ -14,8 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cope.command_line import BUSY, INTERRUPTED
 from cope.configuration import Problems
 from cope.errors import UserError
@@ -23,13 +21,14 @@ from cope.report.plan import PlannedRun, composed
 from cope.report.tables import run_line
 from cope.results.record import write_text
 from cope.sweep import num_cores
-from cope.training.experiment import Experiment
 
 PUBLISHED = Path("docs/results/runs")  # the results that come with the project
 
 
 def gpu_names() -> list[str]:
     """The GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    import torch  # here, so that --help and a typing error need not wait for it
+
     number = torch.cuda.device_count()
     allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return allowed[:number] if allowed else [str(index) for index in range(number)]
@@ -37,7 +36,7 @@ def gpu_names() -> list[str]:
 
 def num_places() -> int:
     """Runs that the machine has room for: one a GPU, or one a core where there is none."""
-    return torch.cuda.device_count() or num_cores()
+    return len(gpu_names()) or num_cores()
 
 
 class Clock:
@@ -76,6 +75,8 @@ def _times(results: Any) -> dict[tuple[str, str], list[float]]:
 
 def check_settings(runs: Sequence[PlannedRun], configs: Path) -> None:
     """Raise UserError with everything that is wrong with the runs' settings, so that none begins only to fail."""
+    from cope.training.experiment import Experiment  # it imports PyTorch
+
     problems = Problems()
     for settings in dict.fromkeys(run.settings for run in runs if run.result() is None):
         with problems.collect():
