@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def plans_with_runs(folder: Path) -> list[Plan]:
-    plans = [plan_in(folder, name, 2) for name in ("table2", "table8")]
+    plans = [plan_in(folder, name, 2) for name in ("table2", "table8", "figure3", "figure5")]
     errors = {"cope": 0.001, "rope": 0.043, "absolute": 0.2}
     for run in plans[0].runs:
         if run.section == "flip_flop" and run.row in errors:
@@ -90,13 +90,14 @@ def rows_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     folder = page.parent
     assert {path.name for path in (folder / "tables").iterdir()} == {"differences.csv"} | {
-        f"{name}.{suffix}" for name in ("table2", "table8") for suffix in ("csv", "md", "tex")
+        f"{name}.{suffix}" for name in ("table2", "table8", "figure3", "figure5") for suffix in ("csv", "md", "tex")
     }
     pictures = {path.name for path in (folder / "figures").iterdir()}
     drawn = ("figure5", "table2", "gates_flip_flop")
     assert pictures == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")} | {
         "position_alone_1.png", "position_alone_2.png"
     }  # fmt: skip
+    assert "Not drawn, since its runs are missing: figure3." in page.read_text()
     latex = (folder / "tables" / "table8.tex").read_text()
     assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run

@@ -133,9 +133,7 @@ def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.Mo
     assert gpu_names() == ["2", "3"]
 
 
-def test_a_run_that_was_stopped_or_is_run_by_another_process_has_not_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan_in(tmp_path, "table4", 1).runs[0]
     for status, failed, said in ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: ")):
         monkeypatch.setattr(subprocess, "run", lambda *_, status=status, **__: subprocess.CompletedProcess([], status))

@@ -32,11 +32,11 @@ from cope.report.differences import differences
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
 from cope.report.page_content import RunList, difference_sections, inlined, tables
-from cope.report.paper_figures import draw_paper_figures
+from cope.report.paper_figures import FIGURES_DRAWN, draw_paper_figures
 from cope.report.plan import Plan
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
-from cope.report.table_figures import draw_table_figures
+from cope.report.table_figures import TABLES_DRAWN, draw_table_figures
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
 WRITTEN = {MARKER, "verdicts.md", "index.html", "tables", "figures", "runs"}
@@ -149,6 +149,7 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
     runs = RunList(report.plans, report.findings)
+    drawn = {drawing.path.stem for drawing in drawings}
     return template.render(
         command=command,
         date=date.today().isoformat(),
@@ -158,5 +159,6 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         tables=tables(report.plans, table, runs),
         differences=difference_sections(beside_cope, runs),
         figures=[(drawing, inlined(drawing.path), runs.behind(drawing)) for drawing in drawings],
+        not_drawn=sorted({*TABLES_DRAWN, *FIGURES_DRAWN} & {plan.name for plan in report.plans} - drawn),
         runs=runs.entries(),
     )

@@ -106,15 +106,15 @@ def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
 
 
 def _cell(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
-    ours = _with_spread(cell["mean"], cell["std"], 4) if cell["seeds"] else cell["state"]
+    ours = _with_spread(cell["mean"], cell["std"]) if cell["seeds"] else cell["state"]
     not_learned = "" if math.isnan(cell["failed_to_learn"]) else f"{cell['failed_to_learn']:g} of {cell['seeds']}"
     return _identity(cell, runs) | {
         "ours": ours,
-        "median": _number(cell["median"]),
+        "median": "" if math.isnan(cell["median"]) else f"{cell['median']:.2f}",
         "interval": _interval(cell["low"], cell["high"]),
         "examples": _interval(cell["examples_low"], cell["examples_high"]),
         "not_learned": not_learned,
-        "paper": _with_spread(cell["paper"], cell["paper_std"], 6),
+        "paper": _as_printed(cell["paper"], cell["paper_std"]),
         "difference": _signed(cell["difference"]),
         "count": num_runs_text(cell["seeds"], cell["failed"], cell["planned"]).replace(" seeds", ""),
     }
@@ -137,8 +137,12 @@ def _signed(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.3g}"
 
 
-def _with_spread(value: float, spread: float, digits: int) -> str:
-    return _number(value, digits) + ("" if math.isnan(spread) else f" ({spread:.3g})")
+def _with_spread(value: float, spread: float) -> str:
+    return f"{value:.2f}" + ("" if math.isnan(spread) else f" ({spread:.2f})")
+
+
+def _as_printed(value: float, spread: float) -> str:
+    return _number(value, 6) + ("" if math.isnan(spread) else f" ({spread:.3g})")
 
 
 def _interval(low: float, high: float) -> str:

@@ -18,7 +18,7 @@ from cope.report.findings import Findings
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
 
-DRAWN = ("table2", "table3", "table4", "table5")
+TABLES_DRAWN = ("table2", "table3", "table4", "table5")
 CAPTION = "Small dots: seeds; large dots with bars: mean and standard deviation; diamonds: the paper's."
 OTHER_TEXT = (
     "The paper's perplexities have axes of their own, since those of other texts, vocabularies and sizes cannot be compared."
@@ -40,7 +40,7 @@ def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
     drawn = []
     for plan in plans:
         sections = [section for section in plan.sections if findings.splits(section)]
-        if plan.name not in DRAWN or not sections:
+        if plan.name not in TABLES_DRAWN or not sections:
             continue
         lines = [_panels(plan, section, findings) for section in sections]
         if all(len(panels) == 1 for panels in lines):

@@ -97,7 +97,7 @@ class WandbLogger(NoLogger):
             raise UserError(
                 f"logger=wandb cannot start in mode {mode}: {error}. Use logger.mode=offline or logger=none."
             ) from error
-        log.info("W&B: %s%s", mode, "" if mode == "online" else f"; upload later with: wandb sync {self._run.dir}/..")
+        log.info("W&B: %s%s", mode, "" if mode == "online" else f"; upload later with: wandb sync {Path(self._run.dir).parent}")
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
