@@ -75,15 +75,14 @@ report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, fi
 	$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS)
 
 .PHONY: published-runs
-published-runs: ## Take the runs behind docs/results for finished ones (in outputs/), so that only others are run
-	mkdir -p outputs
-	@cd docs/results/runs && for run in */*/*/seed=*; do \
-		if [ -e "$(CURDIR)/outputs/$$run" ]; then echo "left alone: outputs/$$run is there already"; else \
-		mkdir -p "$(CURDIR)/outputs/$${run%/*}" && cp -R "$$run" "$(CURDIR)/outputs/$$run" || exit 1; fi; done
+published-runs: ## Take the runs behind docs/results and docs/results-night for finished ones (in outputs/), so that only others are run
+	@for path in docs/results*/runs/*/*/*/seed=*; do run=outputs/$${path#docs/*/runs/}; \
+		if [ -e "$$run" ]; then echo "left alone: $$run is there already"; else \
+		mkdir -p "$${run%/*}" && cp -R "$$path" "$$run" || exit 1; fi; done
 
 .PHONY: publish
-publish: $(INSTALLED) ## Write docs/results/ from the runs in outputs/, with what each run found
-	$(BIN)/python scripts/report.py --to docs/results --with-runs $(SETTINGS)
+publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
+	$(BIN)/python scripts/report.py --to docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) --with-runs $(SETTINGS)
 
 # One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
 .PHONY: reproduce

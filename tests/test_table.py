@@ -16,7 +16,7 @@ from cope.command_line import BUSY, INTERRUPTED
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, failures, paper_figures
 from cope.report.plan import all_runs, read_plan, read_plans
-from cope.report.run_all import PUBLISHED, Clock, _conclude, check_settings, gpu_names, run_all
+from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -94,8 +94,8 @@ def finish(folder: Path, task: str, seconds: float) -> None:
 def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_path: Path) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs
     assert Clock(tmp_path).seconds(runs, 2) is None
-    finish(tmp_path / PUBLISHED / "counting" / "rope" / "0123" / "seed=1", "counting", 10.0)
-    finish(tmp_path / PUBLISHED / "flip_flop" / "rope" / "0123" / "seed=1", "flip_flop", 1000.0)
+    finish(tmp_path / "docs" / "results" / "runs" / "counting" / "rope" / "0123" / "seed=1", "counting", 10.0)
+    finish(tmp_path / "docs" / "results-night" / "runs" / "flip_flop" / "rope" / "0123" / "seed=1", "flip_flop", 1000.0)
     assert Clock(tmp_path).seconds(runs, 2) == 10.0 * len(runs) / 2
     finish(runs[0].folder.path, "counting", 30.0)
     assert Clock(tmp_path).seconds(runs, 2) == 30.0 * (len(runs) - 1) / 2

@@ -22,7 +22,7 @@ from cope.report.tables import run_line
 from cope.results.record import write_text
 from cope.sweep import num_cores
 
-PUBLISHED = Path("docs/results/runs")  # the results that come with the project
+PUBLISHED = "docs/results*/runs"  # the results that come with the project
 
 
 def gpu_names() -> list[str]:
@@ -48,7 +48,7 @@ class Clock:
 
     def __init__(self, root: Path) -> None:
         self._published = _times(
-            json.loads(path.read_text()) for path in sorted((root / PUBLISHED).glob("*/*/*/seed=*/result.json"))
+            json.loads(path.read_text()) for path in sorted(root.glob(f"{PUBLISHED}/*/*/*/seed=*/result.json"))
         )
 
     def seconds(self, runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
