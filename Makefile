@@ -34,7 +34,8 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 # again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets more.
 SCALE ?= laptop
 REPORT ?= outputs/report
-IS_DRY := $(filter-out 0 false no,$(DRY))
+IS_DRY := $(filter-out 0,$(DRY))
+$(if $(filter-out 0 1,$(DRY)),$(error DRY=$(DRY) is not known; allowed: 1, 0))
 SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
 TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(IS_DRY),--dry,--run)
 TABLES := table2 table3 table4 table5 table7 table8

@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from cope.command_line import check_overrides
+from cope.command_line import check_overrides, message_of
 from cope.errors import UserError, check_at_least
 from cope.report.page import collect, verdict_table, write_report
 from cope.report.plan import read_plans
@@ -51,5 +52,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, HydraException) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {message_of(error)}")

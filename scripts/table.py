@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from cope.command_line import INTERRUPTED, check_overrides
+from cope.command_line import INTERRUPTED, check_overrides, message_of
 from cope.errors import UserError, check_at_least
 from cope.report.comparison import comparison_table, failures, provenance
 from cope.report.findings import Findings
@@ -55,6 +56,8 @@ def main() -> None:
     Findings(plans)  # refuses runs that cannot be compared, before more are made
     runs = all_runs(plans)
     jobs = options.jobs or num_places()
+    if options.dry or options.run:
+        check_settings(runs, ROOT / "configs")
     if options.dry:
         for run in runs:
             print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
@@ -67,18 +70,15 @@ def main() -> None:
             if run.result() is not None:
                 print(run.folder.path)
         return
-    failed = []
-    if options.run:
-        check_settings(runs, ROOT / "configs")
-        failed = run_all(runs, ROOT, jobs)
+    unfinished = run_all(runs, ROOT, jobs) if options.run else []
     for plan in plans:
         print_table(plan)
+    for run in unfinished:
+        print(f"{'failed' if run.failed else 'not finished'}: {run.command}; see {run.log}", file=sys.stderr)
     if options.run:
         for picture in draw(plans):
             print(f"picture: {picture}")
-    for run in failed:
-        print(f"failed: {run.command}; see {run.log}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if unfinished else 0)
 
 
 def print_table(plan: Plan) -> None:
@@ -108,8 +108,8 @@ def draw(plans: list[Plan]) -> list[Path]:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, HydraException) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {message_of(error)}")
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from there.", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -97,7 +97,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert pictures == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")} | {
         "position_alone_1.png", "position_alone_2.png"
     }  # fmt: skip
-    assert "Not drawn, since its runs are missing: figure3." in page.read_text()
+    assert "Not drawn, since no run of theirs is finished: figure3." in page.read_text()
     latex = (folder / "tables" / "table8.tex").read_text()
     assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run

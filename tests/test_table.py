@@ -112,6 +112,7 @@ def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
         ("seed=5", r"seed=5: a table has its own seeds; allowed: --seeds N"),
         ("force=true", r"force=true: a table runs what is not finished"),
+        ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
     ],
 )
 def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:

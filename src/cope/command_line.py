@@ -220,9 +220,9 @@ def reporting_errors() -> Iterator[Outcome]:
         _tell(message)
         sys.exit(INTERRUPTED)
     except (UserError, OmegaConfBaseException) as error:
-        message = _message(error)
+        message = message_of(error)
         if not is_sweep():
-            if wants_stack_trace():
+            if wants_stack_trace() and not isinstance(error, AlreadyRunning):
                 raise
             _tell(message)
             sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
@@ -238,7 +238,8 @@ def reporting_errors() -> Iterator[Outcome]:
         write_job("done", outcome.folder, "")
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """What to tell the user of an error that a setting caused."""
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
     return str(error)

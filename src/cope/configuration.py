@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
@@ -20,9 +21,11 @@ from hydra.utils import get_class
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.errors import UserError, nearest
+from cope.errors import UserError, check_choice, nearest
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
+GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
+TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = ("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir", "trainer.threads")
 
@@ -123,6 +126,19 @@ def checked(config: DictConfig) -> DictConfig:
         why = f": there is no recipe for it at scale={config.get('scale')}" if from_recipe else ""
         raise UserError(f"{', '.join(missing)} must be set{why}.")
     return config
+
+
+def check_top_level(config: DictConfig) -> None:
+    """Raise UserError unless the keys outside every group have the types they need, and are all there are."""
+    for key, kind in (("seed", int), ("force", bool), ("output_dir", str), ("data_dir", str)):
+        if type(config[key]) is not kind or config[key] == "":
+            raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
+    for found in config:
+        check_choice("key", str(found), TOP_LEVEL_KEYS)
+    if "corpus" in config and "corpus" not in config.task:
+        raise UserError(f"corpus={config.corpus.get('name')} has no effect: task={config.task.name} reads no text.")
+    if not re.fullmatch(r"\w+", str(config.pe.get("name"))) or config.pe.get("name") is None:
+        raise UserError(f"pe.name={config.pe.get('name')} cannot name a folder; allowed: letters, digits and '_'.")
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

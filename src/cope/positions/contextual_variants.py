@@ -56,7 +56,8 @@ class ContextualMlp(Contextual):
     The network, shared by heads and layers alike, maps x = p / (num_positions - 1) through ``width`` ReLU units to a vector of
     head_dim: e(x) = W relu(u x + b) + c. As written that takes (query, key, width) numbers a head. But a sum of ReLUs of one
     number is a chain of straight lines, bent where a unit turns on or off, so q.e(x) = slope x + intercept with the slope and
-    intercept of the segment that x lies in: (query, width + 1) numbers a head, from which each pair reads two.
+    intercept of the segment that x lies in: (query, width + 1) numbers a head, from which each pair reads two. Values and
+    gradients are those of the network as written, but for an x exactly on a bend, where the slope taken is that to its right.
 
     Args:
         width: hidden units; the paper's N = 64.

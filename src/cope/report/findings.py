@@ -114,8 +114,8 @@ class Findings:
         """By seed, for each of ``kinds`` of boundaries: the most by which a head keeps to them more than chance.
 
         0 where no head does so significantly, all heads and kinds being asked at once (Holm over heads, Bonferroni over
-        kinds). Of several measurements of a run the one over most windows counts; one made
-        before the run was finished does not.
+        kinds). Of several measurements of a run the one over most windows counts; one made before the run was finished does
+        not.
         """
         found = {}
         for seed, (run, result) in self._of(section, row).items():
@@ -126,6 +126,11 @@ class Findings:
             ]
             if scores:
                 measured = max(scores, key=lambda content: content["num_windows"])
+                if absent := [kind for kind in kinds if kind not in measured["kinds"]]:
+                    raise UserError(
+                        f"{run.folder.figures}/position_alone: nothing is measured for {', '.join(absent)}. Measure again: "
+                        f"python scripts/position_alone.py run={run.folder.path}"
+                    )
                 level = measured["level"] / len(kinds)
                 found[seed] = {kind: _most(measured["kinds"][kind]["heads"], level) for kind in kinds}
         return found

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
-from cope.configuration import no_recipe, run_hash
+from cope.configuration import check_top_level, no_recipe, run_hash
 from cope.errors import UserError, check_at_least, check_choice
 from cope.results.record import RunFolder
 
@@ -117,6 +117,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
             if further:
                 own = [*own, *further]
                 config = composed(configs, (*own, *overrides))
+            check_top_level(config)
             for seed in seeds:
                 folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
                 runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))

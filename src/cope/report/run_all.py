@@ -86,7 +86,9 @@ def check_settings(runs: Sequence[PlannedRun], configs: Path) -> None:
 
 
 def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[PlannedRun]:
-    """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes; returns those that failed.
+    """Run those that are not finished, ``num_jobs`` at a time, telling each result as it comes.
+
+    Returns those that failed, were stopped or are run by another process.
 
     Each runs in a process of its own, on a GPU of its own where there are some, with its output in its folder. One that fails
     does not stop the others.
@@ -117,7 +119,7 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
             if gpu is not None:
                 free_gpus.put(gpu)
 
-    failed: list[PlannedRun] = []
+    left_over: list[PlannedRun] = []
     started = time.monotonic()
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
     pool = ThreadPoolExecutor(num_jobs)
@@ -127,8 +129,8 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
         while unfinished:
             done, unfinished = wait(unfinished, return_when=FIRST_COMPLETED)
             for future in done:
-                told = _conclude(futures[future], future.result(), failed)
-                left = clock.seconds([run for run in runs if run not in failed], num_jobs)
+                told = _conclude(futures[future], future.result(), left_over)
+                left = clock.seconds([run for run in runs if run not in left_over], num_jobs)
                 running = sum(other.running() for other in unfinished)
                 guess = "" if left is None else f", about {left / 60:.0f} min left"
                 passed = (time.monotonic() - started) / 60
@@ -136,16 +138,16 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
                 print(f"[{count} done, {running} running, {passed:.0f} min{guess}] {told}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C the runs that go on save their state and end; no other begins
-    return failed
+    return left_over
 
 
-def _conclude(run: PlannedRun, status: int, failed: list[PlannedRun]) -> str:
+def _conclude(run: PlannedRun, status: int, left_over: list[PlannedRun]) -> str:
     """Note whether ``run`` failed, for the tables; returns the line that tells of it."""
     result = run.result() if status == 0 else None
     if result is not None:
         run.mark_of_failure.unlink(missing_ok=True)
         return run_line(result)
-    failed.append(run)
+    left_over.append(run)
     if status == INTERRUPTED:  # it saved its state
         return f"stopped: {run.command}; the same table goes on from there"
     if status == BUSY:

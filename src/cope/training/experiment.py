@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from cope.configuration import Problems, arguments, build, checked, definition, resolved, run_hash
-from cope.errors import UserError, check_at_least, check_choice
+from cope.configuration import Problems, arguments, build, check_top_level, checked, definition, resolved, run_hash
+from cope.errors import UserError, check_at_least
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
@@ -32,8 +31,6 @@ from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
-TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
 
 
@@ -52,7 +49,7 @@ class Experiment:
         self.is_main_process = True
         problems = Problems()
         with problems.collect():
-            _check_types(config)
+            check_top_level(config)
             check_at_least("seed", config.seed, 0)
         with problems.collect():
             self.trainer = TrainerSettings(**arguments(config.trainer, TrainerSettings, "trainer"))
@@ -184,19 +181,6 @@ class Experiment:
             return
         content = {"words": np.array(specimen.words), "query": np.array(specimen.query), **arrays}
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
-
-
-def _check_types(config: DictConfig) -> None:
-    """Raise UserError unless the keys outside every group have the types they need, and are all there are."""
-    for key, kind in (("seed", int), ("force", bool), ("output_dir", str), ("data_dir", str)):
-        if type(config[key]) is not kind or config[key] == "":
-            raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
-    for found in config:
-        check_choice("key", str(found), TOP_LEVEL_KEYS)
-    if "corpus" in config and "corpus" not in config.task:
-        raise UserError(f"corpus={config.corpus.get('name')} has no effect: task={config.task.name} reads no text.")
-    if not re.fullmatch(r"\w+", str(config.pe.get("name"))) or config.pe.get("name") is None:
-        raise UserError(f"pe.name={config.pe.get('name')} cannot name a folder; allowed: letters, digits and '_'.")
 
 
 def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
