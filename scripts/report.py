@@ -36,6 +36,7 @@ def main() -> None:
     check_overrides(options.overrides, str(CONFIGS))
     plans, left_out = read_plans(CONFIGS, options.overrides, options.seeds)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    print("reading the runs, judging and drawing: a minute or so", file=sys.stderr)
     report = collect(plans)
     if options.claims:
         for verdict in report.verdicts:

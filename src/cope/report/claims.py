@@ -147,7 +147,7 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         else:
             (low, steps), (high, others) = (findings.values_at(section, row, fraction) for row in (lower, higher))
             shown_steps = ", ".join(map(str, sorted(steps | others))) or "missing"
-            where += f", at the validation nearest to {fraction:.0%} of the steps (step {shown_steps})"
+            where += f", at the first validation after {fraction:.0%} of the steps (step {shown_steps})"
         claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high})

@@ -90,13 +90,13 @@ class Findings:
         return {result.get("scale", "") for row in rows for _, result in self._of(section, row).values()}
 
     def values_at(self, section: str, row: str, fraction: float) -> tuple[dict[int, float], set[int]]:
-        """The headline metric by seed at the validation nearest to ``fraction`` of the steps, and the steps of those."""
+        """The headline metric by seed at the first validation after ``fraction`` of the steps, and the steps of those."""
         found, steps = {}, set()
         for seed, (_, result) in self._of(section, row).items():
             wanted = fraction * result["steps"]
-            curve = self.curve(section, row)[seed]
-            if curve:  # a result whose metrics.jsonl was left behind has none
-                step, found[seed] = min(curve, key=lambda point: abs(point[0] - wanted))
+            later = [point for point in self.curve(section, row)[seed] if point[0] >= wanted]
+            if later:  # a result whose metrics.jsonl was left behind has none
+                step, found[seed] = min(later)
                 steps.add(step)
         return found, steps
 

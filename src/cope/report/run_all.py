@@ -102,9 +102,12 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     for gpu in gpus:
         free_gpus.put(gpu)
 
+    besides: list[float] = []  # seconds that runs took apart from training: to start, and to score their splits
+
     def start(run: PlannedRun) -> int:
         """The exit status of the run's own process, which waits for a GPU where there are some."""
         gpu = free_gpus.get() if gpus else None
+        began = time.monotonic()
         environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         has_threads = any(override.startswith("trainer.threads=") for override in run.overrides)
         own = run.overrides if has_threads else (*run.overrides, f"trainer.threads={threads}")
@@ -112,7 +115,10 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
             run.folder.path.mkdir(parents=True, exist_ok=True)
             with run.log.open("a") as log:
                 command = [sys.executable, str(root / "train.py"), *own]
-                return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+                status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            if status == 0 and (result := run.result()) is not None:
+                besides.append(max(0.0, time.monotonic() - began - result["time_s"]))
+            return status
         except OSError as error:
             raise UserError(f"output_dir: {run.folder.path} cannot be written: {error.strerror}.") from error
         finally:
@@ -121,7 +127,8 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
 
     left_over: list[PlannedRun] = []
     started = time.monotonic()
-    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished; {num_jobs} at a time", flush=True)
+    at_once = f"; {num_jobs} at a time" if waiting else ""
+    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished{at_once}", flush=True)
     pool = ThreadPoolExecutor(num_jobs)
     try:
         futures: dict[Future[int], PlannedRun] = {pool.submit(start, run): run for run in waiting}
@@ -132,6 +139,8 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
                 told = _conclude(futures[future], future.result(), left_over)
                 left = clock.seconds([run for run in runs if run not in left_over], num_jobs)
                 running = sum(other.running() for other in unfinished)
+                if left is not None and besides:
+                    left += statistics.fmean(besides) * len(unfinished) / num_jobs
                 guess = "" if left is None else f", about {left / 60:.0f} min left"
                 passed = (time.monotonic() - started) / 60
                 count = f"{len(waiting) - len(unfinished)} of {len(waiting)}"
