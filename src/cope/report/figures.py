@@ -17,6 +17,7 @@ from cope.results.record import RunFolder
 
 GATE_COLOUR = "#9ecae1"
 POSITION_COLOUR = "#c0392b"
+MOST_TOKENS = 96  # more cannot be read side by side
 
 
 def draw_run(folder: RunFolder) -> dict[str, Path]:
@@ -60,11 +61,12 @@ def draw_gates(arrays: Path) -> Path:
 
 def gates_figure(arrays: Path) -> Figure:
     """For each layer and head, what the query that has to answer counts: its gate at every token, and the positions they add up
-    to. Positions are sums from each token to the query, so they grow from right to left.
+    to. Positions are sums from each token to the query, so they grow from right to left. Of a long sequence the last tokens.
     """
     with np.load(arrays, allow_pickle=False) as content:
         words, query = content["words"], int(content["query"])
-        gates, positions = content["gates"][:, :, query, : query + 1], content["positions"][:, :, query, : query + 1]
+        shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)
+        gates, positions = content["gates"][:, :, query, shown], content["positions"][:, :, query, shown]
     num_layers, num_heads, num_keys = gates.shape
     figure, axes = plt.subplots(
         num_layers * num_heads, 1, figsize=(max(6.0, 0.27 * num_keys), 1.7 * num_layers * num_heads + 0.8),
@@ -74,10 +76,12 @@ def gates_figure(arrays: Path) -> Figure:
         layer, head = divmod(row, num_heads)
         _draw_counting(axis, gates[layer, head], positions[layer, head])
         axis.set_ylabel(f"layer {layer + 1}\nhead {head + 1}", rotation=0, ha="right", va="center")
-    axes[-1, 0].set_xticks(range(num_keys), words[: query + 1], rotation=90, family="monospace")
+    axes[-1, 0].set_xticks(range(num_keys), words[shown], rotation=90, family="monospace")
     answer = words[query + 1]
+    of_all = f"; the last {num_keys} of {query + 1} tokens" if num_keys <= query else ""
     figure.suptitle(
-        f"What the last token counts before it answers “{answer}”: gates (bars, left) and positions (line, right)", fontsize=10
+        f"What the last token counts before it answers “{answer}”: gates (bars, left) and positions (line, right){of_all}",
+        fontsize=10,
     )
     return figure
 
