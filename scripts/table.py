@@ -57,7 +57,9 @@ def main() -> None:
     runs = all_runs(plans)
     jobs = options.jobs or num_places()
     if options.dry or options.run:
-        check_settings(runs, ROOT / "configs")
+        from cope.training.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
+
+        check_settings(runs, ROOT / "configs", Experiment)
     if options.dry:
         for run in runs:
             print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")

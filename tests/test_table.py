@@ -17,6 +17,7 @@ from cope.errors import UserError
 from cope.report.comparison import comparison_table, failures, paper_figures
 from cope.report.plan import all_runs, read_plan, read_plans
 from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
+from cope.training.experiment import Experiment
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -145,10 +146,10 @@ def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkey
 def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> None:
     overrides = ["scale=smoke", f"output_dir={tmp_path}"]
     with pytest.raises(UserError) as caught:
-        check_settings(read_plan(CONFIGS, "figure2", [*overrides, "trainer.steps=many"], 2).runs, CONFIGS)
+        check_settings(read_plan(CONFIGS, "figure2", [*overrides, "trainer.steps=many"], 2).runs, CONFIGS, Experiment)
     assert str(caught.value) == "trainer.steps='many' has the wrong type; allowed: int."
     assert not list(tmp_path.iterdir())
-    check_settings(read_plan(CONFIGS, "figure2", overrides, 2).runs, CONFIGS)
+    check_settings(read_plan(CONFIGS, "figure2", overrides, 2).runs, CONFIGS, Experiment)
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from cope.command_line import BUSY, INTERRUPTED
 from cope.configuration import Problems
@@ -73,14 +75,16 @@ def _times(results: Any) -> dict[tuple[str, str], list[float]]:
     return times
 
 
-def check_settings(runs: Sequence[PlannedRun], configs: Path) -> None:
-    """Raise UserError with everything that is wrong with the runs' settings, so that none begins only to fail."""
-    from cope.training.experiment import Experiment  # it imports PyTorch
+def check_settings(runs: Sequence[PlannedRun], configs: Path, check: Callable[[DictConfig], object]) -> None:
+    """Raise UserError with everything that is wrong with the runs' settings, so that none begins only to fail.
 
+    Args:
+        check: raises UserError if a composed configuration cannot be run.
+    """
     problems = Problems()
     for settings in dict.fromkeys(run.settings for run in runs if run.result() is None):
         with problems.collect():
-            Experiment(composed(configs, settings))
+            check(composed(configs, settings))
     problems.messages = list(dict.fromkeys(problems.messages))  # a wrong override is wrong in every row
     problems.raise_if_any()
 
