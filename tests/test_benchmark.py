@@ -76,7 +76,8 @@ def test_equal_outputs_are_told(capsys):
     ("arguments", "told"),
     [
         (["atention"], "benchmark=atention is not known; allowed: attention, training, profile.*Did you mean 'attention'"),
-        (["training", "device=cpu"], "setting=device is not known; allowed: repeats, threads"),
+        (["training", "device=cpu"], "device is not a setting; allowed: repeats, threads"),
+        (["training", "repeats=3", "repeats=5"], "repeats=5 is one repeats too many"),
         (["attention", "threads=1,two"], "threads=1,two has the wrong form; allowed: whole numbers"),
         (
             ["profile", "recipes=task=counting,task=chess"],
