@@ -24,7 +24,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     Errors are in percent. What has not been run is NaN.
 
     state: complete, partial, or without any finished run failed (every run ended with an error) or missing
-    low, high: the 95% interval of the mean over seeds (Student's t)
+    low, high: the 95% interval of the mean over seeds (Student's t), of an error cut at 0 and 100, which no mean can pass
     seeds, planned, failed: runs that are finished, that the table asks for, and that ended with an error
     failed_to_learn: finished seeds with more than 5% error on the validation split, which is drawn as the training data are;
         NaN for perplexities
@@ -51,7 +51,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                             *(plan.name, section, label, *task_and_encoding(runs[label]), split),
                             METRICS[findings.headline(section)].label,
                             _state(len(values), failed.get(label, 0), len(plan.seeds)),
-                            *_statistics(values),
+                            *_statistics(values, 100.0 if METRICS[findings.headline(section)].is_percentage else np.inf),
                             *(len(plan.seeds), failed.get(label, 0), np.nan if learned is None else learned),
                             *_interval_over_examples(findings.counts(section, label, split)),
                             *figures,
@@ -73,13 +73,16 @@ def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
     return no_figure(num_failed, num_seeds)
 
 
-def _statistics(values: list[float]) -> tuple[float, float, float, float, float, int]:
-    """Mean, standard deviation, the mean's interval, median and number; NaN where there are too few values."""
+def _statistics(values: list[float], largest: float) -> tuple[float, float, float, float, float, int]:
+    """Mean, standard deviation, the mean's interval within 0 to ``largest``, median and number; NaN where there are too few
+    values.
+    """
     if not values:
         return (np.nan,) * 5 + (0,)
     low, high = mean_interval(values) or (np.nan, np.nan)
+    low, high = np.clip((low, high), 0.0, largest)
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), deviation, low, high, float(np.median(values)), len(values)
+    return float(np.mean(values)), deviation, float(low), float(high), float(np.median(values)), len(values)
 
 
 def _interval_over_examples(counts: tuple[int, int] | None) -> tuple[float, float]:
