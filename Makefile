@@ -37,7 +37,7 @@ REPORT ?= outputs/report
 IS_DRY := $(filter-out 0,$(DRY))
 $(if $(filter-out 0 1,$(DRY)),$(error DRY=$(DRY) is not known; allowed: 1, 0))
 SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
-TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(IS_DRY),--dry,--run)
+TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(WINDOWS),--windows $(WINDOWS)) $(if $(IS_DRY),--dry,--run)
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -45,14 +45,9 @@ FIGURES := figure2 figure3 figure4 figure5 figure6
 $(TABLES) figure2 figure3 figure5: $(INSTALLED)
 	$(call TABLE,$@)
 
-# Figures 4 and 6 are not of scores: the trained run is looked at, and both are heads of the same one.
-WINDOWS ?= 300
-LOOK = runs=$$($(BIN)/python scripts/table.py figure4 --folders $(SETTINGS)) || exit 1; \
-	for run in $$runs; do [ -e $$run/checkpoints/best.pt ] || { echo "left alone: $$run has no weights (a published run)"; continue; }; \
-	$(BIN)/python scripts/position_alone.py run=$$run num_windows=$(WINDOWS) || exit 1; done
+# Both are heads of the same runs, over WINDOWS windows of text.
 figure4 figure6: $(INSTALLED)
 	$(call TABLE,figure4)
-	$(if $(IS_DRY),,$(LOOK))
 
 .PHONY: tables
 tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, SEEDS=, JOBS=, DRY=1); also table2, table3, ...
@@ -61,7 +56,6 @@ tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, S
 .PHONY: figures
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
 	$(call TABLE,figure2 figure3 figure4 figure5)
-	$(if $(IS_DRY),,$(LOOK))
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
@@ -73,23 +67,26 @@ claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finis
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
-	$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS)
+	$(BIN)/python scripts/report.py --to "$(REPORT)" $(SETTINGS)
 
 .PHONY: published-runs
 published-runs: ## Take the runs behind docs/results and docs/results-night for finished ones (in outputs/), so that only others are run
 	@for path in docs/results*/runs/*/*/*/seed=*; do run=outputs/$${path#docs/*/runs/}; \
-		if [ -e "$$run" ]; then echo "left alone: $$run is there already"; else \
-		mkdir -p "$${run%/*}" && cp -R "$$path" "$$run" || exit 1; fi; done
+		[ -e "$$path/result.json" ] || continue; \
+		if [ -e "$$run/result.json" ]; then echo "left alone: $$run is finished already"; \
+		elif [ -e "$$run" ]; then echo "left alone: $$run was begun here; finish it or delete it"; else \
+		mkdir -p "$${run%/*}" && rm -rf "$$run.partial" && cp -R "$$path" "$$run.partial" && mv "$$run.partial" "$$run" || exit 1; fi; done
 
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
 	$(BIN)/python scripts/report.py --to docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) --with-runs $(SETTINGS)
 
-# One queue for all of it, so that no core waits for a table's last run. A failed run does not keep the report from being written.
+# One queue for all of it, so that no core waits for a table's last run. A failed run (exit status 3) does not keep the report
+# from being written; a refused command does.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
-	$(if $(IS_DRY),$(call TABLE,all),status=0; $(call TABLE,all) || status=1; ($(LOOK)) || status=1; \
-		$(BIN)/python scripts/report.py --to $(REPORT) $(SETTINGS) || status=1; exit $$status)
+	$(if $(IS_DRY),$(call TABLE,all),$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+		$(BIN)/python scripts/report.py --to "$(REPORT)" $(SETTINGS) && exit $$status)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

@@ -12,31 +12,40 @@ from pathlib import Path
 
 import pandas as pd
 
+from cope.command_line import key_values
 from cope.errors import UserError, check_choice
 from cope.report.tables import MISSING
 from cope.results.collect import describe_differences, read_results
 from cope.results.metrics import METRICS
 
 FILTERS = {"task": "task", "pe": "encoding", "seed": "seed", "scale": "scale"}  # what is typed -> the key in result.json
+KEYS = {key: (lambda text: text.split(","), "values separated by commas") for key in [*FILTERS, "split"]}
 
 
 def main(arguments: list[str]) -> None:
-    folders = [Path(argument) for argument in arguments if "=" not in Path(argument).parts[0]]
-    filters = dict(argument.split("=", 1) for argument in arguments if "=" in Path(argument).parts[0])
-    for key in filters:
-        check_choice("filter", key, [*FILTERS, "split"])
-    wanted = {FILTERS[key]: set(values.split(",")) for key, values in filters.items() if key != "split"}
+    folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
+    filters = key_values([argument for argument in arguments if Path(argument) not in folders], KEYS)
+    if not folders:
+        raise UserError("no folder is named; allowed: folders of runs, or any above them, such as outputs.")
+    results = []
+    for folder in folders:
+        found = read_results(folder)
+        if not found:
+            raise UserError(f"{folder} holds no finished run; allowed: folders of runs, or any above them, such as outputs.")
+        results += found
+    for key, column in FILTERS.items():
+        if key in filters:
+            for value in filters[key]:
+                check_choice(key, value, sorted({str(result[column]) for result in results}))
     results = [
-        result for folder in folders for result in read_results(folder)
-        if all(str(result[key]) in values for key, values in wanted.items())
-    ]  # fmt: skip
+        result for result in results if all(str(result[FILTERS[key]]) in filters[key] for key in FILTERS if key in filters)
+    ]
     if not results:
-        raise UserError(f"there is no finished run in {', '.join(map(str, folders)) or 'no folder'} with these filters.")
+        raise UserError("no finished run has all of these filters' values; leave one out.")
     splits = list(dict.fromkeys(split for result in results for split in result["splits"]))
-    if "split" in filters:
-        for split in filters["split"].split(","):
-            check_choice("split", split, splits)
-        splits = filters["split"].split(",")
+    for split in filters.get("split", []):
+        check_choice("split", split, splits)
+    splits = filters.get("split", splits)
     rows = []
     for result, differences in zip(results, describe_differences([result["config"] for result in results]), strict=True):
         metric = METRICS[result["headline"]]

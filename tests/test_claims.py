@@ -105,9 +105,11 @@ def contexts(rates: dict[str, float], seeds: int = 3) -> dict[tuple[str, str], d
     splits = ("test", "longer_1_5", "longer_2", "longer_2_5")
     return {
         (section, row): {
-            split: [20.0 + seed / 10 + step * (rate + seed / 100) for seed in range(seeds)] for step, split in enumerate(splits)
+            split: [20.0 + seed / 10 + step * (rate + place * seed / 100) for seed in range(seeds)]
+            for step, split in enumerate(splits)
         }
-        for section in ("trained at the full context", "trained at half of it") for row, rate in rates.items()
+        for section in ("trained at the full context", "trained at half of it")
+        for place, (row, rate) in enumerate(rates.items(), 1)
     }  # fmt: skip
 
 
@@ -134,6 +136,41 @@ def test_what_longer_contexts_do(tmp_path, rates, seeds, expected):
 def test_speed_is_read_from_the_validations_during_training(tmp_path, cope, expected):
     cells = flip_flop("validation", cope=cope, rope=MIDDLE, absolute=HIGH)
     assert outcome(tmp_path, 17, "table2", cells) == expected
+
+
+def with_counts(plan: Plan, count: int) -> Findings:
+    """The findings of a plan, each split's error being of so many answers."""
+    for run in plan.runs:
+        result = run.result()
+        if result is not None:
+            for scores in result["splits"].values():
+                scores |= {"errors": round(count * scores["error"]), "count": count}
+            run.folder.result.write_text(json.dumps(result))
+    return Findings([plan])
+
+
+@pytest.mark.parametrize(
+    ("relative", "expected"),
+    [([9.0] * 3, "reproduced"), ([0.1] * 3, "undecided"), ([0.0] * 3, "undecided")],  # 0.1%: one answer of a thousand
+)
+def test_where_all_seeds_say_the_same_their_examples_decide(tmp_path, relative, expected):
+    cells = {("counting", "cope"): {"ood_longer": [0.0] * 3}, ("counting", "relative"): {"ood_longer": relative}}
+    plan = plan_with(tmp_path, "table4", cells)
+    assert judge(CLAIMS[9], Findings([plan])).outcome == "undecided"  # without counts there is no interval
+    assert judge(CLAIMS[9], with_counts(plan, 1000)).outcome == expected
+
+
+def test_a_verdict_shows_the_means_of_what_it_compares(tmp_path: Path) -> None:
+    cells = {("counting", "cope"): {"ood_longer": [1.0, 1.2, 90.0]}, ("counting", "relative"): {"ood_longer": [2.0, 2.4]}}
+    verdict = judge(CLAIMS[9], Findings([plan_with(tmp_path, "table4", cells)]))
+    assert verdict.figures == "counting, ood_longer: cope 1.10%, relative 2.20%"
+
+
+def test_a_verdict_tells_of_seeds_that_did_not_learn(tmp_path: Path) -> None:
+    cells = flip_flop("test", cope=LOW, rope=MIDDLE, absolute=HIGH)
+    cells["flip_flop", "absolute"]["validation"] = [20.0, 1.0, 20.0]
+    verdict = judge(CLAIMS[1], Findings([plan_with(tmp_path, "table2", cells)]))
+    assert verdict.findings[1].detail.endswith("; absolute did not learn the training data with 2 of the seeds")
 
 
 def test_every_kind_of_relation_is_in_these_tests() -> None:
@@ -171,6 +208,7 @@ SENTENCES, LINES = CLAIMS[15]["relations"][0]["kinds"]
         ([(0.3, 0.0), (0.25, 0.0), (0.28, 0.0)], "reproduced"),  # one kind is enough
         ([(0.01, 0.01), (0.02, 0.0), (0.0, 0.0)], "not reproduced"),  # significant, but next to nothing
         ([(None, None), (None, None), (None, 0.01)], "not reproduced"),  # not significant
+        ([(None, None)] * 3, "not reproduced"),
         ([(0.3, 0.3)], "undecided"),
         ([(0.3, 0.0), (0.0, 0.0), (0.1, 0.0)], "undecided"),
     ],
@@ -191,7 +229,9 @@ def test_attention_by_position_alone_is_read_from_its_files(tmp_path, excesses, 
                 kinds[kind] = {"heads": [head] * 16}
             path = run.folder.figures / "position_alone" / str(num_windows) / "scores.json"
             path.parent.mkdir(parents=True)
-            path.write_text(json.dumps({"num_windows": num_windows, "step": step, "level": 0.05, "kinds": kinds}))
+            path.write_text(
+                json.dumps({"num_windows": num_windows, "num_shifts": 9, "step": step, "level": 0.05, "kinds": kinds})
+            )
     assert judge(CLAIMS[15], Findings([plan])).outcome == expected
 
 

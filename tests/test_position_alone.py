@@ -300,7 +300,7 @@ def test_the_command_measures_and_draws(trained, encoding):
 
 def test_share_and_excess_query_by_query(trained):
     folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
-    scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=80)))
+    scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=160)))
     _, task, model, _ = load_trained(folder)
     windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
     attention, text, begins = [], [], []
@@ -324,20 +324,20 @@ def test_share_and_excess_query_by_query(trained):
 
 def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):
     folder = trained("task=wikipedia", "pe=relative")
-    first = measure_position_alone(Request(folder, num_windows=40, num_shifts=80))
+    first = measure_position_alone(Request(folder, num_windows=40, num_shifts=160))
     scores, arrays = read_scores(first), (first / "arrays.npz").read_bytes()
-    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=80, seed=2)) != first
+    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=160, seed=2)) != first
     assert (read_scores(first), (first / "arrays.npz").read_bytes()) == (scores, arrays)
-    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=80)) == first
+    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=160)) == first
     assert read_scores(first) == scores
 
 
 def test_what_cannot_be_measured_is_said(trained):
     folder = trained("task=wikipedia", "pe=rope")
     with pytest.raises(UserError, match="its encoding adds nothing to the attention logits"):
-        measure_position_alone(Request(folder, num_windows=40, num_shifts=100))
-    with pytest.raises(UserError, match=r"num_shifts=79 is too few for any of 4 heads .* allowed: 80 or more"):
-        measure_position_alone(Request(folder, num_shifts=79))
+        measure_position_alone(Request(folder, num_windows=40, num_shifts=200))
+    with pytest.raises(UserError, match=r"num_shifts=159 is too few for any of 4 heads .* allowed: 160 or more"):
+        measure_position_alone(Request(folder, num_shifts=159))
     with pytest.raises(UserError, match=r"num_windows=1000000 is more than there are: .* allowed: 2 to \d+"):
         measure_position_alone(Request(folder, num_windows=1_000_000))
     with pytest.raises(UserError, match=r"document=99 is not a test document .* allowed: 0, 1"):

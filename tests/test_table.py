@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from plans import TABLES, composed, plan_in
 
 from cope.command_line import BUSY, INTERRUPTED
 from cope.errors import UserError
-from cope.report.comparison import comparison_table, failures, paper_figures
-from cope.report.plan import all_runs, read_plan, read_plans
+from cope.report.comparison import comparison_table
+from cope.report.findings import Findings
+from cope.report.paper import paper_figures
+from cope.report.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
 from cope.training.experiment import Experiment
 
@@ -23,14 +26,14 @@ from cope.training.experiment import Experiment
 @pytest.mark.parametrize("name", TABLES)
 def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
     plan = composed(name)
-    assert len({run.folder.path for run in plan.runs if run.section == plan.sections[0]}) == len(plan.seeds) * len(
-        plan.results(plan.sections[0])
-    )
+    for section in plan.sections:
+        folders = {run.folder.path for run in plan.runs if run.section == section}
+        assert len(folders) == len(plan.seeds) * len(plan.rows(section))
     assert {run.section for run in plan.runs} == set(plan.sections)
 
 
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
-    rows = {section: set(plan.results(section)) for name in TABLES for plan in [composed(name)]
+    rows = {section: set(plan.rows(section)) for name in TABLES for plan in [composed(name)]
             for section in plan.sections}  # fmt: skip
     for section, figures in paper_figures().items():
         assert set(figures) <= rows[section], section
@@ -44,29 +47,67 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
             splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}
             run.folder.result.write_text(json.dumps(result))
-    assert comparison_table("wikipedia", plan.results("wikipedia"), 2) == "**wikipedia**: missing"
-    text = comparison_table("code", plan.results("code"), 2)
+    findings = Findings([plan])
+    assert comparison_table(plan, "wikipedia", findings) == "**wikipedia**: missing"
+    text = comparison_table(plan, "code", findings)
     assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
 
 
-def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path, "table5", 2)
+def failing(folder: Path, failed: Callable[[PlannedRun], bool]) -> tuple[Plan, Findings]:
+    plan = plan_in(folder, "table5", 2)
     for run in plan.runs:
         run.folder.path.mkdir(parents=True, exist_ok=True)
-        if run.section == "code" and (run.row, run.seed) != ("absolute", 2):
-            (run.folder.path / "failed.txt").write_text("no memory left")
+        if run.section == "code" and failed(run):
+            run.mark_of_failure.write_text("no memory left")
+    return plan, Findings([plan])
+
+
+def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
+    plan, _ = failing(tmp_path, lambda run: (run.row, run.seed) != ("absolute", 2))
+    for run in plan.runs:
         if run.section == "code" and run.row == "cope" and run.seed == 2:  # finished after all: no failure any more
             run.folder.result.write_text(
                 json.dumps({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
-    text = comparison_table("code", plan.results("code"), 2, ["test"], failures(plan.runs, "code"))
+    text = comparison_table(plan, "code", Findings([plan]))
     assert "| cope (1 of 2 seeds, 1 failed) | 21.50 | 7 |" in text
     assert "| rope (0 of 2 seeds, 2 failed) | failed | failed |" in text
     assert "| absolute (0 of 2 seeds, 1 failed) | missing | missing |" in text
-    none = {row: [] for row in plan.results("code")}
-    assert comparison_table("code", none, 2, None, {"cope": 1}) == "**code**: missing (1 of 8 runs failed)"
-    assert comparison_table("code", none, 2, None, dict.fromkeys(none, 2)) == "**code**: failed"
+
+
+def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
+    plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", 1))
+    assert comparison_table(plan, "code", findings) == "**code**: missing (1 of 8 runs failed)"
+    plan, findings = failing(tmp_path / "all", lambda run: True)
+    assert comparison_table(plan, "code", findings) == "**code**: failed"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "headline=None is nothing that this version writes"),
+        ('{"headline": "old_metric", "splits": {}}', "headline='old_metric' is nothing"),
+        ('{"headline": "error"}', "splits=None is nothing"),
+        ("[]", "is not a run's result"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_result_of_another_version_or_damaged_is_told(tmp_path: Path, content: str, said: str) -> None:
+    plan = plan_in(tmp_path, "table4", 1)
+    plan.runs[0].folder.path.mkdir(parents=True)
+    plan.runs[0].folder.result.write_text(content)
+    with pytest.raises(UserError, match=f"result.json.* {said}"):
+        Findings([plan])
+
+
+def test_runs_that_are_judged_by_different_metrics_are_not_compared(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "figure5", 1)
+    for run, headline in zip(plan.runs[:2], ("error", "token_error"), strict=True):
+        run.folder.path.mkdir(parents=True)
+        run.folder.result.write_text(json.dumps({"headline": headline, "splits": {}}))
+    with pytest.raises(UserError, match="were judged by different metrics, so they cannot be compared"):
+        Findings([plan])
 
 
 @pytest.mark.slow
@@ -121,7 +162,32 @@ def test_settings_that_would_make_a_false_table_are_refused(override: str, said:
         read_plan(CONFIGS, "figure5", [override], 1)
 
 
+@pytest.mark.parametrize(
+    ("table", "override", "said"),
+    [
+        (
+            "table2",
+            "pe.init_std=0",
+            r"pe\.init_std is not a setting\. Allowed with task=selective_copy, .*\(table2, selective_copy: ",
+        ),
+        ("table5", "corpus=fils", r"corpus=fils is not known; allowed: .*Did you mean 'files'\?"),
+        ("table4", "scale=smal", r"scale=smal is not known; allowed: "),
+        ("table4", "trainer.stepz=3", r"Did you mean 'trainer\.steps'\?"),
+    ],
+)
+def test_settings_are_checked_with_each_rows_own(table: str, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_plan(CONFIGS, table, [override], 1)
+
+
+def test_a_table_takes_settings_of_its_own_task() -> None:
+    assert read_plan(CONFIGS, "figure5", ["task.num_pairs=32"], 1).runs[0].overrides[2] == "task.num_pairs=32"
+    assert read_plan(CONFIGS, "table5", ["scale=paper", "corpus.source=/data"], 1).runs
+
+
 def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
+    named, told = read_plans(CONFIGS, ["scale=night"], 1, ["table5", "table4"])
+    assert [plan.name for plan in named] == ["table4"] and len(told) == 1
     plans, left_out = read_plans(CONFIGS, ["scale=night"], 1)
     assert {plan.name for plan in plans} == {"table2", "table3", "table4", "table7", "figure2", "figure5"}
     assert len(left_out) == 4 and left_out[0].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
@@ -137,7 +203,8 @@ def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.Mo
 
 def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan_in(tmp_path, "table4", 1).runs[0]
-    for status, failed, said in ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: ")):
+    outcomes = ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: "))
+    for status, failed, said in (*outcomes, *outcomes):  # the first three again, after a failure
         monkeypatch.setattr(subprocess, "run", lambda *_, status=status, **__: subprocess.CompletedProcess([], status))
         assert run_all([run], ROOT, 1) == [run] and run.failed == failed
         assert _conclude(run, status, []).startswith(said)
@@ -176,7 +243,10 @@ def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: P
         shown = subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert " runs are finished\n" in shown and "missing" not in shown, shown
     for target in ("figure4", "figure6", "figures"):
-        assert "written" in subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert (
+            "measured already"
+            in subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        )
     assert (
         "\n0 of "
         in subprocess.run([*command, "reproduce", "DRY=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -25,6 +25,7 @@ from cope.results.record import AlreadyRunning
 from cope.sweep import is_sweep, write_job
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
+LEFT_OVER = 3  # of a table, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
 
 
@@ -40,26 +41,30 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
     """
     if {"-sc", "--shell-completion"} & set(arguments):
         return
-    folder = Path(sys.argv[0]).resolve().parent / config_folder
+    problems = override_problems(arguments, Path(sys.argv[0]).resolve().parent / config_folder, config_name)
+    if problems:
+        _tell("\n".join(problems))
+        sys.exit(1)
+
+
+def override_problems(arguments: Sequence[str], folder: Path, config_name: str = "train") -> list[str]:
+    """What is wrong with the names in overrides, given the configurations in ``folder``."""
     try:
         overrides = OverridesParser.create().parse_overrides(
             [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
         )
     except HydraException:
-        return  # Hydra shows where the syntax goes wrong
+        return []  # Hydra shows where the syntax goes wrong
     overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
     try:
-        problems = (
+        return (
             _unknown_choices(overrides, folder)
             or _missing_recipes(overrides, folder, config_name)
             or _unused_groups(overrides, folder, config_name)
             or _unknown_keys(overrides, folder, config_name)
         )
     except HydraException:
-        return  # a sweep that only Hydra can spell out, such as glob(*)
-    if problems:
-        _tell("\n".join(problems))
-        sys.exit(1)
+        return []  # a sweep that only Hydra can spell out, such as glob(*)
 
 
 def _choices(folder: Path, group: str) -> list[str]:

@@ -34,8 +34,9 @@ NUMBER_WORDS = {
     "thrice": 3,
 }
 _WORDS = "|".join(sorted(NUMBER_WORDS, key=len, reverse=True))  # "twenty-one" before "twenty"
-# Digits that belong to no word ("2nd"), to no fraction ("2.5") and to no longer number ("1,000").
-_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,])-?\d+(?!\w|[.,]\d)|\b(?:{_WORDS})\b", re.IGNORECASE)
+# Digits that belong to no word ("2nd"), to no fraction ("2.5") and to no longer number ("1,000"); more than 18
+# of them are no count of anything.
+_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,])-?\d{{1,18}}(?!\w|[.,]\d)|\b(?:{_WORDS})\b", re.IGNORECASE)
 
 
 def parse_answer(reply: str) -> int | None:

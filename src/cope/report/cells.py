@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from cope.report.comparison import failures, no_figure, paper_figures
+from cope.report.comparison import no_figure
 from cope.report.findings import Findings, task_and_encoding
+from cope.report.paper import paper_figures
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
-from cope.results.statistics import mean_interval, wilson_interval
+from cope.results.statistics import mean_and_spread, mean_interval, wilson_interval
 
 COLUMNS = ["table", "section", "row", "task", "encoding", "split", "metric"]
 COLUMNS += ["state", "mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]
@@ -38,10 +39,10 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     for plan in plans:
         for section in plan.sections:
             runs = {run.row: run for run in plan.runs if run.section == section}
-            failed = failures(plan.runs, section)
+            failed = findings.failures(section)
             paper = published.get(section, {})
             for label in runs:
-                for split in shown_splits(plan, section, findings):
+                for split in findings.shown_splits(plan, section):
                     values = list(findings.values(section, label, split).values())
                     figures = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
                     learned = findings.failed_to_learn(section, label)
@@ -50,21 +51,15 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                         (
                             *(plan.name, section, label, *task_and_encoding(runs[label]), split),
                             METRICS[findings.headline(section)].label,
-                            _state(len(values), failed.get(label, 0), len(plan.seeds)),
+                            _state(len(values), failed[label], len(plan.seeds)),
                             *_statistics(values, 100.0 if METRICS[findings.headline(section)].is_percentage else np.inf),
-                            *(len(plan.seeds), failed.get(label, 0), np.nan if learned is None else learned),
+                            *(len(plan.seeds), failed[label], np.nan if learned is None else learned),
                             *_interval_over_examples(findings.counts(section, label, split)),
                             *figures,
                             float(np.mean(values)) - figures[0] if values and comparable else np.nan,
                         )
                     )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def shown_splits(plan: Plan, section: str, findings: Findings) -> Sequence[str]:
-    """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
-    paper = paper_figures().get(section, {})
-    return plan.splits or findings.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
 
 
 def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
@@ -79,10 +74,10 @@ def _statistics(values: list[float], largest: float) -> tuple[float, float, floa
     """
     if not values:
         return (np.nan,) * 5 + (0,)
-    low, high = mean_interval(values) or (np.nan, np.nan)
-    low, high = np.clip((low, high), 0.0, largest)
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), deviation, float(low), float(high), float(np.median(values)), len(values)
+    low, high = np.clip(mean_interval(values) or (np.nan, np.nan), 0.0, largest)
+    mean, deviation = mean_and_spread(values)
+    spread = np.nan if deviation is None else deviation
+    return mean, spread, float(low), float(high), float(np.median(values)), len(values)
 
 
 def _interval_over_examples(counts: tuple[int, int] | None) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 ``claims.yaml`` says which cells a claim compares and how. Each comparison is made over seeds, paired where two encodings were
 run with the same ones: if the 95% interval of the mean (Student's t) lies wholly where the claim says, it holds; if wholly on
-the other side, it is contradicted; else, or with a single seed, it stays open. All must hold for *reproduced*; one contradicted
-is *not reproduced*; runs that are missing make it *not run*; the rest is *undecided*.
+the other side, it is contradicted; else, or with a single seed, it stays open. Where all seeds say the very same, t is not
+defined, and the interval over their test examples decides (Wilson's). All must hold for *reproduced*; one contradicted is
+*not reproduced*; runs that are missing make it *not run*; the rest is *undecided*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.resources import files
@@ -22,7 +23,7 @@ from cope.errors import UserError
 from cope.report.findings import Findings
 from cope.report.tables import MISSING
 from cope.results.metrics import METRICS
-from cope.results.statistics import mean_interval
+from cope.results.statistics import mean_interval, wilson_interval
 
 MOST_SHOWN = 3  # comparisons in a summary
 
@@ -150,8 +151,9 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
             where += f", at the first validation after {fraction:.0%} of the steps (step {shown_steps})"
         claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
-        shown = _means(findings, section, {lower: low, higher: high})
-        finding = _compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown)
+        shown = _means(findings, section, {lower: low, higher: high}, seeds)
+        examples = None if fraction else _difference_over_examples(findings, section, split, (lower, higher), factor, seeds)
+        finding = _compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
         found.append(_with_learning(finding, findings, section, (lower, higher)) if fraction is None else finding)
     return found
 
@@ -161,8 +163,11 @@ def _solved(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     row, sign, word = (relation["solved"], 1, "at most") if "solved" in relation else (relation["unsolved"], -1, "above")
     values = findings.values(section, row, split)
     differences = [sign * (relation["by"] - value) for value in values.values()]
-    shown = _means(findings, section, {row: values})
-    finding = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown)
+    shown = _means(findings, section, {row: values}, values)
+    counts = findings.counts(section, row, split)
+    ends = None if counts is None else sorted(sign * (relation["by"] - 100 * end) for end in wilson_interval(*counts))
+    examples = None if ends is None else (ends[0], ends[1])
+    finding = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown, examples)
     return [_with_learning(finding, findings, section, (row,))]
 
 
@@ -173,7 +178,7 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     for first, second in pairwise(relation["splits"]):
         before, after = findings.values(section, row, first), findings.values(section, row, second)
         seeds = sorted(before.keys() & after.keys())
-        shown = _means(findings, section, {first: before, second: after})
+        shown = _means(findings, section, {first: before, second: after}, seeds)
         differences = [sign * (before[seed] - after[seed]) for seed in seeds]
         found.append(_compare(f"{section}, {row}", f"{word} from {first} to {second}", differences, shown))
     return found
@@ -187,8 +192,10 @@ def _attends(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     if not measured:
         shown = dict.fromkeys(kinds, MISSING)
         return [Finding(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
-    shown = {kind: f"at most {np.mean([found[kind] for found in measured.values()]):+.1%}" for kind in kinds}
-    return [_compare(where, claimed, [max(found.values()) - by for found in measured.values()], shown)]
+    shown = {kind: f"the best head {np.mean([found[kind] for found in measured.values()]):+.1%} on average" for kind in kinds}
+    differences = [max(found.values()) - by for found in measured.values()]
+    # Each seed's heads were tested by themselves: seeds that say the same, such as that none is significant, decide.
+    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)))]
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
@@ -203,23 +210,53 @@ def _with_learning(finding: Finding, findings: Findings, section: str, rows: Seq
     return replace(finding, detail="; ".join([finding.detail, *told])) if told and finding.detail else finding
 
 
-def _compare(where: str, claimed: str, differences: Sequence[float], shown: dict[str, str]) -> Finding:
-    """Whether ``differences``, one a seed, are positive; ``shown`` are the figures behind them."""
+def _compare(
+    where: str,
+    claimed: str,
+    differences: Sequence[float],
+    shown: dict[str, str],
+    examples: tuple[float, float] | None = None,
+) -> Finding:
+    """Whether ``differences``, one a seed, are positive.
+
+    Args:
+        shown: the figures behind them.
+        examples: the interval that decides if all seeds say the same.
+    """
     if not differences:
         return Finding(Outcome.MISSING, where, claimed, shown)
-    interval = mean_interval(differences)
-    if interval is None:
+    if len(differences) == 1:
         return Finding(Outcome.OPEN, where, claimed, shown, "a single seed")
+    number = f"{len(differences)} seeds"
+    interval, basis = mean_interval(differences), number
+    if interval is None:
+        each = f"{differences[0]:.3g} in each of {number}"
+        if examples is None:
+            return Finding(Outcome.OPEN, where, claimed, shown, f"difference {each}, of which there is no interval")
+        interval, basis = examples, f"over the examples; {each}"
     low, high = interval
     outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
-    interval_text = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g} in every seed"
-    return Finding(outcome, where, claimed, shown, f"difference {interval_text}, {len(differences)} seeds")
+    return Finding(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g}, {basis}")
 
 
-def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> dict[str, str]:
+def _difference_over_examples(
+    findings: Findings, section: str, split: str, rows: tuple[str, str], factor: float, seeds: Collection[int]
+) -> tuple[float, float] | None:
+    """``factor`` times the higher's less the lower's error, from the ends of their Wilson intervals, in percentage points."""
+    counts = [findings.counts(section, row, split, seeds) for row in rows]
+    intervals = [wilson_interval(*found) for found in counts if found is not None]
+    if len(intervals) < len(rows):
+        return None
+    (lower_low, lower_high), (higher_low, higher_high) = intervals
+    return 100 * (factor * higher_low - lower_high), 100 * (factor * higher_high - lower_low)
+
+
+def _means(findings: Findings, section: str, values: dict[str, dict[int, float]], seeds: Collection[int]) -> dict[str, str]:
+    """What is compared, over the seeds that are; over all that there are where none is common."""
     metric = METRICS[findings.headline(section)]
     unit = "%" if metric.is_percentage else ""
+    compared = {label: [found[seed] for seed in seeds or found] for label, found in values.items()}
     return {
-        label: metric.text(float(np.mean(list(found.values()))) / metric.factor) + unit if found else MISSING
-        for label, found in values.items()
+        label: metric.text(float(np.mean(found)) / metric.factor) + unit if found else MISSING
+        for label, found in compared.items()
     }

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from cope.report.cells import shown_splits
 from cope.report.findings import Findings, task_and_encoding
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
@@ -34,7 +33,7 @@ def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
             if BASELINE not in runs:
                 continue
             for label in [label for label in runs if label != BASELINE]:
-                for split in shown_splits(plan, section, findings):
+                for split in findings.shown_splits(plan, section):
                     own, baseline = (findings.values(section, row, split) for row in (label, BASELINE))
                     common = own.keys() & baseline.keys()
                     rows[section, label, split] = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cope.errors import UserError
-from cope.report.comparison import headlines
+from cope.report.paper import headline_of, paper_figures
 from cope.report.plan import Plan, PlannedRun
 from cope.results.metrics import METRICS
 from cope.results.record import read_json
@@ -23,31 +25,51 @@ def task_and_encoding(run: PlannedRun) -> tuple[str, str]:
 
 
 class Findings:
-    """The finished runs of several tables. A section that several tables share is one.
+    """The finished runs of several tables, read once, and which failed. A section that several tables share is one.
 
     Args:
         plans: of the tables, all with the same overrides.
+
+    Raises:
+        UserError: a result that is damaged or of another version, or results that cannot be compared.
     """
 
     def __init__(self, plans: Iterable[Plan]) -> None:
         self._runs: dict[tuple[str, str, int], tuple[PlannedRun, dict[str, Any]]] = {}
-        data: dict[str, tuple[str, PlannedRun]] = {}  # of each section: what its runs were trained on, and the first of them
+        self._failed: dict[tuple[str, str, int], PlannedRun] = {}
+        first_of: dict[str, tuple[PlannedRun, dict[str, Any]]] = {}  # of each section
         for plan in plans:
             for run in plan.runs:
+                key = (run.section, run.row, run.seed)
                 result = run.result()
                 if result is not None:
-                    self._runs[run.section, run.row, run.seed] = (run, result)
-                    found, first = data.setdefault(run.section, (result.get("data", ""), run))
-                    if result.get("data", "") != found:
-                        raise UserError(
-                            f"{first.folder.path} and {run.folder.path} were trained on different texts, so they cannot be "
-                            f"compared. Run the older one again: {first.command} force=true, or {run.command} force=true."
-                        )
+                    _check_result(run, result)
+                    _check_comparable((run, result), first_of.setdefault(run.section, (run, result)))
+                    self._runs[key] = (run, result)
+                elif run.failed:
+                    self._failed[key] = run
 
     def headline(self, section: str) -> str:
         """The metric that the section's runs are judged by; without any run, that of the paper's figures."""
         found = (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section)
-        return next(found, headlines().get(section, "error"))
+        return next(found, headline_of(section))
+
+    def failed_runs(self) -> list[PlannedRun]:
+        """Every run whose last try ended with an error."""
+        return list(self._failed.values())
+
+    def failures(self, section: str) -> Counter[str]:
+        """How many runs of each row of a section ended with an error."""
+        return Counter(row for name, row, _ in self._failed if name == section)
+
+    def results(self, section: str, row: str) -> list[dict[str, Any]]:
+        """The finished runs of a row, by seed."""
+        return [result for _, (_, result) in sorted(self._of(section, row).items())]
+
+    def shown_splits(self, plan: Plan, section: str) -> Sequence[str]:
+        """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
+        paper = paper_figures().get(section, {})
+        return plan.splits or self.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
 
     def splits(self, section: str) -> tuple[str, ...]:
         """The test splits that its runs have."""
@@ -114,18 +136,13 @@ class Findings:
         """By seed, for each of ``kinds`` of boundaries: the most by which a head keeps to them more than chance.
 
         0 where no head does so significantly, all heads and kinds being asked at once (Holm over heads, Bonferroni over
-        kinds). Of several measurements of a run the one over most windows counts; one made before the run was finished does
-        not.
+        kinds). See :func:`measurement` for which measurement of a run that is.
         """
         found = {}
         for seed, (run, result) in self._of(section, row).items():
-            scores = [
-                content
-                for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
-                if (content := read_json(path))["step"] == result["best_step"]
-            ]
-            if scores:
-                measured = max(scores, key=lambda content: content["num_windows"])
+            path = measurement(run, result)
+            if path is not None:
+                measured = read_json(path)
                 if absent := [kind for kind in kinds if kind not in measured["kinds"]]:
                     raise UserError(
                         f"{run.folder.figures}/position_alone: nothing is measured for {', '.join(absent)}. Measure again: "
@@ -137,6 +154,40 @@ class Findings:
 
     def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
         return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
+
+
+def _check_result(run: PlannedRun, result: dict[str, Any]) -> None:
+    """Raise UserError if this version cannot read a result."""
+    for key, sound in (("headline", result.get("headline") in METRICS), ("splits", isinstance(result.get("splits"), dict))):
+        if not sound:
+            raise UserError(
+                f"{run.folder.result}: {key}={result.get(key)!r} is nothing that this version writes. Run it again: "
+                f"{run.command} force=true."
+            )
+
+
+def _check_comparable(found: tuple[PlannedRun, dict[str, Any]], first: tuple[PlannedRun, dict[str, Any]]) -> None:
+    """Raise UserError if two results of a section are of other texts, or judged by another metric."""
+    for key, what in (("data", "trained on different texts"), ("headline", "judged by different metrics")):
+        if found[1].get(key, "") != first[1].get(key, ""):
+            raise UserError(
+                f"{first[0].folder.path} and {found[0].folder.path} were {what}, so they cannot be compared. Run the older one "
+                f"again: {first[0].command} force=true, or {found[0].command} force=true."
+            )
+
+
+def measurement(run: PlannedRun, result: dict[str, Any]) -> Path | None:
+    """The file of what was measured of a run's attention by position alone, None if nothing was.
+
+    Of several the one over most windows counts, and among those the one with most shifts; one made before the run was finished
+    does not.
+    """
+    found = [
+        ((content["num_windows"], content["num_shifts"]), path)
+        for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
+        if (content := read_json(path))["step"] == result["best_step"]
+    ]
+    return max(found)[1] if found else None
 
 
 def _most(heads: list[dict[str, float]], level: float) -> float:

@@ -12,10 +12,14 @@ Everything is written into a folder beside the old report and put in its place w
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
@@ -27,7 +31,7 @@ import pandas as pd
 from cope.errors import UserError
 from cope.report.cells import cells
 from cope.report.claims import Verdict, judge, read_claims
-from cope.report.comparison import comparison_table, failures, provenance
+from cope.report.comparison import plan_tables
 from cope.report.differences import differences
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
@@ -39,7 +43,10 @@ from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import TABLES_DRAWN, draw_table_figures
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
-WRITTEN = {MARKER, "verdicts.md", "index.html", "tables", "figures", "runs"}
+WRITTEN = re.compile(
+    r"verdicts\.(json|md)|index\.html|tables/(table\d+|figure\d+|differences)\.(csv|md|tex)"
+    r"|figures/(table\d+|figure\d+|gates_\w+|position_alone_\d+)\.(svg|png)|runs/.+"
+)
 
 
 @dataclass(frozen=True)
@@ -72,18 +79,50 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         with_runs: copy the runs too, to ``runs/``.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run that would be lost.
+        UserError: the folder cannot be written, holds something that would be lost, or is being written by another process.
     """
     folder = folder.resolve()
+    with _alone(folder):
+        return _write_report(report, folder, command, with_runs)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other reports away from ``folder``: by a lock on the folder that it is in, which leaves no file behind."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.parent, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.filename}: {error.strerror}).") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another process is writing a report in {folder.parent}; wait for it.") from error
+    finally:
+        os.close(lock)
+
+
+def _check_folder(report: Report, folder: Path, with_runs: bool) -> None:
+    """Raise UserError if something in ``folder`` would be lost."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; allowed: a folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
-    strangers = sorted({path.name for path in folder.glob("*")} - WRITTEN)
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    strangers = sorted(path for path in there if not WRITTEN.fullmatch(path))
     if strangers:
         raise UserError(f"{folder} holds {', '.join(strangers)}, which no report writes, and would lose it. Move it elsewhere.")
+    if there and not report.findings.runs():
+        raise UserError(f"no run is finished: the report in {folder} is kept. To begin anew, delete it.")
     check_nothing_is_lost(report.findings, folder / "runs", with_runs)
+
+
+def _write_report(report: Report, folder: Path, command: str, with_runs: bool) -> Path:
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # an earlier report was stopped before it could put its own there
+        old.rename(folder)
+    _check_folder(report, folder, with_runs)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "tables").mkdir(parents=True)
@@ -119,14 +158,7 @@ def _write_tables(report: Report, table: pd.DataFrame, folder: Path) -> None:
         own.to_csv(folder / f"{plan.name}.csv", index=False, float_format="%.6g")
         text = _for_print(own).to_latex(index=False, float_format="%.3g", na_rep="", caption=plan.title, escape=True)
         (folder / f"{plan.name}.tex").write_text(text)
-        parts = [f"# {plan.title}\n"]
-        parts += [
-            comparison_table(section, plan.results(section), len(plan.seeds), plan.splits, failures(plan.runs, section)) + "\n"
-            for section in plan.sections
-        ]
-        finished = [result for run in plan.runs if (result := run.result()) is not None]
-        parts.append(provenance(finished) if finished else "")
-        (folder / f"{plan.name}.md").write_text("\n".join(parts) + "\n")
+        (folder / f"{plan.name}.md").write_text(f"# {plan.title}\n\n{plan_tables(plan, report.findings)}\n")
 
 
 def _for_print(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,8 +180,8 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
-    runs = RunList(report.plans, report.findings)
-    drawn = {drawing.path.stem for drawing in drawings}
+    runs = RunList(report.findings)
+    drawn = {"figure4" if drawing.path.stem.startswith("position_alone") else drawing.path.stem for drawing in drawings}
     return template.render(
         command=command,
         date=date.today().isoformat(),
@@ -159,6 +191,6 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         tables=tables(report.plans, table, runs),
         differences=difference_sections(beside_cope, runs),
         figures=[(drawing, inlined(drawing.path), runs.behind(drawing)) for drawing in drawings],
-        not_drawn=sorted({*TABLES_DRAWN, *FIGURES_DRAWN} & {plan.name for plan in report.plans} - drawn),
+        not_drawn=sorted({*TABLES_DRAWN, *FIGURES_DRAWN, "figure4"} & {plan.name for plan in report.plans} - drawn),
         runs=runs.entries(),
     )

@@ -15,6 +15,7 @@ from cope.report.comparison import FAILED, num_runs_text
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings, task_and_encoding
 from cope.report.plan import Plan, PlannedRun
+from cope.results.metrics import METRICS
 
 IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -22,12 +23,12 @@ IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 class RunList:
     """Every run that is finished or failed, once, with the number by which the page's links name it."""
 
-    def __init__(self, plans: Sequence[Plan], findings: Findings) -> None:
+    def __init__(self, findings: Findings) -> None:
         self._entries: dict[Path, dict[str, Any]] = {}
         self._of_row: dict[tuple[str, str], dict[int, Path]] = {}
         for run, result in findings.runs():
             self._add(run, result)
-        for run in (run for plan in plans for run in plan.runs if run.failed):
+        for run in findings.failed_runs():
             self._add(run, None)
 
     def entries(self) -> list[dict[str, Any]]:
@@ -55,11 +56,12 @@ class RunList:
 def _described(run: PlannedRun, result: dict[str, Any] | None) -> dict[str, Any]:
     task, encoding = task_and_encoding(run)
     found = result or {}
-    keys = ("scale", "commit", "date", "num_parameters", "time_s", "peak_memory_mib", "best_step", "steps")
+    keys = ("commit", "date", "num_parameters", "time_s", "peak_memory_mib", "best_step", "steps")
     return {key: found.get(key, "") for key in keys} | {
         "task": task,
         "encoding": encoding,
         "seed": run.seed,
+        "scale": run.scale,
         "state": "finished" if result else FAILED,
         "command": run.command,
         "folder": str(run.folder.path),
@@ -106,11 +108,11 @@ def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
 
 
 def _cell(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
-    ours = _with_spread(cell["mean"], cell["std"]) if cell["seeds"] else cell["state"]
+    ours = _with_spread(cell["metric"], cell["mean"], cell["std"]) if cell["seeds"] else cell["state"]
     not_learned = "" if math.isnan(cell["failed_to_learn"]) else f"{cell['failed_to_learn']:g} of {cell['seeds']}"
     return _identity(cell, runs) | {
         "ours": ours,
-        "median": "" if math.isnan(cell["median"]) else f"{cell['median']:.2f}",
+        "median": "" if math.isnan(cell["median"]) else _figure(cell["metric"], cell["median"]),
         "interval": _interval(cell["low"], cell["high"]),
         "examples": _interval(cell["examples_low"], cell["examples_high"]),
         "not_learned": not_learned,
@@ -137,8 +139,14 @@ def _signed(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.3g}"
 
 
-def _with_spread(value: float, spread: float) -> str:
-    return f"{value:.2f}" + ("" if math.isnan(spread) else f" ({spread:.2f})")
+def _with_spread(label: str, value: float, spread: float) -> str:
+    return _figure(label, value) + ("" if math.isnan(spread) else f" ({_figure(label, spread, value)})")
+
+
+def _figure(label: str, value: float, size: float | None = None) -> str:
+    """As in the tables' Markdown."""
+    metric = next(metric for metric in METRICS.values() if metric.label == label)
+    return metric.text(value / metric.factor, size)
 
 
 def _as_printed(value: float, spread: float) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from cope.report.comparison import paper_figures
 from cope.report.drawing import Drawing, report_style, save, table_command
 from cope.report.findings import Findings
+from cope.report.paper import paper_figures
 from cope.report.plan import Plan
 
 FIGURES_DRAWN = ("figure2", "figure3", "figure5")

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 
+from cope.command_line import override_problems
 from cope.configuration import check_top_level, no_recipe, run_hash
 from cope.errors import UserError, check_at_least, check_choice
 from cope.results.record import RunFolder
@@ -76,13 +77,9 @@ class Plan:
     sections: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
-    def results(self, section: str) -> dict[str, list[dict[str, Any]]]:
-        """The finished runs of a section, by row."""
-        found: dict[str, list[dict[str, Any]]] = {run.row: [] for run in self.runs if run.section == section}
-        for run in self.runs:
-            if run.section == section and (result := run.result()) is not None:
-                found[run.row].append(result)
-        return found
+    def rows(self, section: str) -> tuple[str, ...]:
+        """The rows of a section."""
+        return tuple(dict.fromkeys(run.row for run in self.runs if run.section == section))
 
 
 def table_names(configs: Path) -> list[str]:
@@ -98,9 +95,9 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
         num_seeds: 1 to this, instead of the table's own; None takes those.
 
     Raises:
-        UserError: there is no such table, or settings that its rows have themselves.
+        UserError: there is no such table, or settings that its rows have themselves or that a row cannot have.
         NoRecipe: its task has no recipe at the scale.
-        HydraException: an override that does not exist.
+        HydraException: an override that Hydra cannot parse.
     """
     check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
@@ -109,14 +106,14 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
     _check_overrides(name, content["sections"], overrides)
 
+    scale = [override for override in overrides if override.startswith("scale=")]
     runs = []
     for section, rows in content["sections"].items():
         for row, own in rows.items():
-            config = composed(configs, (*own, *overrides))  # once: the seed is no part of the hash
-            further = content.get("at_scale", {}).get(config.scale, {}).get(config.task.name)
-            if further:
-                own = [*own, *further]
-                config = composed(configs, (*own, *overrides))
+            place = f"{name}, {section}: {row}"
+            base = _composed_row(configs, (*own, *scale), place)
+            own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
+            config = _composed_row(configs, (*own, *overrides), place)  # once: the seed is no part of the hash
             check_top_level(config)
             for seed in seeds:
                 folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
@@ -126,14 +123,16 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
 
 
-def read_plans(configs: Path, overrides: Sequence[str], num_seeds: int | None = None) -> tuple[list[Plan], list[str]]:
-    """Every table that has a recipe at the scale asked for, and why the others are left out.
+def read_plans(
+    configs: Path, overrides: Sequence[str], num_seeds: int | None = None, names: Sequence[str] | None = None
+) -> tuple[list[Plan], list[str]]:
+    """The plans of ``names`` (None: of every table) that have a recipe at the scale asked for, and why others are left out.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or whatever :func:`read_plan` raises but for that.
     """
     plans, left_out = [], []
-    for name in table_names(configs):
+    for name in table_names(configs) if names is None else names:
         try:
             plans.append(read_plan(configs, name, overrides, num_seeds))
         except NoRecipe as error:
@@ -165,11 +164,20 @@ class NoRecipe(UserError):
 @cache
 def composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
     """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows."""
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> DictConfig:
     try:
-        with initialize_config_dir(str(configs), version_base="1.3"):
-            return compose("train", overrides=list(overrides))
-    except MissingConfigException as error:
-        raise NoRecipe(no_recipe(error, configs) or str(error)) from error
+        return composed(configs, overrides)
+    except HydraException as error:
+        if isinstance(error, MissingConfigException) and (missing := no_recipe(error, configs)):
+            raise NoRecipe(missing) from error
+        problems = override_problems(overrides, configs)
+        if not problems:
+            raise
+        raise UserError("\n".join(f"{problem} ({place})" for problem in problems)) from error
 
 
 def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:

@@ -10,42 +10,54 @@ import shutil
 from pathlib import Path
 
 from cope.errors import UserError
-from cope.report.differences import BASELINE
 from cope.report.findings import Findings
+from cope.report.run_pictures import gates_of, runs_with_gates
 
 READ = ("config.yaml", "metrics.jsonl", "result.json")
 MEASURED = ("position_alone/*/scores.json", "position_alone/*/position_alone.png")  # below figures/
 
 
 def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> None:
-    """Raise UserError if ``folder`` holds a run that would not be copied there again, or one that is to be copied."""
-    there = {path.parent.relative_to(folder) for path in folder.glob("*/*/*/seed=*/result.json")}
+    """Raise UserError if ``folder`` holds a run's file that would not be copied there again, or a run that is to be copied."""
+    there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     if there and not with_runs:
-        raise UserError(f"{folder} holds {len(there)} runs and would lose them; allowed: --with-runs, or another folder.")
+        raise UserError(f"{folder} holds {len(there)} files and would lose them; allowed: --with-runs, or another folder.")
     if any(run.folder.path.resolve().is_relative_to(folder.resolve()) for run, _ in findings.runs()):
         raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
-    lost = sorted(there - {_place(run.folder.path) for run, _ in findings.runs()})
+    kept = _files(findings)
+    lost = sorted(there - kept.keys())
+    runs = sorted({path.parent for path in lost if path.name == "result.json"})
+    if runs:
+        raise UserError(
+            f"{folder} holds {len(runs)} runs that this report has not, such as {runs[0]}, and would lose them. If they are "
+            "not finished here: make published-runs. If there are more seeds: SEEDS= as many (--seeds). If no table asks for "
+            "them any more: delete them there first."
+        )
     if lost:
         raise UserError(
-            f"{folder} holds {len(lost)} runs that are not finished here, such as {lost[0]}, and would lose them. Take them "
-            "over first: make published-runs."
+            f"{folder} would lose {len(lost)} files that the runs here have not, such as {lost[0]}. Make them again (what "
+            "heads attend to: make figure4), or delete them there first."
         )
 
 
 def copy_runs(findings: Findings, folder: Path) -> None:
     """Copy every finished run's files to ``folder``, in folders of the same names."""
-    for run, result in findings.runs():
-        source, target = run.folder.path, folder / _place(run.folder.path)
+    for place, path in _files(findings).items():
+        if not path.exists():
+            raise UserError(f"{path} is missing; run it again, or leave it out.")
+        copy = folder / place
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _files(findings: Findings) -> dict[Path, Path]:
+    """What is copied, by where to: <task>/<pe>/<hash>/seed=<n>/<file>."""
+    found: dict[Path, Path] = {}
+    drawn = runs_with_gates(findings)
+    for run, _ in findings.runs():
+        source = run.folder.path
         wanted = [source / name for name in READ]
         wanted += [path for pattern in MEASURED for path in run.folder.figures.glob(pattern)]
-        if result["encoding"] == BASELINE and run.seed == 1:
-            wanted += run.folder.figures.glob("gates.npz")  # those that a report draws
-        for path in wanted:
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-
-
-def _place(run_folder: Path) -> Path:
-    """<task>/<pe>/<hash>/seed=<n>."""
-    return Path(*run_folder.parts[-4:])
+        wanted += [gates_of(run)] if run in drawn else []
+        found |= {Path(*source.parts[-4:]) / path.relative_to(source): path for path in wanted}
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import statistics
@@ -21,7 +20,7 @@ from cope.configuration import Problems
 from cope.errors import UserError
 from cope.report.plan import PlannedRun, composed
 from cope.report.tables import run_line
-from cope.results.record import write_text
+from cope.results.record import read_json, write_text
 from cope.sweep import num_cores
 
 PUBLISHED = "docs/results*/runs"  # the results that come with the project
@@ -49,9 +48,7 @@ class Clock:
     """
 
     def __init__(self, root: Path) -> None:
-        self._published = _times(
-            json.loads(path.read_text()) for path in sorted(root.glob(f"{PUBLISHED}/*/*/*/seed=*/result.json"))
-        )
+        self._published = _times(read_json(path) for path in sorted(root.glob(f"{PUBLISHED}/*/*/*/seed=*/result.json")))
 
     def seconds(self, runs: Sequence[PlannedRun], num_jobs: int) -> float | None:
         """For those of ``runs`` that are not finished, ``num_jobs`` at a time; None where nothing like them was run."""
@@ -117,9 +114,14 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
         own = run.overrides if has_threads else (*run.overrides, f"trainer.threads={threads}")
         try:
             run.folder.path.mkdir(parents=True, exist_ok=True)
+            run.mark_of_failure.unlink(missing_ok=True)
             with run.log.open("a") as log:
                 command = [sys.executable, str(root / "train.py"), *own]
-                status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+                try:
+                    status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+                except OSError as error:  # no memory for another process
+                    log.write(f"{error}\n")
+                    status = 1
             if status == 0 and (result := run.result()) is not None:
                 besides.append(max(0.0, time.monotonic() - began - result["time_s"]))
             return status
@@ -158,7 +160,6 @@ def _conclude(run: PlannedRun, status: int, left_over: list[PlannedRun]) -> str:
     """Note whether ``run`` failed, for the tables; returns the line that tells of it."""
     result = run.result() if status == 0 else None
     if result is not None:
-        run.mark_of_failure.unlink(missing_ok=True)
         return run_line(result)
     left_over.append(run)
     if status == INTERRUPTED:  # it saved its state

@@ -8,22 +8,37 @@ from pathlib import Path
 from cope.report.differences import BASELINE
 from cope.report.drawing import Drawing, report_style, save
 from cope.report.figures import gates_figure
-from cope.report.findings import Findings, task_and_encoding
+from cope.report.findings import Findings, measurement, task_and_encoding
+from cope.report.plan import PlannedRun
 from cope.results.metrics import METRICS
 
 
-def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
-    """Gates and positions of CoPE's first seed, of each synthetic task, of its plain form where there are runs of that."""
-    drawn: dict[str, Drawing] = {}
+def gates_of(run: PlannedRun) -> Path:
+    """Where a run's gates are."""
+    return run.folder.figures / "gates.npz"
+
+
+def runs_with_gates(findings: Findings) -> list[PlannedRun]:
+    """Of each synthetic task CoPE's first seed, of its plain form where there are runs of that, if its gates are there."""
+    found: dict[str, PlannedRun] = {}
     for run, result in sorted(findings.runs(), key=lambda found: found[0].section != task_and_encoding(found[0])[0]):
         task, encoding = task_and_encoding(run)
-        arrays = run.folder.figures / "gates.npz"
         synthetic = METRICS[result["headline"]].is_percentage
-        if task not in drawn and encoding == BASELINE and run.seed == 1 and synthetic and arrays.exists():
-            name = f"gates_{task}"
-            with report_style(name):
-                path = save(gates_figure(arrays), folder, name)
-            drawn[task] = Drawing(
+        if encoding == BASELINE and run.seed == 1 and synthetic and gates_of(run).exists():
+            found.setdefault(task, run)
+    return list(found.values())
+
+
+def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
+    """Gates and positions of :func:`runs_with_gates`."""
+    drawn = []
+    for run in runs_with_gates(findings):
+        task, _ = task_and_encoding(run)
+        name = f"gates_{task}"
+        with report_style(name):
+            path = save(gates_figure(gates_of(run)), folder, name)
+        drawn.append(
+            Drawing(
                 path,
                 f"What CoPE counts in {task}",
                 f"{run.section}: {run.row}, seed {run.seed}, on one test example. Bars (left axis): gates, for each layer and "
@@ -31,16 +46,17 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
                 run.command,
                 run_folders=(run.folder.path,),
             )
-    return list(drawn.values())
+        )
+    return drawn
 
 
 def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
-    """The pictures that ``scripts/position_alone.py`` left in run folders."""
+    """The pictures of the measurements that claim 15 is judged by."""
     drawn: dict[Path, Drawing] = {}  # sections may share runs
-    for run, _ in findings.runs():
-        for picture in sorted(run.folder.figures.glob("position_alone/*/position_alone.png")):
-            if picture in drawn:
-                continue
+    for run, result in findings.runs():
+        measured = measurement(run, result)
+        picture = measured and measured.with_name("position_alone.png")
+        if picture and picture not in drawn and picture.exists():
             task, encoding = task_and_encoding(run)
             path = folder / f"position_alone_{len(drawn) + 1}.png"
             shutil.copyfile(picture, path)

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from cope.report.cells import shown_splits
-from cope.report.comparison import failures, no_figure, paper_figures
+from cope.report.comparison import no_figure
 from cope.report.drawing import OURS, PAPER, Drawing, report_style, save, table_command
 from cope.report.findings import Findings
+from cope.report.paper import paper_figures
 from cope.report.plan import Plan
 from cope.results.metrics import METRICS
+from cope.results.statistics import mean_and_spread
 
 TABLES_DRAWN = ("table2", "table3", "table4", "table5")
 CAPTION = "Small dots: seeds; large dots with bars: mean and standard deviation; diamonds: the paper's."
@@ -59,10 +59,10 @@ def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
 
 def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
     """One for each split; of perplexities, which are drawn apart, those splits that the paper has."""
-    rows = tuple(plan.results(section))
-    failed = failures(plan.runs, section)
-    lost = {row: no_figure(failed.get(row, 0), len(plan.seeds)) for row in rows}
-    splits = shown_splits(plan, section, findings)
+    rows = plan.rows(section)
+    failed = findings.failures(section)
+    lost = {row: no_figure(failed[row], len(plan.seeds)) for row in rows}
+    splits = findings.shown_splits(plan, section)
     if METRICS[findings.headline(section)].is_percentage:
         return [_Panel(section, split, rows, lost) for split in splits]
     paper = paper_figures().get(section, {})
@@ -98,8 +98,8 @@ def _draw_panel(axis: Axes, panel: _Panel, findings: Findings, has_names: bool) 
         values = list(findings.values(panel.section, row, panel.split).values())
         if panel.ours and values:
             axis.plot(values, [place - 0.15] * len(values), "o", color=OURS, alpha=0.45, markersize=3, linestyle="")
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            axis.errorbar(float(np.mean(values)), place - 0.15, xerr=spread, fmt="o", color=OURS, markersize=6, capsize=2)
+            mean, spread = mean_and_spread(values)
+            axis.errorbar(mean, place - 0.15, xerr=spread, fmt="o", color=OURS, markersize=6, capsize=2)
         elif panel.ours:
             axis.text(
                 0.02, place - 0.15, panel.lost[row], transform=axis.get_yaxis_transform(), va="center", fontsize=7, alpha=0.6

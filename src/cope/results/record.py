@@ -145,7 +145,7 @@ class RunFolder:
             return None
         try:
             content: dict[str, Any] = json.loads(self.result.read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.result} is not a run's result. To start the run over, add force=true.")
@@ -174,9 +174,14 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         lines = []
-        for text in self.metrics.read_text().splitlines():
+        texts = self.metrics.read_text(errors="replace").splitlines()
+        for number, text in enumerate(texts, 1):
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
-                continue  # the last line of a run that was killed while writing it
+                line = None
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
+            elif number < len(texts):  # the last may be of a run that was killed while writing it
+                raise UserError(f"{self.metrics}, line {number}, is damaged. To start the run over, add force=true.")
         return lines

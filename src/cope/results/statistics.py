@@ -24,8 +24,8 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean of independent values; None for a single one, of which nothing can be said."""
-    if len(values) < 2:
+    """Student's interval of the mean of independent values; None for a single one, or without any spread: t is not defined."""
+    if not _vary(values):
         return None
     mean, error = float(np.mean(values)), float(sem(values))
     reach = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
@@ -33,14 +33,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def paired_p_value(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Student's paired test of equal means; None where it has none.
+    """Two-sided p-value of Student's paired test of equal means; None with one pair, or if all differences are the same."""
+    return float(ttest_rel(first, second).pvalue) if _vary(np.subtract(first, second)) else None
 
-    That is with fewer than two pairs, and where all differences are the same: without any spread t is not defined.
-    """
-    differences = np.subtract(first, second)
-    if len(differences) < 2 or float(np.ptp(differences)) == 0:
-        return None
-    return float(ttest_rel(first, second).pvalue)
+
+def _vary(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether values differ by more than rounding: errors in percent are quotients times 100."""
+    return len(values) > 1 and float(np.ptp(values)) > 1e-9 * max(1.0, float(np.max(np.abs(values))))
 
 
 def newcombe_interval(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> tuple[float, float]:

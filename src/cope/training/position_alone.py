@@ -155,7 +155,8 @@ def _counted(model: Transformer, windows: list[Window], task: Language) -> list[
 
 def _check_num_shifts(request: Request, num_heads: int) -> None:
     """Raise UserError if no head could be significant whatever it does."""
-    needed = round(num_heads / LEVEL)  # the smallest p-value is 1 / (num_shifts + 1)
+    # The smallest p-value is 1 / (num_shifts + 1), and claim 15 asks for both kinds of boundaries at once.
+    needed = round(num_heads * len(DRAWN) / LEVEL)
     if request.num_shifts < needed:
         raise UserError(
             f"num_shifts={request.num_shifts} is too few for any of {num_heads} heads to be significant at {LEVEL}; allowed: "

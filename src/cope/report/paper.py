@@ -1,0 +1,27 @@
+"""The figures that the paper prints, from ``paper.yaml``."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+# Sections that are judged by something else than errors of whole sequences.
+_HEADLINES = dict.fromkeys(("flip_flop", "flip-flop"), "token_error") | dict.fromkeys(
+    ("wikipedia", "code", "variants", "position alone", "trained at the full context", "trained at half of it"), "perplexity"
+)
+
+
+@cache
+def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
+    """``{section: {row: {split: [mean, standard deviation] or [value]}}}``: test error in percent, or perplexity."""
+    content: dict[str, dict[str, dict[str, list[float]]]] = yaml.safe_load(
+        files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def headline_of(section: str) -> str:
+    """The metric of a section's published figures."""
+    return _HEADLINES.get(section.partition(",")[0], "error")
