@@ -23,8 +23,9 @@ KEYS = {key: (lambda text: text.split(","), "values separated by commas") for ke
 
 
 def main(arguments: list[str]) -> None:
-    folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
-    filters = key_values([argument for argument in arguments if Path(argument) not in folders], KEYS)
+    named = [argument for argument in arguments if argument and ("=" not in argument or Path(argument).is_dir())]
+    filters = key_values([argument for argument in arguments if argument not in named], KEYS)
+    folders = [Path(argument) for argument in named]
     if not folders:
         raise UserError("no folder is named; allowed: folders of runs, or any above them, such as outputs.")
     results = []

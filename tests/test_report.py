@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -75,6 +77,8 @@ def keep_pictures(folder: RunFolder) -> None:
     figure = plt.figure(figsize=(1, 1))
     figure.savefig(measured / "position_alone.png")
     plt.close(figure)
+    scores = {"num_windows": 30, "num_shifts": 100, "step": 20, "level": 0.05, "kinds": {}}
+    (measured / "scores.json").write_text(json.dumps(scores))
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert pictures == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png")} | {
         "position_alone_1.png", "position_alone_2.png"
     }  # fmt: skip
-    assert "Not drawn, since no run of theirs is finished: figure3." in page.read_text()
+    assert "Not drawn, since no run of theirs is finished (of Figures 4 and 6: was measured): figure3." in page.read_text()
     latex = (folder / "tables" / "table8.tex").read_text()
     assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run
@@ -199,16 +203,58 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
     stranger.mkdir(parents=True)
     (stranger / "result.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"holds 1 runs that are not finished here, such as counting/cope/01234567/seed=1.*make publ"
+        UserError, match=r"holds 1 runs that this report has not, such as counting/cope/01234567/seed=1.*make publ"
     ):
         write_report(report, page.parent, "make publish", with_runs=True)
-    with pytest.raises(UserError, match=r"holds 1 runs and would lose them; allowed: --with-runs"):
+    with pytest.raises(UserError, match=r"holds 1 files and would lose them; allowed: --with-runs"):
         write_report(report, page.parent, "make report")
     assert (stranger / "result.json").exists()
     shutil.rmtree(page.parent / "runs")
-    (page.parent / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds notes\.txt, which no report writes"):
+    for notes in (page.parent / "notes.txt", page.parent / "tables" / "notes.md"):
+        notes.write_text("mine")
+        with pytest.raises(UserError, match=rf"holds \S*{notes.name}, which no report writes"):
+            write_report(report, page.parent, "make report")
+        notes.unlink()
+
+
+def test_published_measurements_are_never_lost(tmp_path: Path) -> None:
+    report = collect(plans_with_runs(tmp_path / "outputs"))
+    folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent
+    for path in (tmp_path / "outputs").rglob("scores.json"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"would lose 2 files that the runs here have not, such as .*scores.json\. Make them "):
+        write_report(report, folder, "make publish", with_runs=True)
+    assert len(list(folder.rglob("scores.json"))) == 2
+
+
+def test_a_report_without_any_run_does_not_replace_one(page: Path, tmp_path: Path) -> None:
+    empty = collect([plan_in(tmp_path / "nothing", "table2", 2)])
+    before = page.read_text()
+    with pytest.raises(UserError, match=r"no run is finished: the report in .* is kept"):
+        write_report(empty, page.parent, "make report")
+    assert page.read_text() == before
+    assert "not run" in write_report(empty, tmp_path / "new", "make report").read_text()
+
+
+def test_a_report_that_was_stopped_at_the_swap_leaves_the_old_one(
+    report: Report, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, before = page.parent, page.read_text()
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    with monkeypatch.context() as patched:
+        patched.setattr(page_module, "cells", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match=r"the report that was there is kept"):
+            write_report(report, folder, "make report")
+    assert page.read_text() == before
+
+
+def test_two_reports_at_once_do_not_write_to_one_folder(report: Report, page: Path) -> None:
+    lock = os.open(page.parent.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is writing a report in"):
         write_report(report, page.parent, "make report")
+    os.close(lock)
+    write_report(report, page.parent, "make report")
 
 
 def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(
@@ -294,7 +340,7 @@ def test_it_sorts_filters_and_links_in_a_browser_on_a_phone_and_on_a_desk(page: 
     assert found["problems"] == [] and "CONSOLE" not in done.stderr
     assert found["width"] == width and found["scroll"] <= width  # the page itself never scrolls sideways
     assert found["choices"][0] == ["", "flip_flop", "selective_copy", "wikipedia"] and found["choices"][2] == ["", "smoke"]
-    assert found["tasks"] == ["flip_flop"] and found["encodings"] == ["rope"] and set(found["scales"]) <= {"smoke", None}
+    assert found["tasks"] == ["flip_flop"] and found["encodings"] == ["rope"] and set(found["scales"]) == {"smoke", ""}
     up, down = ([float(value.split()[0]) for value in found[way] if value != "missing"] for way in ("up", "down"))
     assert up == sorted(up) and down == up[::-1] and len(up) == 6 and found["sort"] == "descending"
     assert found["up"][-1] == found["down"][-1] == "missing"

@@ -1,0 +1,62 @@
+"""``scripts/compare.py``: finished runs side by side, and what it says of words that mean nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outputs")
+    for pe, seed, error in (("cope", 1, 0.001), ("rope", 1, 0.25), ("rope", 2, 0.3)):
+        run = folder / "counting" / pe / "01234567" / f"seed={seed}"
+        run.mkdir(parents=True)
+        result = {
+            "task": "counting", "encoding": pe, "seed": seed, "scale": "smoke", "headline": "error", "time_s": 7.0,
+            "num_parameters": 1000, "splits": {"test": {"error": error}, "ood_shorter": {"error": 2 * error}},
+            "config": {"pe": {"name": pe}, "optimizer": {"lr": 0.1 * seed}},
+        }  # fmt: skip
+        (run / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_runs_stand_side_by_side(outputs: Path) -> None:
+    lines = compare(str(outputs)).stdout.splitlines()
+    assert lines[0].split()[:6] == ["task", "pe", "seed", "scale", "metric", "test"] and len(lines) == 4
+    assert "0.10" in lines[1] and "optimizer.lr=0.2" in lines[3]
+    filtered = compare(str(outputs), "pe=rope", "seed=2", "split=ood_shorter").stdout.splitlines()
+    assert len(filtered) == 2 and "60.00" in filtered[1] and "30.00" not in filtered[1]
+    assert compare(str(outputs / "counting" / "rope" / "01234567" / "seed=2"), "split=ood_shorter").stdout.count("60.00") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pe=cpoe"], "error: pe=cpoe is not known; allowed: cope, rope. Did you mean 'cope'?"),
+        (["pe=rope,cpoe"], "error: pe=cpoe is not known"),
+        (["seed=1", "seed=2"], "error: seed=2 is one seed too many"),
+        (["sed=1"], "error: sed is not a setting; allowed: task, pe, seed, scale, split. Did you mean 'seed'?"),
+        (["split=tset"], "error: split=tset is not known; allowed: test, ood_shorter. Did you mean 'test'?"),
+        (["pe=cope", "seed=2"], "error: no finished run has all of these filters' values"),
+        (["nowhere"], "error: nowhere holds no finished run"),
+        ([""], "error: '' is not of the form key=value"),
+    ],
+)
+def test_words_that_mean_nothing_are_told(outputs: Path, arguments: list[str], said: str) -> None:
+    done = compare(str(outputs), *arguments)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(said), done.stderr
+
+
+def test_a_filter_alone_is_not_enough() -> None:
+    assert compare("seed=1").stderr.startswith("error: no folder is named")
