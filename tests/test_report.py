@@ -340,7 +340,7 @@ def test_it_sorts_filters_and_links_in_a_browser_on_a_phone_and_on_a_desk(page: 
     assert found["problems"] == [] and "CONSOLE" not in done.stderr
     assert found["width"] == width and found["scroll"] <= width  # the page itself never scrolls sideways
     assert found["choices"][0] == ["", "flip_flop", "selective_copy", "wikipedia"] and found["choices"][2] == ["", "smoke"]
-    assert found["tasks"] == ["flip_flop"] and found["encodings"] == ["rope"] and set(found["scales"]) == {"smoke", ""}
+    assert found["tasks"] == ["flip_flop"] and found["encodings"] == ["rope"] and set(found["scales"]) == {"smoke", None}
     up, down = ([float(value.split()[0]) for value in found[way] if value != "missing"] for way in ("up", "down"))
     assert up == sorted(up) and down == up[::-1] and len(up) == 6 and found["sort"] == "descending"
     assert found["up"][-1] == found["down"][-1] == "missing"
