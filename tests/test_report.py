@@ -222,7 +222,7 @@ def test_published_measurements_are_never_lost(tmp_path: Path) -> None:
     folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent
     for path in (tmp_path / "outputs").rglob("scores.json"):
         path.unlink()
-    with pytest.raises(UserError, match=r"would lose 2 files that the runs here have not, such as .*scores.json\. Make them "):
+    with pytest.raises(UserError, match=r"would lose 2 files that this report has not, such as .*scores.json\. Make them "):
         write_report(report, folder, "make publish", with_runs=True)
     assert len(list(folder.rglob("scores.json"))) == 2
 

@@ -35,7 +35,7 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
         )
     if lost:
         raise UserError(
-            f"{folder} would lose {len(lost)} files that the runs here have not, such as {lost[0]}. Make them again (what "
+            f"{folder} would lose {len(lost)} files that this report has not, such as {lost[0]}. Make them again (what "
             "heads attend to: make figure4), or delete them there first."
         )
 
