@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,6 +200,26 @@ def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.Mo
     assert gpu_names() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert gpu_names() == ["2", "3"]
+
+
+def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = plan_in(tmp_path, "table4", 1).runs
+    busy: list[str] = []
+    seen: list[str] = []
+
+    def run_on_a_gpu(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
+        gpu = env["CUDA_VISIBLE_DEVICES"]
+        assert gpu not in busy
+        busy.append(gpu)
+        seen.append(gpu)
+        time.sleep(0.05)
+        busy.remove(gpu)
+        return subprocess.CompletedProcess([], 1)
+
+    monkeypatch.setattr("cope.report.run_all.gpu_names", lambda: ["2", "3"])
+    monkeypatch.setattr(subprocess, "run", run_on_a_gpu)
+    assert len(run_all(runs, ROOT, 4)) == len(runs) == len(seen)
+    assert set(seen) == {"2", "3"}
 
 
 def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
