@@ -12,6 +12,7 @@ is left, 1 if the command was refused.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def draw(plans: list[Plan], findings: Findings) -> list[Path]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which clusters send: as Ctrl-C
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException) as error:

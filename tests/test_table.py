@@ -207,17 +207,17 @@ def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Monkey
     busy: list[str] = []
     seen: list[str] = []
 
-    def run_on_a_gpu(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
-        gpu = env["CUDA_VISIBLE_DEVICES"]
+    def run_on_a_gpu(script: Path, overrides: object, log: Path, environment: dict[str, str], started: object) -> int:
+        gpu = environment["CUDA_VISIBLE_DEVICES"]
         assert gpu not in busy
         busy.append(gpu)
         seen.append(gpu)
         time.sleep(0.05)
         busy.remove(gpu)
-        return subprocess.CompletedProcess([], 1)
+        return 1
 
     monkeypatch.setattr("cope.report.run_all.gpu_names", lambda: ["2", "3"])
-    monkeypatch.setattr(subprocess, "run", run_on_a_gpu)
+    monkeypatch.setattr("cope.report.run_all.run_in_process", run_on_a_gpu)
     assert len(run_all(runs, ROOT, 4)) == len(runs) == len(seen)
     assert set(seen) == {"2", "3"}
 
@@ -226,7 +226,7 @@ def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkey
     run = plan_in(tmp_path, "table4", 1).runs[0]
     outcomes = ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: "))
     for status, failed, said in (*outcomes, *outcomes):  # the first three again, after a failure
-        monkeypatch.setattr(subprocess, "run", lambda *_, status=status, **__: subprocess.CompletedProcess([], status))
+        monkeypatch.setattr("cope.report.run_all.run_in_process", lambda *_, status=status: status)
         assert run_all([run], ROOT, 1) == [run] and run.failed == failed
         assert _conclude(run, status, []).startswith(said)
 

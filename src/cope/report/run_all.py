@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cope.command_line import BUSY, INTERRUPTED
 from cope.configuration import Problems
 from cope.errors import UserError
 from cope.report.plan import PlannedRun, composed
+from cope.report.run_process import run_in_process
 from cope.report.tables import run_line
 from cope.results.record import read_json, write_text
 from cope.sweep import num_cores
@@ -103,6 +103,7 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     for gpu in gpus:
         free_gpus.put(gpu)
 
+    processes: list[BaseProcess] = []
     besides: list[float] = []  # seconds that runs took apart from training: to start, and to score their splits
 
     def start(run: PlannedRun) -> int:
@@ -115,13 +116,11 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
         try:
             run.folder.path.mkdir(parents=True, exist_ok=True)
             run.mark_of_failure.unlink(missing_ok=True)
-            with run.log.open("a") as log:
-                command = [sys.executable, str(root / "train.py"), *own]
-                try:
-                    status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
-                except OSError as error:  # no memory for another process
-                    log.write(f"{error}\n")
-                    status = 1
+            try:
+                status = run_in_process(root / "train.py", own, run.log, environment, processes.append)
+            except (OSError, EOFError) as error:  # no memory for another process
+                run.log.write_text(f"{error}\n")
+                status = 1
             if status == 0 and (result := run.result()) is not None:
                 besides.append(max(0.0, time.monotonic() - began - result["time_s"]))
             return status
@@ -152,7 +151,10 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
                 count = f"{len(waiting) - len(unfinished)} of {len(waiting)}"
                 print(f"[{count} done, {running} running, {passed:.0f} min{guess}] {told}", flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the runs that go on save their state and end; no other begins
+        pool.shutdown(wait=False, cancel_futures=True)  # no other begins
+        for process in processes:
+            process.terminate()  # those that go on save their state and end
+        pool.shutdown()
     return left_over
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from cope.tasks.base import Task
 FINGERPRINTED = ("functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "training")
 
 
+@cache
 def code_fingerprint() -> str:
-    """A hash of the package's code that can change a run's numbers."""
+    """A hash of the package's code that can change a run's numbers, as it was when this was first asked."""
     root = Path(cope.__file__).parent
     files = [
         path for name in FINGERPRINTED for path in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,9 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the code, ``+changes`` where it was changed since; None outside a git checkout."""
+    """The commit of the code when first asked, ``+changes`` where it was changed since; None outside a git checkout."""
     root = Path(__file__).resolve().parent
     try:
         revision = subprocess.run(
