@@ -12,6 +12,7 @@ is left, 1 if the command was refused.
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def main() -> None:
         print(f"\n# {plan.name}: {plan.title}\n\n{plan_tables(plan, findings)}", flush=True)
     not_measured = []
     if options.run:
-        for picture in draw(plans, findings):
+        for picture in draw(plans, findings, overrides):
             print(f"picture: {picture}", flush=True)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
         not_measured = measure_heads(looked_at, ROOT, options.windows)
@@ -88,10 +89,12 @@ def main() -> None:
     sys.exit(LEFT_OVER if unfinished or not_measured else 0)
 
 
-def draw(plans: list[Plan], findings: Findings) -> list[Path]:
-    """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs."""
+def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Path]:
+    """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs; with other settings than the
+    scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
     run = plans[0].runs[0]
-    folder = run.folder.path.parents[3] / "figures" / run.scale
+    others = [text for text in overrides if text.partition("=")[0] not in ("scale", "output_dir", "logger")]
+    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+-]", "_", ",".join(sorted(others)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)

@@ -80,11 +80,12 @@ def provenance(results: list[dict[str, Any]]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values))
 
     hardware = [result["hardware"] for result in results]
+    processors = [h["processor"] + (f" with {h['instructions']}" if "instructions" in h else "") for h in hardware]
     on_gpu = [found["device"] for found in hardware if found.get("device", "cpu") != "cpu"]
     return (
         f"Scale {all_of([r['scale'] for r in results])}; seeds {all_of(sorted(r['seed'] for r in results))}; "
         + (f"{all_of(on_gpu)}; " if on_gpu else "")
-        + f"{all_of([h['processor'] for h in hardware])}, {all_of([h['threads'] for h in hardware])} thread(s) a run; "
+        + f"{all_of(processors)}, {all_of([h['threads'] for h in hardware])} thread(s) a run; "
         f"PyTorch {all_of([r['versions']['torch'] for r in results])}; "
         f"commit {all_of([r['commit'] or 'not known' for r in results])}; "
         f"{all_of(sorted(r['date'] for r in results))}."

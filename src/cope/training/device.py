@@ -107,7 +107,7 @@ def peak_memory_mib() -> float:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the run ran on: processor, cores, threads, device. No host name, no environment."""
+    """What the run ran on: processor, its vector instructions, cores, threads, device. No host name, no environment."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -116,6 +116,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         pass  # not Linux, or a processor that gives no name: the platform's own word stands
     return {
         "processor": model,
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # others round differently, which shows like another seed
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
