@@ -94,7 +94,7 @@ def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Pa
     scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
     run = plans[0].runs[0]
     others = [text for text in overrides if text.partition("=")[0] not in ("scale", "output_dir", "logger")]
-    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+-]", "_", ",".join(sorted(others)))
+    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", ",".join(sorted(others)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)

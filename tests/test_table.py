@@ -16,12 +16,15 @@ from plans import TABLES, composed, plan_in
 
 from cope.command_line import BUSY, INTERRUPTED
 from cope.errors import UserError
-from cope.report.comparison import comparison_table
+from cope.report.comparison import comparison_table, provenance
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
 from cope.report.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
 from cope.training.experiment import Experiment
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import table as command
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -53,6 +56,21 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     text = comparison_table(plan, "code", findings)
     assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
+
+
+def test_the_provenance_names_each_processor_and_its_vector_instructions() -> None:
+    common = {"scale": "laptop", "versions": {"torch": "2"}, "commit": None, "date": "2026-01-02"}
+    machines = [{"processor": "A", "threads": 1}, {"processor": "A", "instructions": "AVX2", "threads": 1}]
+    said = provenance([common | {"seed": seed, "hardware": machine} for seed, machine in enumerate([*machines, machines[1]])])
+    assert said == "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; 2026-01-02."
+
+
+def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "table4", 1)
+    for overrides in (["scale=smoke", f"output_dir={tmp_path}"], ["model.dim=32", "task.splits={a: {b: 1}}", "scale=smoke"]):
+        assert command.draw([plan], Findings([plan]), overrides) == []  # nothing is finished
+    folders = [path.relative_to(tmp_path) for path in sorted((tmp_path / "figures").rglob("*"))]
+    assert [str(path) for path in folders] == ["figures/smoke", "figures/smoke/model.dim=32,task.splits=_a_ _b_ 1__"]
 
 
 def failing(folder: Path, failed: Callable[[PlannedRun], bool]) -> tuple[Plan, Findings]:
