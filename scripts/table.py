@@ -16,21 +16,24 @@ import re
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.command_line import INTERRUPTED, LEFT_OVER, message_of
+from cope.configuration import NOT_PART_OF_THE_RUN
 from cope.errors import UserError, check_at_least
 from cope.report.comparison import plan_tables
 from cope.report.findings import Findings
 from cope.report.measure import MEASURED_TABLE, measure_heads
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan import Plan, all_runs, read_plan, read_plans, table_names
-from cope.report.run_all import Clock, check_settings, num_places, run_all
+from cope.report.run_all import Clock, Terminated, check_settings, num_places, run_all
 from cope.report.table_figures import draw_table_figures
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
 
 
 def main() -> None:
@@ -93,8 +96,8 @@ def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Pa
     """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs; with other settings than the
     scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
     run = plans[0].runs[0]
-    others = [text for text in overrides if text.partition("=")[0] not in ("scale", "output_dir", "logger")]
-    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", ",".join(sorted(others)))
+    others = ",".join(sorted(text for text in overrides if text.partition("=")[0] not in ("scale", *NOT_PART_OF_THE_RUN)))
+    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", others)[:LONGEST_NAME]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
@@ -103,8 +106,13 @@ def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Pa
     return [drawing.path.with_suffix(".png") for drawing in drawings]
 
 
+def terminate(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C."""
+    raise Terminated
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which clusters send: as Ctrl-C
+    signal.signal(signal.SIGTERM, terminate)  # which clusters send
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException) as error:

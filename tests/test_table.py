@@ -21,6 +21,7 @@ from cope.report.findings import Findings
 from cope.report.paper import paper_figures
 from cope.report.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
+from cope.report.run_process import RunProcesses
 from cope.training.experiment import Experiment
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -67,7 +68,7 @@ def test_the_provenance_names_each_processor_and_its_vector_instructions() -> No
 
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "table4", 1)
-    for overrides in (["scale=smoke", f"output_dir={tmp_path}"], ["model.dim=32", "task.splits={a: {b: 1}}", "scale=smoke"]):
+    for overrides in (["scale=smoke", f"output_dir={tmp_path}"], ["model.dim=32", "task.splits={a: {b: 1}}", "data_dir=/d"]):
         assert command.draw([plan], Findings([plan]), overrides) == []  # nothing is finished
     folders = [path.relative_to(tmp_path) for path in sorted((tmp_path / "figures").rglob("*"))]
     assert [str(path) for path in folders] == ["figures/smoke", "figures/smoke/model.dim=32,task.splits=_a_ _b_ 1__"]
@@ -225,7 +226,7 @@ def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Monkey
     busy: list[str] = []
     seen: list[str] = []
 
-    def run_on_a_gpu(script: Path, overrides: object, log: Path, environment: dict[str, str], started: object) -> int:
+    def run_on_a_gpu(self: RunProcesses, script: Path, overrides: object, log: Path, environment: dict[str, str]) -> int:
         gpu = environment["CUDA_VISIBLE_DEVICES"]
         assert gpu not in busy
         busy.append(gpu)
@@ -235,7 +236,7 @@ def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Monkey
         return 1
 
     monkeypatch.setattr("cope.report.run_all.gpu_names", lambda: ["2", "3"])
-    monkeypatch.setattr("cope.report.run_all.run_in_process", run_on_a_gpu)
+    monkeypatch.setattr(RunProcesses, "run", run_on_a_gpu)
     assert len(run_all(runs, ROOT, 4)) == len(runs) == len(seen)
     assert set(seen) == {"2", "3"}
 
@@ -244,7 +245,7 @@ def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkey
     run = plan_in(tmp_path, "table4", 1).runs[0]
     outcomes = ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: "))
     for status, failed, said in (*outcomes, *outcomes):  # the first three again, after a failure
-        monkeypatch.setattr("cope.report.run_all.run_in_process", lambda *_, status=status: status)
+        monkeypatch.setattr(RunProcesses, "run", lambda *_, status=status: status)
         assert run_all([run], ROOT, 1) == [run] and run.failed == failed
         assert _conclude(run, status, []).startswith(said)
 

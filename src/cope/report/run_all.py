@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,15 @@ from cope.command_line import BUSY, INTERRUPTED
 from cope.configuration import Problems
 from cope.errors import UserError
 from cope.report.plan import PlannedRun, composed
-from cope.report.run_process import run_in_process
+from cope.report.run_process import RunProcesses
 from cope.report.tables import run_line
 from cope.results.record import read_json, write_text
 from cope.sweep import num_cores
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which reaches this process alone, where Ctrl-C reaches its runs as well."""
+
 
 PUBLISHED = "docs/results*/runs"  # the results that come with the project
 
@@ -93,6 +97,10 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
 
     Each runs in a process of its own, on a GPU of its own where there are some, with its output in its folder. One that fails
     does not stop the others.
+
+    Raises:
+        UserError: a run's folder cannot be written; those that go on end first.
+        Terminated, KeyboardInterrupt: once those that went on have saved their state.
     """
     waiting = [run for run in runs if run.result() is None]
     num_jobs = min(num_jobs, max(1, len(waiting)))
@@ -103,7 +111,7 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     for gpu in gpus:
         free_gpus.put(gpu)
 
-    processes: list[BaseProcess] = []
+    processes = RunProcesses()
     besides: list[float] = []  # seconds that runs took apart from training: to start, and to score their splits
 
     def start(run: PlannedRun) -> int:
@@ -117,9 +125,10 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
             run.folder.path.mkdir(parents=True, exist_ok=True)
             run.mark_of_failure.unlink(missing_ok=True)
             try:
-                status = run_in_process(root / "train.py", own, run.log, environment, processes.append)
-            except (OSError, EOFError) as error:  # no memory for another process
-                run.log.write_text(f"{error}\n")
+                status = processes.run(root / "train.py", own, run.log, environment)
+            except (OSError, EOFError) as error:
+                with run.log.open("a") as log:
+                    log.write(f"The process could not be started: {error}\n")
                 status = 1
             if status == 0 and (result := run.result()) is not None:
                 besides.append(max(0.0, time.monotonic() - began - result["time_s"]))
@@ -150,11 +159,12 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
                 passed = (time.monotonic() - started) / 60
                 count = f"{len(waiting) - len(unfinished)} of {len(waiting)}"
                 print(f"[{count} done, {running} running, {passed:.0f} min{guess}] {told}", flush=True)
+    except Terminated:
+        processes.terminate()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # no other begins
-        for process in processes:
-            process.terminate()  # those that go on save their state and end
-        pool.shutdown()
+        processes.start_no_more()
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, which reaches the runs by itself, they save their state and end
     return left_over
 
 

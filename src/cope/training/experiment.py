@@ -97,6 +97,7 @@ class Experiment:
             check_data(result, self.task, self.folder.result)
             log.info("This run is finished already; force=true starts it over.")
             return result
+        commit()  # of the code that trains, not of what stands there when it has
         keep_freed_memory()
         if self.trainer.threads is not None:
             torch.set_num_threads(self.trainer.threads)
