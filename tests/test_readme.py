@@ -1,7 +1,8 @@
-"""The README's commands are real: each composes, the choices it lists are all there are, and its example of the API runs."""
+"""What README and docs say is real: commands compose, choices are all there are, tables and verdicts are the published ones."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -14,7 +15,9 @@ from hydra import initialize_config_dir
 from cope.command_line import check_overrides
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
 
 
@@ -47,13 +50,30 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE)
     targets += " ".join(re.findall(r"^(?:TABLES|FIGURES) := (.*)", makefile, re.MULTILINE)).split()
-    for name in re.findall(r"`?\bmake ([a-z0-9-]+)", README):
-        assert name in targets
+    for name in re.findall(r"`?\bmake ([a-z0-9-]+)", README) + re.findall(r"`make ([a-z0-9-]+)", "".join(PAGES.values())):
+        assert name in targets, name
 
 
-def test_files_that_are_named_exist():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", PAGES[page]):
+        assert (page.parent / path).exists(), path
+
+
+def test_tables_of_results_are_the_published_ones():
+    section = README[README.index("## Results at laptop scale") : README.index("## The paper, table by table")]
+    shown = [line for line in section.splitlines() if line.startswith(("| ", "Scale "))]
+    published = "".join(path.read_text() for path in sorted((ROOT / "docs" / "results" / "tables").glob("table[24].md")))
+    assert len(shown) > 15
+    for line in shown:
+        assert line in published.splitlines(), line
+
+
+def test_verdicts_are_the_published_ones():
+    published = json.loads((ROOT / "docs" / "results" / "verdicts.json").read_text())
+    for verdict in published:
+        row = next(line for line in README.splitlines() if line.startswith(f"| {verdict['number']}. "))
+        assert row.rstrip(" |").rpartition("| ")[2].strip("*") == verdict["outcome"], row
 
 
 def test_the_example_of_the_function_runs():

@@ -1,4 +1,4 @@
-"""CoPE attention as the paper writes it, one line an equation.
+"""CoPE attention as the paper writes it, equation by equation.
 
 *Contextual Position Encoding: Learning to Count What's Important*, Golovneva et al., arXiv 2405.18719, Section 4. This file is
 the definition that every faster backend is held to, in values and in gradients. It builds several time x time tensors per

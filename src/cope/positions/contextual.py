@@ -4,9 +4,11 @@ A token-based encoding numbers tokens 1, 2, 3, ... CoPE lets each query decide, 
 opens for the keys worth counting, and the position of a key is the sum of the gates from it to the query. With gates that open
 for ``++`` alone, position 3 is "the third increment back", however many tokens lie between.
 
-    g_ij = sigmoid(q_i . k_j / sqrt(d))               Equation 3: does query i count key j?
-    p_ij = g_ij + g_i,j+1 + ... + g_ii                Equation 4: how many were counted from j to i
-    a_ij = softmax_j(q_i . k_j + q_i . e[p_ij])       Equations 5, 6: e[p] interpolated where p is not whole
+    g_ij = sigmoid(q_i . k_j / sqrt(d))                        Equation 3: does query i count key j?
+    p_ij = g_ij + g_i,j+1 + ... + g_ii                         Equation 4: how many were counted from j to i
+    a_ij = softmax_j((q_i . k_j + q_i . e[p_ij]) / sqrt(d))    Equations 5, 6: e[p] interpolated where p is not whole
+
+The last division is the released code's; the paper's listing divides q.k alone (``scale="paper"``).
 
 If every gate is 1, p_ij = i - j + 1: relative position is a special case.
 """
