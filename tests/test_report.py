@@ -109,6 +109,8 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert verdicts[1]["outcome"] == "reproduced" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17
     assert verdicts[1]["scales"] == ["smoke"] and verdicts[1]["summary"] == "All 2 comparisons come out as the paper says."
     assert "cope 0.25%, rope 4.60%, absolute 20.15%" in verdicts[1]["figures"]
+    reasons = (folder / "verdicts.md").read_text()
+    assert all(finding["text"] in reasons for verdict in verdicts.values() for finding in verdict["findings"])
     assert verdicts[3]["summary"].startswith("3 of 3 comparisons could not be made, since runs are missing or failed: cope")
 
 

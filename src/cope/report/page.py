@@ -71,6 +71,15 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def verdict_reasons(verdicts: Sequence[Verdict]) -> str:
+    """Each verdict with its comparisons and their numbers, in Markdown."""
+    lines = []
+    for verdict in verdicts:
+        lines.append(f"\n## {verdict.number}. {verdict.claim}: {verdict.outcome}\n\n{verdict.summary}\n")
+        lines += [f"- {finding.outcome}: {finding.text}" for finding in verdict.findings]
+    return "\n".join(lines)
+
+
 def write_report(report: Report, folder: Path, command: str, with_runs: bool = False) -> Path:
     """Write all of it to ``folder`` and return the page's path; what was there stays until then.
 
@@ -133,7 +142,7 @@ def _write_report(report: Report, folder: Path, command: str, with_runs: bool) -
         drawings = _draw(report, partial / "figures")
         verdicts = [verdict.as_json() for verdict in report.verdicts]
         (partial / MARKER).write_text(json.dumps(verdicts, indent=2) + "\n")
-        (partial / "verdicts.md").write_text(verdict_table(report.verdicts) + "\n")
+        (partial / "verdicts.md").write_text(f"{verdict_table(report.verdicts)}\n{verdict_reasons(report.verdicts)}\n")
         page = _page(report, table, beside_cope, drawings, command)
         (partial / "index.html").write_text(page, encoding="utf-8")
         if with_runs:
