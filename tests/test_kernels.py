@@ -402,7 +402,9 @@ def test_gradient_of_dropout_in_single_precision(backend):
 @pytest.mark.parametrize("gates", ["keys", "separate"])
 def test_a_nan_reaches_every_query_that_sees_it(backend, gates):
     num_keys, wrong = BLOCK + 20, 30
-    values = draw(num_keys, num_keys, 5, gates=gates, dtype=DTYPES[backend])
+    # Of separate gates native looks at none beyond the last position, so there must be positions enough to reach the wrong key.
+    num_positions = 5 if gates == "keys" else num_keys + 1
+    values = draw(num_keys, num_keys, num_positions, gates=gates, dtype=DTYPES[backend])
     with torch.no_grad():
         values["gate_keys" if gates == "separate" else "k"][:, :, wrong] = math.nan
     output = run(values, backend)

@@ -61,7 +61,8 @@ def cope_attention(
 
     Returns:
         The attended values, of q's type. Half precision is computed in float32. A NaN in the input reaches the outputs of the
-        queries that see it (and may reach earlier ones, since 0 x NaN is NaN).
+        queries that see it (and may reach earlier ones, since 0 x NaN is NaN); with ``native`` one in ``gate_keys`` may stay
+        out of queries for which the positions end before it, since no gate is looked at there.
 
     Raises:
         UserError: an unknown scale or backend, a backend that cannot be had, an empty table, more queries than keys, or
