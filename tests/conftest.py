@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before Triton is imported: its kernels run on the CPU, in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -16,9 +17,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig
+from probe_server import Server
 
 from cope.configuration import build
 from cope.model.transformer import Transformer
+from cope.probe import client
 from cope.training.experiment import build_model, model_shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,3 +79,20 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
         return build_model(config, task, model_shape(config, task.context, task.longest)).eval()
 
     return made
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv(client.KEY_VARIABLE, raising=False)
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, which are noted instead of made."""
+    noted: list[float] = []
+    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=noted.append))
+    return noted

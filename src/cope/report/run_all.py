@@ -22,12 +22,11 @@ from cope.report.tables import run_line
 from cope.results.record import read_json, write_text
 from cope.sweep import num_cores
 
+PUBLISHED = "docs/results*/runs"  # the results that come with the project
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which reaches this process alone, where Ctrl-C reaches its runs as well."""
-
-
-PUBLISHED = "docs/results*/runs"  # the results that come with the project
 
 
 def gpu_names() -> list[str]:
