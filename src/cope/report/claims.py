@@ -139,22 +139,15 @@ def _examine(relation: dict[str, Any], findings: Findings) -> list[Finding]:
 
 def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
-    fraction = relation.get("at_fraction")
     found = []
     for lower, higher in pairwise(relation["order"]):
-        where = f"{section}, {split}"
-        if fraction is None:
-            low, high = findings.values(section, lower, split), findings.values(section, higher, split)
-        else:
-            (low, steps), (high, others) = (findings.values_at(section, row, fraction) for row in (lower, higher))
-            shown_steps = ", ".join(map(str, sorted(steps | others))) or "missing"
-            where += f", at the first validation after {fraction:.0%} of the steps (step {shown_steps})"
+        low, high = findings.values(section, lower, split), findings.values(section, higher, split)
         claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high}, seeds)
-        examples = None if fraction else _difference_over_examples(findings, section, split, (lower, higher), factor, seeds)
-        finding = _compare(where, claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
-        found.append(_with_learning(finding, findings, section, (lower, higher)) if fraction is None else finding)
+        examples = _difference_over_examples(findings, section, split, (lower, higher), factor, seeds)
+        finding = _compare(f"{section}, {split}", claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
+        found.append(_with_learning(finding, findings, section, (lower, higher)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from cope.results.record import read_json
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
 # training data are: what it does on other splits then says nothing of generalisation. Perplexities have no such mark.
 LEARNED_PERCENT = 5.0
+
+# What a table or a claim calls the validation during training, beside the names of the splits that are scored at its end.
+DURING_TRAINING = re.compile(r"first validation after (\d+)% of the steps")
 
 
 def task_and_encoding(run: PlannedRun) -> tuple[str, str]:
@@ -81,12 +85,24 @@ class Findings:
         return list(self._runs.values())
 
     def values(self, section: str, row: str, split: str) -> dict[int, float]:
-        """The headline metric by seed, as it is shown: errors in percent."""
+        """The headline metric by seed, as it is shown: errors in percent. Of a split, or of ``DURING_TRAINING``."""
+        during_training = DURING_TRAINING.fullmatch(split)
+        if during_training:
+            return self._values_during_training(section, row, int(during_training[1]) / 100)
         found = {}
         for seed, (_, result) in self._of(section, row).items():
             if split in result["splits"]:
                 headline = result["headline"]
                 found[seed] = METRICS[headline].factor * result["splits"][split][headline]
+        return found
+
+    def _values_during_training(self, section: str, row: str, fraction: float) -> dict[int, float]:
+        curves = self.curve(section, row)
+        found = {}
+        for seed, (_, result) in self._of(section, row).items():
+            later = [point for point in curves[seed] if point[0] >= fraction * result["steps"]]
+            if later:  # a result whose metrics.jsonl was left behind has none
+                _, found[seed] = min(later)
         return found
 
     def counts(self, section: str, row: str, split: str, seeds: Collection[int] | None = None) -> tuple[int, int] | None:
@@ -110,17 +126,6 @@ class Findings:
     def scales(self, section: str, rows: Iterable[str]) -> set[str]:
         """The scales that the rows' runs were made at."""
         return {result.get("scale", "") for row in rows for _, result in self._of(section, row).values()}
-
-    def values_at(self, section: str, row: str, fraction: float) -> tuple[dict[int, float], set[int]]:
-        """The headline metric by seed at the first validation after ``fraction`` of the steps, and the steps of those."""
-        found, steps = {}, set()
-        for seed, (_, result) in self._of(section, row).items():
-            wanted = fraction * result["steps"]
-            later = [point for point in self.curve(section, row)[seed] if point[0] >= wanted]
-            if later:  # a result whose metrics.jsonl was left behind has none
-                step, found[seed] = min(later)
-                steps.add(step)
-        return found, steps
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
         """(step, headline metric of the validation) by seed."""
