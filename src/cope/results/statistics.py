@@ -19,8 +19,10 @@ def wilson_interval(errors: int, count: int, confidence: float = 0.95) -> tuple[
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation over seeds; None for the latter where there is a single value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    """Mean and sample standard deviation over seeds; the latter None for a single value, 0 if they differ by rounding only."""
+    if len(values) == 1:
+        return float(values[0]), None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if _vary(values) else 0.0
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
