@@ -94,9 +94,9 @@ native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run
 
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## Time CoPE attention beside ordinary attention, with 1 and 2 threads
-	$(BIN)/python scripts/benchmark.py attention threads=1,2
-	$(BIN)/python scripts/benchmark.py training
-	$(BIN)/python scripts/benchmark.py profile
+	$(BIN)/python benchmarks/benchmark.py attention threads=1,2
+	$(BIN)/python benchmarks/benchmark.py training
+	$(BIN)/python benchmarks/benchmark.py profile
 
 .PHONY: sanitize
 sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan

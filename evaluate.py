@@ -10,13 +10,13 @@ and written to ``evaluations/`` in the run's folder.
 
 import sys
 
-from cope.command_line import reporting_errors
+from cope.cli import reporting_errors
 
 
 def main(arguments: list[str]) -> None:
     with reporting_errors():
         from cope.report.tables import scores_table
-        from cope.training.reevaluation import reevaluate
+        from cope.run.reevaluation import reevaluate
 
         scores, path = reevaluate(arguments)
         print(scores_table(scores["headline"], scores["splits"]))

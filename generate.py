@@ -16,12 +16,12 @@ trained with task.loss=answers has learned to give answers, not to write what th
 
 import sys
 
-from cope.command_line import INTERRUPTED, reporting_errors
+from cope.cli import INTERRUPTED, reporting_errors
 
 
 def main(arguments: list[str]) -> None:
     with reporting_errors():
-        from cope.training.generation import parse, text_pieces
+        from cope.run.generation import parse, text_pieces
 
         request = parse(arguments)
         try:

@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.command_line import check_overrides, reporting_errors
+from cope.cli import check_overrides, reporting_errors
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -20,8 +20,8 @@ def train(config: DictConfig) -> None:
         # Imported here, so that --help and shell completion need not wait for PyTorch.
         from cope.report.figures import draw_run
         from cope.report.tables import run_line, run_table
-        from cope.sweep import is_sweep, take_share_of_cores
-        from cope.training.experiment import Experiment
+        from cope.run.experiment import Experiment
+        from cope.sweep.jobs import is_sweep, take_share_of_cores
 
         take_share_of_cores(config)
         experiment = Experiment(config)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from cope.command_line import key_values
+from cope.cli import key_values
 from cope.errors import UserError, check_choice
+from cope.metrics import METRICS
+from cope.report.collect import describe_differences, read_results
 from cope.report.tables import MISSING
-from cope.results.collect import describe_differences, read_results
-from cope.results.metrics import METRICS
 
 FILTERS = {"task": "task", "pe": "encoding", "seed": "seed", "scale": "scale"}  # what is typed -> the key in result.json
 KEYS = {key: (lambda text: text.split(","), "values separated by commas") for key in [*FILTERS, "split"]}

@@ -16,13 +16,13 @@ whose encoding adds to the attention logits (cope and its variants, relative).
 
 import sys
 
-from cope.command_line import reporting_errors
+from cope.cli import reporting_errors
 
 
 def main(arguments: list[str]) -> None:
     with reporting_errors():
-        from cope.report.position_alone import draw_position_alone, position_alone_tables, read_scores
-        from cope.training.position_alone import measure_position_alone, parse
+        from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+        from cope.heads.measure import measure_position_alone, parse
 
         folder = measure_position_alone(parse(arguments))
         print(position_alone_tables(read_scores(folder)))

@@ -13,11 +13,12 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.command_line import INTERRUPTED, check_overrides
-from cope.configuration import build, resolved
+from cope.building import build
+from cope.cli import INTERRUPTED, check_overrides
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
 from cope.errors import UserError
+from cope.run.configuration import resolved
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")

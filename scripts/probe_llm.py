@@ -13,9 +13,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.command_line import INTERRUPTED, check_overrides
-from cope.configuration import resolved
+from cope.cli import INTERRUPTED, check_overrides
 from cope.errors import UserError
+from cope.run.configuration import resolved
 
 
 @hydra.main(version_base="1.3", config_path="../configs/probe", config_name="llm")

@@ -16,10 +16,10 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.command_line import message_of
+from cope.cli import message_of
 from cope.errors import UserError, check_at_least
 from cope.report.page import collect, verdict_table, write_report
-from cope.report.plan import read_plans
+from cope.sweep.plan import read_plans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -21,16 +21,16 @@ from types import FrameType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.command_line import INTERRUPTED, LEFT_OVER, message_of
-from cope.configuration import NOT_PART_OF_THE_RUN
+from cope.cli import INTERRUPTED, LEFT_OVER, message_of
 from cope.errors import UserError, check_at_least
+from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.report.comparison import plan_tables
 from cope.report.findings import Findings
-from cope.report.measure import MEASURED_TABLE, measure_heads
 from cope.report.paper_figures import draw_paper_figures
-from cope.report.plan import Plan, all_runs, read_plan, read_plans, table_names
-from cope.report.run_all import Clock, Terminated, check_settings, num_places, run_all
 from cope.report.table_figures import draw_table_figures
+from cope.run.configuration import NOT_PART_OF_THE_RUN
+from cope.sweep.plan import Plan, all_runs, read_plan, read_plans, table_names
+from cope.sweep.queue import Clock, Terminated, check_settings, num_places, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
@@ -64,7 +64,7 @@ def main() -> None:
     runs = all_runs(plans)
     jobs = options.jobs or num_places()
     if options.dry or options.run:
-        from cope.training.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
+        from cope.run.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
 
         check_settings(runs, ROOT / "configs", Experiment)
     if options.dry:

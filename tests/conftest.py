@@ -19,10 +19,10 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from probe_server import Server
 
-from cope.configuration import build
+from cope.building import build
 from cope.model.transformer import Transformer
 from cope.probe import client
-from cope.training.experiment import build_model, model_shape
+from cope.run.experiment import build_model, model_shape
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

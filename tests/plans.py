@@ -8,8 +8,8 @@ from pathlib import Path
 
 from conftest import CONFIGS
 
-from cope.report.plan import Plan, read_plan
-from cope.results.record import RunFolder
+from cope.run.folder import RunFolder
+from cope.sweep.plan import Plan, read_plan
 
 TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
 NOWHERE = Path("/nonexistent")

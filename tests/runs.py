@@ -14,9 +14,9 @@ import torch
 from conftest import ROOT
 from omegaconf import DictConfig
 
-from cope.results.record import RunFolder
-from cope.training.experiment import Experiment
-from cope.training.loop import TrainingLoop
+from cope.run.experiment import Experiment
+from cope.run.folder import RunFolder
+from cope.run.loop import TrainingLoop
 
 # Of result.json: what two runs need not share, though their numbers are the same. The code's commit may change in between.
 CIRCUMSTANCES = ("time_s", "peak_memory_mib", "date", "commit")

@@ -13,10 +13,10 @@ from conftest import ROOT
 from omegaconf import DictConfig
 from runs import folder_of, run, train
 
-from cope.command_line import check_overrides
+from cope.cli import check_overrides
 from cope.errors import UserError
+from cope.run.experiment import Experiment
 from cope.tasks import flip_flop_files
-from cope.training.experiment import Experiment
 
 Compose = Callable[..., DictConfig]
 SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")

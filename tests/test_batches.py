@@ -12,12 +12,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from cope.run.batches import TrainingBatches, epoch_order, evaluation_batches
+from cope.run.evaluation import score
+from cope.run.optimizer import OptimizerSettings
 from cope.seeding import numpy_stream, seed_torch, stream_seed
 from cope.tasks.base import IGNORE, Examples, Specimen, Task
 from cope.tasks.flip_flop import FlipFlop
-from cope.training.batches import TrainingBatches, epoch_order, evaluation_batches
-from cope.training.evaluation import score
-from cope.training.optimizer import OptimizerSettings
 
 
 class Numbered(Task):
@@ -143,7 +143,7 @@ class Repeats(nn.Module):
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 10**6])
 def test_score_of_a_case_counted_by_hand(tokens_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cope.training.evaluation.TOKENS_PER_BATCH", tokens_per_batch)
+    monkeypatch.setattr("cope.run.evaluation.TOKENS_PER_BATCH", tokens_per_batch)
     tokens = np.array([[1, 1, 1, 2, 0], [3, 3, 3, 3, 3], [1, 2, 3, 0, 0], [2, 2, 1, 0, 0]])
     answers = np.array([[0, 1, 0, 1, 0], [0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 0, 0, 0]], dtype=bool)
     model = Repeats().train()

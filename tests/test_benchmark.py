@@ -11,10 +11,10 @@ from conftest import ROOT
 from cope import cope_attention
 from cope.errors import UserError
 
-sys.path.insert(0, str(ROOT / "scripts"))  # where the benchmarks are run from
+sys.path.insert(0, str(ROOT / "benchmarks"))  # where they are run from
 import benchmark
-import benchmark_candidates
-import benchmark_profile
+import candidates
+import profiling
 
 # A stand-in with the authors' interface, and one of its steps wrong: positions are not counted but are all 1.
 OTHER_LAYER = """
@@ -40,21 +40,21 @@ def test_a_file_without_the_authors_layer_is_refused(text, told, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=rf"released={path} {told}.*allowed: .*ContextPosSelfAttn"):
-        benchmark_candidates.candidates("cpu", str(path))
+        candidates.candidates("cpu", str(path))
 
 
 def test_a_layer_that_computes_something_else_is_not_timed(tmp_path):
     path = tmp_path / "context_position.py"
     path.write_text(OTHER_LAYER)
     with pytest.raises(UserError, match=rf"released={path} computes something else"):
-        benchmark_candidates.candidates("cpu", str(path))
+        candidates.candidates("cpu", str(path))
 
 
 def test_the_authors_layer_takes_our_tensors(tmp_path):
     path = tmp_path / "context_position.py"
     path.write_text(OTHER_LAYER)
-    attend = benchmark_candidates.released_code(str(path))
-    tensors = benchmark_candidates.draw(2, 16, 8, 0.5, "cpu")
+    attend = candidates.released_code(str(path))
+    tensors = candidates.draw(2, 16, 8, 0.5, "cpu")
     output = attend(*tensors)
     assert output.shape == tensors[0].shape
     gradients = torch.autograd.grad(output.square().sum(), tensors)
@@ -68,7 +68,7 @@ def test_equal_outputs_are_told(capsys):
     def ours(*tensors):
         return cope_attention(*tensors, scale="released", backend="blockwise")
 
-    benchmark_candidates.check_released(ours, "PATH", "cpu")
+    candidates.check_released(ours, "PATH", "cpu")
     assert "PATH gives the outputs of backend=reference, scale=released" in capsys.readouterr().out
 
 
@@ -94,15 +94,15 @@ def test_bad_input_is_refused(arguments, told):
 
 @pytest.fixture
 def recipe(compose):
-    return benchmark_profile.Recipe(compose("task=counting", "pe=cope", "model.dropout=0.1"))
+    return profiling.Recipe(compose("task=counting", "pe=cope", "model.dropout=0.1"))
 
 
 def test_shares_of_a_step_add_up(recipe):
-    row = benchmark_profile.measure(recipe, repeats=2)
-    assert list(row["shares"]) == benchmark_profile.SHARES
+    row = profiling.measure(recipe, repeats=2)
+    assert list(row["shares"]) == profiling.SHARES
     assert sum(row["shares"].values()) == pytest.approx(1)
     assert all(share > 0 for share in row["shares"].values()), row  # a category that is empty here has lost its operators
-    assert row["tokens_per_s"] * row["ms_per_step"] / 1000 == pytest.approx(recipe.num_tokens() / benchmark_profile.STEPS)
+    assert row["tokens_per_s"] * row["ms_per_step"] / 1000 == pytest.approx(recipe.num_tokens() / profiling.STEPS)
 
 
 def test_the_parts_are_all_of_the_step(recipe, monkeypatch):
@@ -114,9 +114,9 @@ def test_the_parts_are_all_of_the_step(recipe, monkeypatch):
             rounds.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr(benchmark_profile, "profile", Kept)
-    found = benchmark_profile.own_times(recipe)
-    whole = next(event for event in rounds[0].events() if event.name == benchmark_profile.WHOLE_STEP)
+    monkeypatch.setattr(profiling, "profile", Kept)
+    found = profiling.own_times(recipe)
+    whole = next(event for event in rounds[0].events() if event.name == profiling.WHOLE_STEP)
     assert sum(microseconds for _, microseconds in found) == pytest.approx(whole.cpu_time_total, rel=1e-3)
 
 
@@ -125,7 +125,7 @@ def test_every_operator_is_counted_once(recipe):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         recipe.run()
     # What the optimiser calls belongs to it unless it has a category of its own.
-    found = {event.name: benchmark_profile.category(event) for event in profiler.events()}
+    found = {event.name: profiling.category(event) for event in profiler.events()}
     for name, expected in {
         "aten::addcdiv_": "optimiser",
         "Optimizer.step#AdamW.step": "optimiser",
@@ -151,7 +151,7 @@ def test_a_round_repeats_the_first_batches_and_counts_their_work(recipe):
     recipe.loop._train_step = recorded
     recipe.run()
     recipe.run()
-    assert [step for step, _ in losses] == [*range(benchmark_profile.STEPS)] * 2
+    assert [step for step, _ in losses] == [*range(profiling.STEPS)] * 2
     assert recipe.num_tokens() * 2 == recipe.loop.num_tokens
     weights = sum(parameter.numel() for parameter in recipe.loop.core.parameters())
     assert recipe.matmul_operations() > 6 * weights * recipe.num_tokens()
@@ -159,7 +159,7 @@ def test_a_round_repeats_the_first_batches_and_counts_their_work(recipe):
 
 def test_embeddings_that_are_only_looked_up_are_no_multiplications(compose):
     tied, untied = (
-        benchmark_profile.Recipe(compose("task=counting", "pe=cope", f"model.tied_embeddings={tied}")) for tied in (True, False)
+        profiling.Recipe(compose("task=counting", "pe=cope", f"model.tied_embeddings={tied}")) for tied in (True, False)
     )
     assert tied.matmul_operations() == untied.matmul_operations()
 
@@ -167,5 +167,5 @@ def test_embeddings_that_are_only_looked_up_are_no_multiplications(compose):
 @pytest.mark.slow  # imports PyTorch in two processes
 def test_what_keeping_memory_gives_is_measured_in_processes_of_their_own(tmp_path):
     recipe = f"scale=smoke task=counting pe=rope data_dir={tmp_path}"
-    found = benchmark_profile.keeping_memory(recipe, repeats=1)
+    found = profiling.keeping_memory(recipe, repeats=1)
     assert found["ratio"] == found["ms_per_step"]["with"] / found["ms_per_step"]["without"] > 0

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from plans import TABLES, composed, plan_in
 
+from cope.metrics import METRICS
 from cope.report.claims import KINDS, Outcome, judge, read_claims, rows_of
 from cope.report.findings import Findings
-from cope.report.plan import Plan
-from cope.results.metrics import METRICS
+from cope.sweep.plan import Plan
 
 CLAIMS = {claim["number"]: claim for claim in read_claims()}
 

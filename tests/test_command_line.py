@@ -15,10 +15,10 @@ from conftest import ENCODINGS, TASKS
 from omegaconf import DictConfig
 from runs import after_step, clean_environment, command, folder_of, run, train
 
-from cope.command_line import INTERRUPTED, reporting_errors
+from cope.cli import INTERRUPTED, reporting_errors
 from cope.errors import UserError
-from cope.results.record import RunFolder
-from cope.training.loop import Interrupted, TrainingLoop
+from cope.run.folder import RunFolder
+from cope.run.loop import Interrupted, TrainingLoop
 
 TINY = ("scale=smoke", "logger=none", "trainer.steps=4", "trainer.eval_every=2", "task.num_test=16")
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import CONFIGS, ROOT
 from omegaconf import OmegaConf
 
-from cope.configuration import build
+from cope.building import build
 from cope.corpora import hub, python_stdlib
 from cope.corpora.base import Corpus, split_by_hash
 from cope.corpora.codeparrot import Codeparrot

@@ -13,11 +13,11 @@ import torch
 from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, run
 
-from cope.command_line import BUSY, reporting_errors
+from cope.cli import BUSY, reporting_errors
 from cope.errors import UserError
-from cope.results.record import RunFolder
-from cope.training.experiment import Experiment
-from cope.training.loop import Interrupted, TrainingLoop
+from cope.run.experiment import Experiment
+from cope.run.folder import RunFolder
+from cope.run.loop import Interrupted, TrainingLoop
 
 Compose = Callable[..., DictConfig]
 SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_something_else(stopped: tuple[DictConfig, RunFolder], c
 
 
 def test_other_code(stopped: tuple[DictConfig, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cope.training.loop.code_fingerprint", lambda: "0123456789abcdef")
+    monkeypatch.setattr("cope.run.loop.code_fingerprint", lambda: "0123456789abcdef")
     check_refused(*stopped, r"last\.pt was written by other code .* force=true")
 
 

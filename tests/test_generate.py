@@ -19,19 +19,20 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from runs import clean_environment
 
-from cope.command_line import INTERRUPTED
-from cope.configuration import build, resolved
+from cope.building import build
+from cope.cli import INTERRUPTED
 from cope.errors import UserError
 from cope.functional import BACKENDS
 from cope.kernels import native, triton
 from cope.model.generate import generate, probabilities
 from cope.model.transformer import Transformer
-from cope.results.record import RunFolder
+from cope.run.checkpoint import save_checkpoint
+from cope.run.configuration import resolved
+from cope.run.experiment import build_model, model_shape
+from cope.run.folder import RunFolder
+from cope.run.generation import KEYS, _as_text, parse, text_pieces
+from cope.run.trained import load_trained
 from cope.tasks.base import Task
-from cope.training.checkpoint import save_checkpoint
-from cope.training.experiment import build_model, model_shape
-from cope.training.generation import KEYS, _as_text, parse, text_pieces
-from cope.training.trained import load_trained
 
 PROMPT = [3, 1, 4, 1, 5]
 LONGEST = 48  # tokens of the longest sequence of task=counting at scale=smoke
@@ -274,7 +275,7 @@ def test_stopping_promises_nothing(leave_run, monkeypatch, capsys):
         yield 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cope.training.generation.generate", interrupted)
+    monkeypatch.setattr("cope.run.generation.generate", interrupted)
     folder = leave_run("pe=none", "task=counting")
     with pytest.raises(SystemExit) as stopped:
         in_this_process(monkeypatch, f"run={folder.path}", "prompt=a")

@@ -20,17 +20,17 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 from runs import run
 
-from cope.configuration import build
+from cope.building import build
 from cope.errors import UserError
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape, PositionEncoding
+from cope.run.evaluation import score
+from cope.run.experiment import Experiment, build_model, model_shape
+from cope.run.reevaluation import reevaluate
 from cope.tasks.base import IGNORE
 from cope.tasks.language import Language
 from cope.tasks.scores import Score
 from cope.tasks.windows import Windows, scoring_windows, training_windows
-from cope.training.evaluation import score
-from cope.training.experiment import Experiment, build_model, model_shape
-from cope.training.reevaluation import reevaluate
 
 Compose = Callable[..., DictConfig]
 SEPARATOR = 9

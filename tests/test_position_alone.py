@@ -13,17 +13,17 @@ from conftest import _composed
 from runs import run
 from scipy.stats import binom
 
-from cope.corpora.boundaries import Line, find_lines, find_sentences
 from cope.corpora.tokenizer import Tokenizer, printable
 from cope.errors import UserError
+from cope.heads.boundaries import Line, find_lines, find_sentences
+from cope.heads.counted_tokens import LEAST_COUNT, CountedTokens
+from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+from cope.heads.measure import Request, measure_position_alone, parse
+from cope.heads.shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
+from cope.heads.windows import Article, article_windows, chosen_windows
 from cope.model.inspection import LayerPositions, gates_and_positions, positions_by_layer
 from cope.positions.base import PositionEncoding
-from cope.report.position_alone import draw_position_alone, position_alone_tables, read_scores
-from cope.results.segment_shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
-from cope.training.article_windows import Article, article_windows, chosen_windows
-from cope.training.counted_tokens import LEAST_COUNT, CountedTokens
-from cope.training.position_alone import Request, measure_position_alone, parse
-from cope.training.trained import load_trained
+from cope.run.trained import load_trained
 
 # ---- arrays --------------------------------------------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ def test_what_cannot_be_measured_is_said(trained):
 
 
 def test_text_without_headings_is_refused(trained, monkeypatch):
-    monkeypatch.setattr("cope.corpora.boundaries.HEADING", re.compile("(?!)"))  # as in code
+    monkeypatch.setattr("cope.heads.boundaries.HEADING", re.compile("(?!)"))  # as in code
     with pytest.raises(UserError, match=r"no section begins inside the 40 windows .* headings such as ' = Title = '"):
         measure_position_alone(Request(trained("task=wikipedia", "pe=relative"), num_windows=40))
 

@@ -17,7 +17,7 @@ from cope.probe import client
 from cope.probe.prompts import paper_questions
 from cope.probe.run import run_probe
 from cope.probe.table import failures_line, probe_table
-from cope.results.record import RunFolder
+from cope.run.folder import RunFolder
 
 
 def test_a_probe_asks_scores_and_writes(server: Server, tmp_path: Path) -> None:

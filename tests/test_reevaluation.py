@@ -8,7 +8,7 @@ import pytest
 from runs import run
 
 from cope.errors import UserError
-from cope.training.reevaluation import reevaluate
+from cope.run.reevaluation import reevaluate
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from plans import plan_in
 from cope.errors import UserError
 from cope.report import page as page_module
 from cope.report.page import Report, collect, write_report
-from cope.report.plan import Plan, read_plan
-from cope.results.record import RunFolder
-from cope.results.statistics import mean_interval, newcombe_interval, paired_p_value, wilson_interval
+from cope.report.statistics import mean_interval, newcombe_interval, paired_p_value, wilson_interval
+from cope.run.folder import RunFolder
+from cope.sweep.plan import Plan, read_plan
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -19,13 +19,14 @@ from omegaconf import DictConfig
 from runs import contents, release, run
 
 from cope.errors import UserError
+from cope.files import write_atomically, write_json
+from cope.metrics import METRICS, percent
+from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
+from cope.report.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
 from cope.report.tables import run_line, run_table, spread, sweep_table
-from cope.results.collect import describe_differences, read_results
-from cope.results.metrics import METRICS, percent
-from cope.results.record import RunFolder, write_atomically, write_json
-from cope.results.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
-from cope.training.experiment import Experiment
+from cope.run.experiment import Experiment
+from cope.run.folder import RunFolder
 
 Compose = Callable[..., DictConfig]
 

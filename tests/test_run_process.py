@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from cope.command_line import INTERRUPTED
-from cope.report.run_process import RunProcesses
+from cope.cli import INTERRUPTED
+from cope.sweep.process import RunProcesses
 
 SCRIPT = """
 import os, sys, time

@@ -14,15 +14,15 @@ import torch
 from conftest import CONFIGS, ROOT
 from plans import TABLES, composed, plan_in
 
-from cope.command_line import BUSY, INTERRUPTED
+from cope.cli import BUSY, INTERRUPTED
 from cope.errors import UserError
 from cope.report.comparison import comparison_table, provenance
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
-from cope.report.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
-from cope.report.run_all import Clock, _conclude, check_settings, gpu_names, run_all
-from cope.report.run_process import RunProcesses
-from cope.training.experiment import Experiment
+from cope.run.experiment import Experiment
+from cope.sweep.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
+from cope.sweep.process import RunProcesses
+from cope.sweep.queue import Clock, _conclude, check_settings, gpu_names, run_all
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -235,7 +235,7 @@ def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Monkey
         busy.remove(gpu)
         return 1
 
-    monkeypatch.setattr("cope.report.run_all.gpu_names", lambda: ["2", "3"])
+    monkeypatch.setattr("cope.sweep.queue.gpu_names", lambda: ["2", "3"])
     monkeypatch.setattr(RunProcesses, "run", run_on_a_gpu)
     assert len(run_all(runs, ROOT, 4)) == len(runs) == len(seen)
     assert set(seen) == {"2", "3"}

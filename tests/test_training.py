@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, release, run, same_tensors, without_times
 
 from cope.errors import UserError
-from cope.results.record import RunFolder
+from cope.run import experiment
+from cope.run.folder import RunFolder
+from cope.run.loop import Diverged, Interrupted, TrainingLoop
+from cope.run.optimizer import OptimizerSettings
 from cope.tasks.flip_flop import FlipFlop
-from cope.training import experiment
-from cope.training.loop import Diverged, Interrupted, TrainingLoop
-from cope.training.optimizer import OptimizerSettings
 
 Compose = Callable[..., DictConfig]
 SHORT = ("trainer.steps=18", "trainer.eval_every=5", "trainer.log_every=4", "task.num_validation=32", "task.num_test=16")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cope.errors import UserError
+from cope.files import write_text
 from cope.probe.responder import Reply
-from cope.results.record import write_text
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cope.files import write_json
 from cope.probe.answers import Answers
 from cope.probe.client import Endpoint
 from cope.probe.local import LocalModel
@@ -16,7 +17,7 @@ from cope.probe.prompts import Question
 from cope.probe.responder import RequestFailed, Responder, sampling_seed
 from cope.probe.scoring import FAILED, NO_ANSWER, RIGHT, WRONG, outcome, parse_answer
 from cope.probe.settings import ProbeSettings
-from cope.results.record import RunFolder, write_json
+from cope.run.folder import RunFolder
 
 WORDING = "The wording of the prompts paper_* is rebuilt from the paper's description."
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from cope.metrics import percent
 from cope.probe.paper import paper_figures
 from cope.probe.scoring import FAILED, NO_ANSWER, RIGHT, WRONG
-from cope.results.metrics import percent
-from cope.results.statistics import wilson_interval
+from cope.report.statistics import wilson_interval
 
 
 def probe_table(result: dict[str, Any]) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from cope.metrics import METRICS
 from cope.report.comparison import no_figure
 from cope.report.findings import Findings, task_and_encoding
 from cope.report.paper import paper_figures
-from cope.report.plan import Plan
-from cope.results.metrics import METRICS
-from cope.results.statistics import mean_and_spread, mean_interval, wilson_interval
+from cope.report.statistics import mean_and_spread, mean_interval, wilson_interval
+from cope.sweep.plan import Plan
 
 COLUMNS = ["table", "section", "row", "task", "encoding", "split", "metric"]
 COLUMNS += ["state", "mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]

@@ -20,10 +20,10 @@ import numpy as np
 import yaml
 
 from cope.errors import UserError
+from cope.metrics import METRICS
 from cope.report.findings import Findings
+from cope.report.statistics import mean_interval, wilson_interval
 from cope.report.tables import MISSING
-from cope.results.metrics import METRICS
-from cope.results.statistics import mean_interval, wilson_interval
 
 MOST_SHOWN = 3  # comparisons in a summary
 

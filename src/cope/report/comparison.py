@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from cope.metrics import METRICS
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
-from cope.report.plan import Plan
 from cope.report.tables import MISSING, spread
-from cope.results.metrics import METRICS
+from cope.sweep.plan import Plan
 
 FAILED = "failed"
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from cope.metrics import METRICS
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.plan import Plan
-from cope.results.metrics import METRICS
-from cope.results.statistics import mean_interval, newcombe_interval, paired_p_value
+from cope.report.statistics import mean_interval, newcombe_interval, paired_p_value
+from cope.sweep.plan import Plan
 
 BASELINE = "cope"
 COLUMNS = ["section", "row", "task", "encoding", "split", "metric", "difference", "low", "high", "p_value", "seeds"]

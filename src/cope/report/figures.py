@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cope.results.metrics import METRICS
-from cope.results.record import RunFolder
+from cope.metrics import METRICS
+from cope.run.folder import RunFolder
 
 GATE_COLOUR = "#9ecae1"
 POSITION_COLOUR = "#c0392b"

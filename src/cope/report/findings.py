@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cope.errors import UserError
+from cope.files import read_json
+from cope.metrics import METRICS
 from cope.report.paper import headline_of, paper_figures
-from cope.report.plan import Plan, PlannedRun
-from cope.results.metrics import METRICS
-from cope.results.record import read_json
+from cope.sweep.plan import Plan, PlannedRun
 
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
 # training data are: what it does on other splits then says nothing of generalisation. Perplexities have no such mark.

@@ -37,10 +37,10 @@ from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
 from cope.report.page_content import RunList, difference_sections, inlined, tables
 from cope.report.paper_figures import FIGURES_DRAWN, draw_paper_figures
-from cope.report.plan import Plan
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import TABLES_DRAWN, draw_table_figures
+from cope.sweep.plan import Plan
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
 WRITTEN = re.compile(

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from cope.metrics import METRICS
 from cope.report.comparison import FAILED, num_runs_text
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.plan import Plan, PlannedRun
-from cope.results.metrics import METRICS
+from cope.sweep.plan import Plan, PlannedRun
 
 IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 

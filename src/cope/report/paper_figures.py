@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from cope.report.drawing import Drawing, report_style, save, table_command
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
-from cope.report.plan import Plan
+from cope.sweep.plan import Plan
 
 FIGURES_DRAWN = ("figure2", "figure3", "figure5")
 PROGRAMS = (2000, 3000, 5000, 10000)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cope.metrics import METRICS
 from cope.report.differences import BASELINE
 from cope.report.drawing import Drawing, report_style, save
 from cope.report.figures import gates_figure
 from cope.report.findings import Findings, measurement, task_and_encoding
-from cope.report.plan import PlannedRun
-from cope.results.metrics import METRICS
+from cope.sweep.plan import PlannedRun
 
 
 def gates_of(run: PlannedRun) -> Path:

@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cope.report.tables import sweep_table
-from cope.sweep import read_jobs
+from cope.sweep.jobs import read_jobs
 
 
 class SweepTable(Callback):

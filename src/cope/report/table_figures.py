@@ -10,13 +10,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from cope.metrics import METRICS
 from cope.report.comparison import no_figure
 from cope.report.drawing import OURS, PAPER, Drawing, report_style, save, table_command
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
-from cope.report.plan import Plan
-from cope.results.metrics import METRICS
-from cope.results.statistics import mean_and_spread
+from cope.report.statistics import mean_and_spread
+from cope.sweep.plan import Plan
 
 TABLES_DRAWN = ("table2", "table3", "table4", "table5")
 CAPTION = "Small dots: seeds; large dots with bars: mean and standard deviation; diamonds: the paper's."

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from cope.results.collect import describe_differences
-from cope.results.metrics import METRICS, Metric, percent
-from cope.results.record import RunFolder
-from cope.results.statistics import mean_and_spread, wilson_interval
+from cope.metrics import METRICS, Metric, percent
+from cope.report.collect import describe_differences
+from cope.report.statistics import mean_and_spread, wilson_interval
+from cope.run.folder import RunFolder
 
 MISSING = "missing"
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from omegaconf import OmegaConf
 
-from cope.configuration import arguments, build
+from cope.building import arguments, build
 from cope.corpora.base import Corpus
 from cope.corpora.prepared import Documents, PreparedCorpus, prepare
 from cope.corpora.tokenizer import TokenizerSettings

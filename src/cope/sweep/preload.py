@@ -9,13 +9,13 @@ from contextlib import suppress
 from importlib import import_module
 
 import cope
-from cope.report.run_process import STOPPING
+from cope.sweep.process import STOPPING
 
 signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # it has to see its runs end; one that comes while a run starts waits for it
 
 # Both are remembered, and asked before the code is read: later changes of the files are not of what runs.
-import_module("cope.training.experiment").commit()
-import_module("cope.training.checkpoint").code_fingerprint()
+import_module("cope.run.experiment").commit()
+import_module("cope.run.checkpoint").code_fingerprint()
 for module in pkgutil.walk_packages(cope.__path__, "cope."):
     if not module.name.endswith(".__main__"):
         with suppress(ImportError):  # of what needs a package that is not installed

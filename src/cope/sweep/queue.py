@@ -13,14 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cope.command_line import BUSY, INTERRUPTED
-from cope.configuration import Problems
+from cope.cli import BUSY, INTERRUPTED
 from cope.errors import UserError
-from cope.report.plan import PlannedRun, composed
-from cope.report.run_process import RunProcesses
+from cope.files import read_json, write_text
 from cope.report.tables import run_line
-from cope.results.record import read_json, write_text
-from cope.sweep import num_cores
+from cope.run.configuration import Problems
+from cope.sweep.jobs import num_cores
+from cope.sweep.plan import PlannedRun, composed
+from cope.sweep.process import RunProcesses
 
 PUBLISHED = "docs/results*/runs"  # the results that come with the project
 

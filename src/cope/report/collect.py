@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cope.results.record import read_json
+from cope.files import read_json
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

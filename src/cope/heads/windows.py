@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cope.corpora.boundaries import Line, find_lines, find_sentences
 from cope.errors import UserError
+from cope.heads.boundaries import Line, find_lines, find_sentences
 from cope.seeding import numpy_stream
 from cope.tasks.language import Language
 

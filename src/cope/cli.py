@@ -19,10 +19,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.configuration import no_recipe
 from cope.errors import UserError, nearest
-from cope.results.record import AlreadyRunning
-from cope.sweep import is_sweep, write_job
+from cope.run.configuration import no_recipe
+from cope.run.folder import AlreadyRunning
+from cope.sweep.jobs import is_sweep, write_job
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
 LEFT_OVER = 3  # of a table, some of whose runs failed or were stopped; 1 is of a command that was refused
@@ -210,7 +210,7 @@ class Outcome:
 @contextmanager
 def reporting_errors() -> Iterator[Outcome]:
     """Print a UserError's message alone and exit with status 1; in a sweep, say which job failed and let the others go on."""
-    from cope.training.loop import Interrupted
+    from cope.run.loop import Interrupted
 
     outcome = Outcome()
     try:

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from cope.files import read_json
 from cope.report.findings import measurement
-from cope.report.plan import PlannedRun
-from cope.results.record import read_json
+from cope.sweep.plan import PlannedRun
 
 MEASURED_TABLE = "figure4"  # the table whose runs are looked at: Figures 4 and 6 are not of scores
 

@@ -1,6 +1,6 @@
 """What the cache of keys and values saves when text is generated, and how the time of a token grows with those before it.
 
-    python scripts/benchmark_generation.py
+    python benchmarks/generation.py
 
 Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
 rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from benchmark_candidates import NUM_POSITIONS
-from benchmark_timing import medians, write_result
+from candidates import NUM_POSITIONS
+from timing import medians, write_result
 
 from cope.model.generate import generate
 from cope.model.transformer import Transformer

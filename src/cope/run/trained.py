@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from cope.configuration import build
+from cope.building import build
 from cope.errors import UserError, nearest
 from cope.model.transformer import Transformer
-from cope.results.record import RunFolder
+from cope.run.checkpoint import check_data, load_checkpoint
+from cope.run.experiment import build_model, model_shape
+from cope.run.folder import RunFolder
 from cope.tasks.base import Task
-from cope.training.checkpoint import check_data, load_checkpoint
-from cope.training.experiment import build_model, model_shape
 
 
 class Trained(NamedTuple):

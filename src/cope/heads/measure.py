@@ -1,7 +1,7 @@
 """What ``scripts/position_alone.py`` measures: whether heads attend to the paragraph or section they are in by position alone.
 
 This is claim 15 of arXiv 2405.18719 (Figures 4 and 6) as a number; what is counted, against what it is compared and what
-cannot be concluded is said in :mod:`cope.results.segment_shares`.
+cannot be concluded is said in :mod:`cope.heads.shares`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cope.command_line import key_values
+from cope.cli import key_values
 from cope.errors import UserError, check_at_least
-from cope.model.inspection import LayerPositions, positions_by_layer
-from cope.model.transformer import Transformer
-from cope.results.record import RunFolder, write_atomically, write_json
-from cope.results.segment_shares import (
+from cope.files import write_atomically, write_json
+from cope.heads.counted_tokens import CountedTokens
+from cope.heads.shares import (
     LEVEL,
     Segments,
     ShareTest,
@@ -30,12 +29,14 @@ from cope.results.segment_shares import (
     share_sums,
     shifted_segments,
 )
+from cope.heads.windows import Article, Window, article_windows, chosen_windows, window_with_sections, windows_of
+from cope.model.inspection import LayerPositions, positions_by_layer
+from cope.model.transformer import Transformer
+from cope.run.experiment import commit
+from cope.run.folder import RunFolder
+from cope.run.trained import load_trained
 from cope.seeding import numpy_stream
 from cope.tasks.language import Language
-from cope.training.article_windows import Article, Window, article_windows, chosen_windows, window_with_sections, windows_of
-from cope.training.counted_tokens import CountedTokens
-from cope.training.experiment import commit
-from cope.training.trained import load_trained
 
 PARAGRAPH, PARAGRAPH_AMONG_SENTENCES = "paragraph", "paragraph, shifted by sentences"
 SECTION, SECTION_AMONG_LINES = "section", "section, shifted by lines"

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_timing import large_matmul, matmul_rate, medians
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from timing import large_matmul, matmul_rate, medians
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cope.errors import UserError
-from cope.results.logging import NoLogger
-from cope.training.device import keep_freed_memory
-from cope.training.experiment import Experiment
-from cope.training.loop import TrainingLoop
+from cope.run.device import keep_freed_memory
+from cope.run.experiment import Experiment
+from cope.run.loggers import NoLogger
+from cope.run.loop import TrainingLoop
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PAPER_SHAPE = "scale=paper task=flip_flop pe=cope trainer.batch_size=4"  # dim 256, T 512

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
+from cope.run.batches import evaluation_batches
 from cope.tasks.base import IGNORE, ExampleSet, Task
 from cope.tasks.scores import Score
-from cope.training.batches import evaluation_batches
 
 TOKENS_PER_BATCH = 16_384
 

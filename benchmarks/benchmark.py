@@ -1,12 +1,12 @@
 """What CoPE attention costs beside ordinary attention, measured in one process, in turn, on this machine.
 
-    python scripts/benchmark.py attention                    time and memory of every backend that can be had
-    python scripts/benchmark.py attention threads=1,2        with one thread, then with two
-    python scripts/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
-    python scripts/benchmark.py attention released=PATH      and the authors' code, a copy of their context_position.py
-    python scripts/benchmark.py training                     a whole training step: cope beside rope
-    python scripts/benchmark.py profile                      where a training step's time goes, for several recipes
-    python scripts/benchmark.py profile recipes="task=counting pe=relative,task=code pe=cope"   for others
+    python benchmarks/benchmark.py attention                    time and memory of every backend that can be had
+    python benchmarks/benchmark.py attention threads=1,2        with one thread, then with two
+    python benchmarks/benchmark.py attention candidates=native,blockwise   leaves out the slow ones
+    python benchmarks/benchmark.py attention released=PATH      and the authors' code, a copy of their context_position.py
+    python benchmarks/benchmark.py training                     a whole training step: cope beside rope
+    python benchmarks/benchmark.py profile                      where a training step's time goes, for several recipes
+    python benchmarks/benchmark.py profile recipes="task=counting pe=relative,task=code pe=cope"   for others
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` rounds, in each of which every
 candidate runs once. Writes ``outputs/benchmark/<name>.json`` and, for attention, a picture beside it.
@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_candidates import NUM_POSITIONS, Attention, candidates, draw
-from benchmark_profile import RECIPES, profiled
-from benchmark_timing import OUTPUT, large_matmul, matmul_rate, medians, write_result
+from candidates import NUM_POSITIONS, Attention, candidates, draw
+from profiling import RECIPES, profiled
+from timing import OUTPUT, large_matmul, matmul_rate, medians, write_result
 from torch import Tensor
 
-from cope.command_line import key_values
+from cope.cli import key_values
 from cope.errors import UserError, check_choice
 
 SHAPES = [(64, 128, 32), (64, 256, 32), (64, 512, 64), (16, 1024, 64), (4, 2048, 64)]  # batch x heads, time, head_dim

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from cope.command_line import INTERRUPTED
+from cope.cli import INTERRUPTED
 
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
@@ -47,7 +47,7 @@ class RunProcesses:
         with _one_thread:
             if self._stopping:
                 return INTERRUPTED
-            CONTEXT.set_forkserver_preload(["cope.report.preload"])  # without effect where nothing is forked
+            CONTEXT.set_forkserver_preload(["cope.sweep.preload"])  # without effect where nothing is forked
             process = CONTEXT.Process(target=_run, args=(script, overrides, log, dict(environment)))
             process.start()
             self._running.append(process)

@@ -14,21 +14,23 @@ import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from cope.configuration import Problems, arguments, build, check_top_level, checked, definition, resolved, run_hash
+from cope.building import arguments, build
 from cope.errors import UserError, check_at_least
+from cope.files import write_atomically, write_json
+from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.results.logging import NoLogger
-from cope.results.metrics import shown
-from cope.results.record import RunFolder, write_atomically, write_json
+from cope.run.checkpoint import check_data, load_checkpoint
+from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_hash
+from cope.run.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
+from cope.run.evaluation import score_split
+from cope.run.folder import RunFolder
+from cope.run.loggers import NoLogger
+from cope.run.loop import TrainingLoop
+from cope.run.optimizer import OptimizerSettings
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
-from cope.training.checkpoint import check_data, load_checkpoint
-from cope.training.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
-from cope.training.evaluation import score_split
-from cope.training.loop import TrainingLoop
-from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cope.training.device import hardware
+from cope.run.device import hardware
 
 OUTPUT = Path("outputs/benchmark")
 MATRIX_SIZE = 1024

@@ -23,17 +23,17 @@ from torch import nn
 from tqdm import tqdm
 
 from cope.errors import UserError
-from cope.results.logging import NoLogger
-from cope.results.metrics import METRICS, shown
-from cope.results.record import RunFolder
+from cope.metrics import METRICS, shown
+from cope.run.batches import TrainingBatches
+from cope.run.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
+from cope.run.device import TrainerSettings
+from cope.run.evaluation import score
+from cope.run.folder import RunFolder
+from cope.run.loggers import NoLogger
+from cope.run.optimizer import OptimizerSettings
 from cope.seeding import seed_torch
 from cope.tasks.base import IGNORE, Task
 from cope.tasks.scores import Score
-from cope.training.batches import TrainingBatches
-from cope.training.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
-from cope.training.device import TrainerSettings
-from cope.training.evaluation import score
-from cope.training.optimizer import OptimizerSettings
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 
-from cope.command_line import override_problems
-from cope.configuration import check_top_level, no_recipe, run_hash
+from cope.cli import override_problems
 from cope.errors import UserError, check_at_least, check_choice
-from cope.results.record import RunFolder
+from cope.run.configuration import check_top_level, no_recipe, run_hash
+from cope.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

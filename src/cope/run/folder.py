@@ -11,67 +11,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import secrets
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from cope.errors import UserError
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full; what was at ``path`` is still there.
-    """
-    # Opened by name, not by tempfile, whose files nobody else may read: here the user's umask decides.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # still there only if something above failed
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(
-            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Free some space, or choose another folder "
-            "with output_dir=...; nothing that was there before is lost."
-        ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text.encode())
-
-    write_atomically(path, write)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` to ``path`` atomically. NaN is refused: JSON has none."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """What ``path`` holds.
-
-    Raises:
-        UserError: it is not there, damaged, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+from cope.files import write_text
 
 
 class AlreadyRunning(UserError):

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from cope.command_line import key_values
+from cope.cli import key_values
 from cope.errors import UserError, check_at_least
 from cope.model.generate import check_sampling, generate
-from cope.results.record import RunFolder
+from cope.run.folder import RunFolder
+from cope.run.trained import load_trained
 from cope.seeding import stream_seed
-from cope.training.trained import load_trained
 
 log = logging.getLogger(__name__)
 

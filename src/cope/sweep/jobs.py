@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cope.errors import UserError
-from cope.results.record import write_json
+from cope.files import write_json
 
 
 def is_sweep() -> bool:

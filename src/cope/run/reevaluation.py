@@ -14,13 +14,15 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.configuration import build, resolved
+from cope.building import build
 from cope.errors import UserError, nearest
-from cope.results.record import RunFolder, write_json
+from cope.files import write_json
+from cope.run.configuration import resolved
+from cope.run.evaluation import score_split
+from cope.run.experiment import commit
+from cope.run.folder import RunFolder
+from cope.run.trained import load_trained
 from cope.tasks.base import Task
-from cope.training.evaluation import score_split
-from cope.training.experiment import commit
-from cope.training.trained import load_trained
 
 
 def reevaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:

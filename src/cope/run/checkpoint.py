@@ -12,11 +12,11 @@ import torch
 
 import cope
 from cope.errors import UserError
-from cope.results.record import write_atomically
+from cope.files import write_atomically
 from cope.tasks.base import Task
 
 # What can change a run's numbers. Reports, figures and logging cannot.
-FINGERPRINTED = ("functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "training")
+FINGERPRINTED = ("building.py", "functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "run")
 
 
 @cache
