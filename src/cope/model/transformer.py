@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
@@ -161,7 +161,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "batch time"],
-        where: Bool[Tensor, "batch time"] | None = None,
+        where: Int[Tensor, " wanted"] | None = None,
         start: int = 0,
         caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "batch time vocab"] | Float[Tensor, "wanted vocab"]:
@@ -169,7 +169,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: the ids at ``start``, ``start + 1``, ...
-            where: compute logits only here, in one row each; the rest of the output layer's work is saved.
+            where: places in the flattened ``tokens``, batch by batch: compute logits only there, in one row each. The rest of
+                the output layer's work is saved.
             start: number of tokens already in ``caches``.
             caches: one for each layer, from :meth:`empty_caches`, for decoding a few tokens at a time.
         """
@@ -177,7 +178,7 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, self.encoding, start, None if caches is None else caches[index])
         x = self.final_norm(x)
-        logits: Tensor = self.output(x if where is None else x[where])
+        logits: Tensor = self.output(x if where is None else x.flatten(0, 1).index_select(0, where))
         return logits
 
     def empty_caches(self) -> list[LayerCache]:

@@ -19,7 +19,10 @@ FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe comp
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
 TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
-NOT_PART_OF_THE_RUN = ("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir", "trainer.threads")
+NOT_PART_OF_THE_RUN = (
+    *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
+    *("trainer.threads", "trainer.cuda_graphs"),
+)
 
 
 def no_recipe(error: MissingConfigException, configs: Path) -> str | None:

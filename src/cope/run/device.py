@@ -16,7 +16,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cope.errors import UserError, check_at_least, check_choice
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class TrainerSettings:
         devices: how many, on each machine.
         num_nodes: machines.
         strategy: ``auto`` (one device) or ``ddp``.
-        precision: ``32-true`` or ``bf16-mixed``.
-        compile: run the model through ``torch.compile``.
+        precision: ``32-true``; ``tf32``, the same with products of 10 fraction bits on a GPU; or ``bf16-mixed``.
+        compile: run the model through ``torch.compile``, as a whole.
+        cuda_graphs: whether steps are recorded and replayed as CUDA graphs; ``auto`` does so where it can be done: on one GPU,
+            with one micro-batch.
         threads: CPU threads; null takes an equal share of the cores for each job and device.
     """
 
@@ -49,6 +51,7 @@ class TrainerSettings:
     strategy: str
     precision: str
     compile: bool
+    cuda_graphs: bool | str
     threads: int | None
 
     def __post_init__(self) -> None:
@@ -59,8 +62,14 @@ class TrainerSettings:
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
         check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
         check_choice("trainer.precision", self.precision, PRECISIONS)
+        if not isinstance(self.cuda_graphs, bool) and self.cuda_graphs != "auto":
+            raise UserError(f"trainer.cuda_graphs={self.cuda_graphs} is not known; allowed: auto, true, false.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("trainer.device=cuda, but PyTorch finds no GPU here; allowed: auto, cpu.")
+        if self.accelerator == "cpu" and self.precision == "tf32":
+            raise UserError("trainer.precision=tf32 has no effect on a CPU; allowed there: 32-true, bf16-mixed.")
+        if self.cuda_graphs is True and self.accelerator == "cpu":
+            raise UserError("trainer.cuda_graphs=true needs a GPU; allowed on a CPU: auto, false.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
         parts = self.devices * self.num_nodes * self.accumulate
@@ -69,17 +78,34 @@ class TrainerSettings:
                 f"trainer.batch_size={self.batch_size} cannot be shared evenly by trainer.devices x trainer.num_nodes x "
                 f"trainer.accumulate = {parts}; allowed: multiples of {parts}."
             )
+        if self.cuda_graphs is True and parts > 1:
+            raise UserError(
+                f"trainer.cuda_graphs=true records steps of one device and one micro-batch, not of {parts}; allowed: auto, false."
+            )
+
+    @property
+    def accelerator(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(self.device, self.device)
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether steps are to be recorded as CUDA graphs."""
+        alone = self.devices * self.num_nodes * self.accumulate == 1
+        return self.cuda_graphs is True or (self.cuda_graphs == "auto" and self.accelerator == "cuda" and alone)
 
     def fabric(self) -> Fabric:
         """The launched Fabric. Where it starts further processes, they run the same command from its beginning."""
-        accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(self.device, self.device)
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         fabric = Fabric(
-            accelerator=accelerator,
+            accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
             # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
             strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
-            precision=self.precision,  # type: ignore[arg-type]  # one of PRECISIONS, checked above
+            precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
         )
         fabric.launch()
         return fabric

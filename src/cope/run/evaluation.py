@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
-from cope.run.batches import evaluation_batches
+from cope.run.batches import Batch, evaluation_batches
 from cope.tasks.base import IGNORE, ExampleSet, Task
 from cope.tasks.scores import Score
 
@@ -28,22 +28,27 @@ def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
     """Score ``model`` on ``examples``, shared among the devices of ``fabric``. Draws no random numbers."""
     was_training = model.training
     model.eval()
-    counts = torch.zeros(4, dtype=torch.float64)
-    loss_sum = torch.zeros((), dtype=torch.float64)
-    for indices in evaluation_batches(examples, TOKENS_PER_BATCH, fabric.global_rank, fabric.world_size):
-        inputs, targets = (tensor.to(fabric.device) for tensor in examples.batch(indices))
-        wanted = targets != IGNORE
-        logits = model(inputs, wanted).float()
-        loss_sum += F.cross_entropy(logits, targets[wanted], reduction="sum").double().cpu()
-        wrong = torch.zeros_like(wanted)
-        wrong[wanted] = logits.argmax(-1) != targets[wanted]
-        counts += torch.tensor(
-            [len(indices), int(wrong.any(-1).sum()), int(wanted.sum()), int(wrong.sum())], dtype=torch.float64
-        )
+    device = fabric.device
+    longest = int(examples.lengths.max()) - 1 if device.type == "cuda" else None  # the last token is only predicted
+    counted = torch.zeros(2, dtype=torch.float64)  # what the CPU knows: sequences and answer tokens
+    found = torch.zeros(3, dtype=torch.float64, device=device)  # sequences and tokens that are wrong, and the loss
+    # Not compiled: here each batch has another number of sequences, and would be compiled for it.
+    with torch.compiler.set_stance("force_eager"):
+        for indices in evaluation_batches(examples, TOKENS_PER_BATCH, fabric.global_rank, fabric.world_size):
+            batch = Batch.of(*examples.batch(indices), longest)
+            counted += torch.tensor([len(indices), batch.num_targets])
+            batch = batch.to(device)
+            logits = model(batch.inputs, batch.where).float()
+            loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+            wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORE)
+            sequence = batch.where // batch.inputs.shape[1]
+            num_wrong = wrong.new_zeros(len(indices), dtype=torch.int64).index_add_(0, sequence, wrong.long())
+            found += torch.stack([(num_wrong > 0).sum().double(), num_wrong.sum().double(), loss.double()])
     model.train(was_training)
+    everything = torch.cat([counted.to(device), found])
     if fabric.world_size > 1:
-        summed = fabric.all_reduce(torch.cat([counts, loss_sum[None]]).to(fabric.device), reduce_op="sum")
+        summed = fabric.all_reduce(everything, reduce_op="sum")
         assert isinstance(summed, torch.Tensor)
-        counts, loss_sum = summed[:4].cpu(), summed[4].cpu()
-    count, errors, token_count, token_errors = (int(value) for value in counts)
-    return Score(count, errors, token_count, token_errors, float(loss_sum) / token_count, examples.num_cut)
+        everything = summed
+    count, token_count, errors, token_errors, loss_sum = everything.tolist()  # only here a GPU is waited for
+    return Score(int(count), int(errors), int(token_count), int(token_errors), loss_sum / int(token_count), examples.num_cut)

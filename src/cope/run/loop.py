@@ -11,28 +11,28 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
 from cope.errors import UserError
 from cope.metrics import METRICS, shown
-from cope.run.batches import TrainingBatches
+from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.evaluation import score
 from cope.run.folder import RunFolder
 from cope.run.loggers import NoLogger
 from cope.run.optimizer import OptimizerSettings
+from cope.run.step import StepGraphs, TrainingStep
 from cope.seeding import seed_torch
-from cope.tasks.base import IGNORE, Task
+from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,18 @@ class TrainingLoop:
         self.label = label
         self.show_progress = show_progress
         self.core = model
-        wrapped = cast(nn.Module, torch.compile(model)) if trainer.compile else model
-        self.model, self.optimizer = fabric.setup(wrapped, optimizer.build(model.parameters()))
-        self.batches = TrainingBatches(task, seed, trainer.batch_size, fabric.global_rank, fabric.world_size)
+        on_gpu = fabric.device.type == "cuda"
+        wrapped = _compiled(model, few_shapes=on_gpu) if trainer.compile else model
+        self.model, self.optimizer = fabric.setup(
+            wrapped, optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
+        )
+        graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
+        self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
+        self.batches = TrainingBatches(
+            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size, few_shapes=on_gpu
+        )
+        # A CPU has nothing to wait for; a GPU is looked at when something is to be told or kept.
+        self.looks_every_step = not on_gpu
         self.validation = task.evaluation_examples("validation")
         self.step = 0
         self.num_tokens = 0
@@ -89,6 +98,7 @@ class TrainingLoop:
         self.best: dict[str, float] | None = None
         self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
         self.unlogged_targets = 0
+        self._unseen_steps = 0  # since the last look at the loss
         self._stop = False
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -129,7 +139,9 @@ class TrainingLoop:
             )
         check_data(state, self.task, self.folder.last_checkpoint)
         self.core.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # How the optimiser runs is this command's and this machine's; what it has summed up is the checkpoint's.
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
         self.best = state["best"]
         self.unlogged_loss, self.unlogged_targets = state["unlogged_loss"], state["unlogged_targets"]
@@ -150,13 +162,16 @@ class TrainingLoop:
         started, tokens_before = time.perf_counter(), self.num_tokens
         validated: Score | None = None
         rate = 0.0
-        with self._stops_on_signals(), self._bar() as bar:
+        with self._stops_on_signals(), self._bar() as bar, self._at_hand() as batch_of:
             while self.step < self.trainer.steps:
-                step_loss, step_targets = self._train_step()
-                self.unlogged_loss, self.unlogged_targets = self.unlogged_loss + step_loss, self.unlogged_targets + step_targets
-                self.step += 1
+                self._train(batch_of(self.step))
                 bar.update()
-                if self.step % self.trainer.log_every == 0 or self.step == self.trainer.steps:
+                is_last = self.step == self.trainer.steps
+                logs = self.step % self.trainer.log_every == 0 or is_last
+                validates = self.step % self.trainer.eval_every == 0 or is_last
+                if self.looks_every_step or logs or validates:
+                    self._look()
+                if logs:
                     elapsed = time.perf_counter() - started
                     rate = (self.num_tokens - tokens_before) / elapsed
                     self.time_s += elapsed
@@ -167,7 +182,7 @@ class TrainingLoop:
                     self.unlogged_loss, self.unlogged_targets, tokens_before = 0.0, 0, self.num_tokens
                     self._describe(bar, loss, rate, validated)
                     started = time.perf_counter()
-                if self.step % self.trainer.eval_every == 0 or self.step == self.trainer.steps:
+                if validates:
                     self.time_s += time.perf_counter() - started  # since the last log line; validation is not counted
                     validated = self._validate()
                     self._describe(bar, None, rate, validated)
@@ -178,41 +193,42 @@ class TrainingLoop:
                         )  # fmt: skip
                     started, tokens_before = time.perf_counter(), self.num_tokens
                 if self._should_stop():
+                    self._look()
                     self._save()
                     raise Interrupted(
                         f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
                     )
 
-    def _train_step(self) -> tuple[float, int]:
-        """One optimiser step; the summed loss and the number of targets, over all devices."""
+    @contextmanager
+    def _at_hand(self) -> Iterator[Callable[[int], StepBatch]]:
+        """Gives the batch of a step; inside, a GPU has batches made ahead and, for graphs, a stream of its own."""
+        with ExitStack() as stack:
+            if self.looks_every_step:
+                yield self.batches.at
+                return
+            if self.train_step.graphs is not None:
+                stack.enter_context(self.train_step.graphs.stream(self.fabric.device))
+            ahead = stack.enter_context(closing(BatchesAhead(self.batches.at, self.trainer.steps)))
+            yield ahead.at
+
+    def _train(self, batch: StepBatch) -> None:
+        """One optimiser step."""
         seed_torch(self.seed, "dropout", self.step, self.fabric.global_rank)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step)
-        parts = self.batches.at(self.step, self.trainer.accumulate)
-        sums = torch.tensor([sum(int((targets != IGNORE).sum()) for _, targets in parts),
-                             sum(inputs.numel() for inputs, _ in parts)], dtype=torch.float64)  # fmt: skip
-        sums = self._sum_over_devices(sums)
-        num_targets, self.num_tokens = int(sums[0]), self.num_tokens + int(sums[1])
-        total = torch.zeros((), dtype=torch.float64)
-        for index, (inputs, targets) in enumerate(parts):
-            inputs, targets = inputs.to(self.fabric.device), targets.to(self.fabric.device)
-            wanted = targets != IGNORE
-            last = index == len(parts) - 1
-            with nullcontext() if last else self.fabric.no_backward_sync(self.model):
-                loss = F.cross_entropy(self.model(inputs, wanted).float(), targets[wanted], reduction="sum")
-                # Devices average their gradients; we want the mean over all targets of all devices.
-                self.fabric.backward(loss * (self.fabric.world_size / num_targets))
-            total += loss.detach().double().cpu()
-        total = self._sum_over_devices(total)
-        if not math.isfinite(float(total)):
-            self._diverged(float(total))
-        if self.optimizer_settings.clip_norm is not None:
-            self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.optimizer_settings.clip_norm, error_if_nonfinite=False
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(total), num_targets
+        self.train_step(batch, self._learning_rate(self.step))
+        self.step += 1
+        self._unseen_steps += 1
+        self.unlogged_targets += batch.num_targets
+        self.num_tokens += batch.num_tokens
+
+    def _look(self) -> None:
+        """See what the steps since the last look have come to; raise Diverged if one's loss was not finite."""
+        if self._unseen_steps == 0:
+            return
+        loss, num_finite = self.train_step.look()
+        if num_finite < self._unseen_steps:
+            self._diverged(loss, self.step - self._unseen_steps + num_finite)
+        self.unlogged_loss += loss
+        self._unseen_steps = 0
 
     def _sum_over_devices(self, values: torch.Tensor) -> torch.Tensor:
         if self.fabric.world_size == 1:
@@ -224,11 +240,11 @@ class TrainingLoop:
     def _learning_rate(self, step: int) -> float:
         return self.optimizer_settings.learning_rate(step, self.trainer.steps)
 
-    def _diverged(self, loss: float) -> None:
+    def _diverged(self, loss: float, step: int) -> None:
         checkpoint = self.folder.last_checkpoint
         good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written"
         raise Diverged(
-            f"The loss became {loss} at step {self.step}; {good}. Try a smaller optimizer.lr (now "
+            f"The loss became {loss} at step {step}; {good}. Try a smaller optimizer.lr (now "
             f"{self.optimizer_settings.lr}), more optimizer.warmup_steps (now {self.optimizer_settings.warmup_steps}), "
             "optimizer.clip_norm=1, or trainer.precision=32-true."
         )
@@ -241,7 +257,7 @@ class TrainingLoop:
     def _validate(self) -> Score:
         validated = score(self.model, self.validation, self.fabric)
         if not math.isfinite(validated.loss):
-            self._diverged(validated.loss)  # before the last good checkpoint is overwritten
+            self._diverged(validated.loss, self.step)  # before the last good checkpoint is overwritten
         metrics = shown(self.task.metrics("validation", validated))
         self._record(
             {f"eval/validation/{name}": value for name, value in metrics.items()} | {"eval/validation/loss": validated.loss}
@@ -306,3 +322,10 @@ class TrainingLoop:
         if self.fabric.world_size == 1:
             return self._stop
         return bool(self._sum_over_devices(torch.tensor(float(self._stop))) > 0)
+
+
+def _compiled(model: nn.Module, few_shapes: bool) -> nn.Module:
+    """``model`` through ``torch.compile``: for each shape by itself where there are few, for any shape otherwise."""
+    if few_shapes:
+        torch._dynamo.config.recompile_limit = 64  # more shapes than there are; PyTorch's own is 8
+    return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False if few_shapes else None))

@@ -52,10 +52,20 @@ class OptimizerSettings:
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UserError(f"optimizer.clip_norm={self.clip_norm} is out of range; allowed: above 0, or null.")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The PyTorch optimiser over ``parameters``."""
+    def build(self, parameters: Iterable[nn.Parameter], device: torch.device, in_graphs: bool) -> torch.optim.Optimizer:
+        """The PyTorch optimiser over ``parameters``, which will be on ``device``.
+
+        Args:
+            in_graphs: steps will be recorded as CUDA graphs, which read the learning rate from the device.
+        """
         return ALGORITHMS[self.algorithm](
-            parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.epsilon, weight_decay=self.weight_decay
+            parameters,
+            lr=torch.tensor(self.lr, device=device) if in_graphs else self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            fused=True if device.type == "cuda" else None,  # one kernel for all weights
+            capturable=in_graphs,
         )
 
     def learning_rate(self, step: int, num_steps: int) -> float:
