@@ -83,12 +83,13 @@ class Recipe:
                 experiment.trainer.fabric(), experiment.folder, NoLogger(), "profile", show_progress=False,
             )  # fmt: skip
         self.loop.model.train()
-        self.batches = [inputs.shape for step in range(STEPS) for inputs, _ in self.loop.batches.at(step)]
+        self.batches = [part.inputs.shape for step in range(STEPS) for part in self.loop.batches.at(step).parts]
 
     def run(self) -> None:
         """The first steps of a run, whatever has been trained before."""
         for self.loop.step in range(STEPS):
-            self.loop._train_step()
+            self.loop.train_on(self.loop.batches.at(self.loop.step))
+            self.loop.look()
 
     def num_tokens(self) -> int:
         """Of a round, padding included."""

@@ -12,9 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from cope.run.batches import TrainingBatches, epoch_order, evaluation_batches
+from cope.run.batches import Batch, BatchesAhead, StepBatch, TrainingBatches, epoch_order, evaluation_batches
 from cope.run.evaluation import score
 from cope.run.optimizer import OptimizerSettings
+from cope.errors import UserError
 from cope.seeding import numpy_stream, seed_torch, stream_seed
 from cope.tasks.base import IGNORE, Examples, Specimen, Task
 from cope.tasks.flip_flop import FlipFlop
@@ -46,8 +47,8 @@ class Numbered(Task):
         raise AssertionError("nothing is drawn here")
 
 
-def numbers(parts: list[tuple[Tensor, Tensor]]) -> list[int]:
-    return [int(number) for inputs, _ in parts for number in inputs[:, 0]]
+def numbers(batch: StepBatch) -> list[int]:
+    return [int(number) for part in batch.parts for number in part.inputs[:, 0]]
 
 
 def padding(batches: list[np.ndarray], lengths: np.ndarray) -> int:
@@ -91,7 +92,8 @@ def test_an_endless_set_is_new_in_every_epoch(tmp_path: Path, monkeypatch: pytes
     def rows(num_train: int | None) -> list[set[tuple[int, ...]]]:
         batches = TrainingBatches(FlipFlop(num_pairs=40, num_train=num_train, data_dir=tmp_path), seed=1, batch_size=16)
         return [
-            {tuple(row.tolist()) for step in (2 * epoch, 2 * epoch + 1) for row in batches.at(step)[0][0]} for epoch in (0, 1)
+            {tuple(row.tolist()) for step in (2 * epoch, 2 * epoch + 1) for row in batches.at(step).parts[0].inputs}
+            for epoch in (0, 1)
         ]
 
     first, second = rows(None)
@@ -104,21 +106,84 @@ def test_an_endless_set_is_new_in_every_epoch(tmp_path: Path, monkeypatch: pytes
 def test_devices_share_each_batch(parts: int) -> None:
     task = Numbered(100)
     whole = TrainingBatches(task, seed=1, batch_size=24)
-    shares = [TrainingBatches(task, seed=1, batch_size=24, rank=rank, world_size=3) for rank in range(3)]
+    shares = [TrainingBatches(task, seed=1, batch_size=24, num_parts=parts, rank=rank, world_size=3) for rank in range(3)]
     for step in (0, 3, 4, 11):
-        given = [numbers(share.at(step, parts)) for share in shares]
-        assert [len(share) for share in given] == [8, 8, 8]
-        assert sorted(itertools.chain(*given)) == sorted(numbers(whole.at(step)))
+        given = [share.at(step) for share in shares]
+        assert [len(numbers(share)) for share in given] == [8, 8, 8]
+        assert sorted(itertools.chain(*map(numbers, given))) == sorted(numbers(whole.at(step)))
+        every = [part for share in given for part in share.parts]
+        assert len(every) == 3 * parts
+        for share in given:  # each knows of all
+            assert share.num_targets == sum(len(part.targets) for part in every) == 24
+            assert share.num_tokens == sum(part.inputs.numel() for part in every)
 
 
 def test_the_loss_is_where_the_task_wants_it() -> None:
     task = Numbered(20)
-    inputs, targets = TrainingBatches(task, seed=1, batch_size=10).at(0)[0]
-    assert (targets != IGNORE).sum() == 10
+    batch = TrainingBatches(task, seed=1, batch_size=10).at(0).parts[0]
+    lengths = task.examples.lengths[batch.inputs[:, 0]]
+    time = batch.inputs.shape[1]
+    assert batch.where.tolist() == [row * time + length - 2 for row, length in enumerate(lengths)]
+    assert torch.equal(batch.targets, batch.inputs[:, 0])
     task.loss = "everywhere"
-    everywhere = TrainingBatches(task, seed=1, batch_size=10).at(0)[0][1]
-    lengths = task.examples.lengths[inputs[:, 0]]
-    assert (everywhere != IGNORE).sum(1).tolist() == (lengths - 1).tolist()
+    everywhere = TrainingBatches(task, seed=1, batch_size=10).at(0).parts[0]
+    assert (everywhere.where // time).bincount().tolist() == (lengths - 1).tolist()
+
+
+@pytest.mark.parametrize(("time", "longest", "expected"), [(40, 1000, 64), (64, 1000, 64), (65, 1000, 128), (90, 100, 100)])
+def test_a_batch_is_filled_up_to_one_of_a_few_shapes(time: int, longest: int, expected: int) -> None:
+    inputs = torch.randint(1, 9, (3, time))
+    targets = torch.where(torch.rand(3, time) < 0.5, inputs, IGNORE)
+    plain, filled = Batch.of(inputs, targets), Batch.of(inputs, targets, longest)
+    assert (plain.num_targets, plain.num_tokens) == (filled.num_targets, filled.num_tokens) == (len(plain.where), 3 * time)
+    assert filled.inputs.shape == (3, expected)
+    assert torch.equal(filled.inputs[:, :time], inputs)
+    assert len(filled.where) % 64 == 0
+    assert (filled.targets[plain.num_targets :] == IGNORE).all()
+    for batch in (plain, filled):
+        asked = torch.full(batch.inputs.shape, IGNORE).flatten()
+        asked[batch.where[: batch.num_targets]] = batch.targets[: batch.num_targets]
+        assert torch.equal(asked.unflatten(0, batch.inputs.shape)[:, :time], targets)
+
+
+def test_few_shapes_of_many_batches() -> None:
+    shapes = set()
+    for num in range(1, 5000):
+        targets = torch.full((1, 5000), IGNORE)
+        targets[0, :num] = 1
+        shapes.add(Batch.of(targets, targets, 5056).shape)
+    assert len(shapes) < 40
+    assert all(places < 1.3 * max(64, num) for _, _, places in shapes for num in [min(places, 5000)])
+
+
+def test_batches_made_ahead_are_the_same() -> None:
+    batches, asked = TrainingBatches(Numbered(100), seed=1, batch_size=16), []
+
+    def make(step: int) -> StepBatch:
+        asked.append(step)
+        return batches.at(step)
+
+    ahead = BatchesAhead(make, num_steps=50)
+    steps = [0, 1, 2, 30, 31, 5, *range(6, 50)]
+    found = [numbers(ahead.at(step)) for step in steps]
+    ahead.close()
+    assert found == [numbers(TrainingBatches(batches.task, seed=1, batch_size=16).at(step)) for step in steps]
+    assert max(asked) == 49
+
+
+def test_what_fails_ahead_is_told_when_its_step_is_asked_for() -> None:
+    batches = TrainingBatches(Numbered(100), seed=1, batch_size=16)
+
+    def make(step: int) -> StepBatch:
+        if step == 2:
+            raise UserError("no more")
+        return batches.at(step)
+
+    ahead = BatchesAhead(make, num_steps=10)
+    assert len(numbers(ahead.at(0))) == len(numbers(ahead.at(1))) == 16
+    with pytest.raises(UserError, match="no more"):
+        ahead.at(2)
+    ahead.close()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 50])
@@ -138,7 +203,7 @@ class Repeats(nn.Module):
 
     def forward(self, tokens: Tensor, where: Tensor) -> Tensor:
         assert not self.training
-        return 3.0 * nn.functional.one_hot(tokens[where], 4).float()
+        return 3.0 * nn.functional.one_hot(tokens.flatten()[where], 4).float()
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 10**6])

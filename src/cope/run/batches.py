@@ -3,9 +3,8 @@
 Nothing about the order has to be saved to continue a run: step 1,234 has the same batch whether the run was broken before it
 or not, and each device of several takes its own share of that same batch.
 
-A batch says where in its sequences a loss is due by their places, found on the CPU: to look for them on a GPU would mean to wait
-for it. For a GPU, batches are also filled up to one of a few shapes, since there each new shape costs time: a plan of the
-attention, a compiled model, a graph of the step.
+A batch lists the places where a loss is due, found on the CPU: to look for them on a GPU would mean to wait for it. For a GPU,
+batches are also filled up to one of a few shapes, since there each new shape costs time: a compiled model, a graph of the step.
 """
 
 from __future__ import annotations
@@ -42,7 +41,11 @@ class Batch:
 
     @classmethod
     def of(cls, inputs: Tensor, targets: Tensor, longest: int | None = None) -> Batch:
-        """From what :meth:`ExampleSet.batch` gives; filled up to one of a few shapes, at most ``longest`` tokens wide, if given."""
+        """From what :meth:`ExampleSet.batch` gives.
+
+        Args:
+            longest: fill up to one of a few shapes, at most so many tokens wide; None fills nothing up.
+        """
         num_tokens = inputs.numel()
         if longest is not None:
             time = inputs.shape[1]
@@ -50,12 +53,12 @@ class Batch:
             # Causal attention does not look to the right, so what stands there changes nothing.
             inputs, targets = F.pad(inputs, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
         flat = targets.flatten()
-        where = (flat != IGNORE).nonzero()[:, 0]
+        where = torch.from_numpy(np.flatnonzero(flat.numpy() != IGNORE))  # PyTorch would share this out among all cores
         targets = flat[where]
         num_targets = len(where)
         if longest is not None:
             # To an eighth to a quarter of the power of two below: some sizes for each doubling.
-            missing = _multiple(num_targets, max(64, 1 << num_targets.bit_length() - 3)) - num_targets
+            missing = _multiple(num_targets, max(64, (1 << num_targets.bit_length()) // 8)) - num_targets
             where, targets = F.pad(where, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
         return cls(inputs.contiguous(), where, targets, num_targets, num_tokens)
 
@@ -68,8 +71,10 @@ class Batch:
         """On ``device``, which is not waited for."""
         if device.type == "cpu":
             return self
-        moved = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.inputs, self.where, self.targets))
-        return replace(self, **dict(zip(("inputs", "where", "targets"), moved, strict=True)))
+        inputs, where, targets = (
+            tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.inputs, self.where, self.targets)
+        )
+        return replace(self, inputs=inputs, where=where, targets=targets)
 
     def take(self, other: Batch) -> None:
         """Overwrite the tensors with those of ``other``, of the same shape, on the CPU; a GPU is not waited for."""
@@ -162,9 +167,7 @@ class TrainingBatches:
             for rank in range(self.world_size)
         ]
         every = [part for share in shares for part in share]
-        return StepBatch(
-            shares[self.rank], sum(part.num_targets for part in every), sum(part.num_tokens for part in every)
-        )
+        return StepBatch(shares[self.rank], sum(part.num_targets for part in every), sum(part.num_tokens for part in every))
 
 
 class BatchesAhead:

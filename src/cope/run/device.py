@@ -80,7 +80,7 @@ class TrainerSettings:
             )
         if self.cuda_graphs is True and parts > 1:
             raise UserError(
-                f"trainer.cuda_graphs=true records steps of one device and one micro-batch, not of {parts}; allowed: auto, false."
+                f"trainer.cuda_graphs=true records steps of one device and micro-batch, not of {parts}; allowed: auto, false."
             )
 
     @property

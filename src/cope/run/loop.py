@@ -78,18 +78,15 @@ class TrainingLoop:
         self.label = label
         self.show_progress = show_progress
         self.core = model
-        on_gpu = fabric.device.type == "cuda"
-        wrapped = _compiled(model, few_shapes=on_gpu) if trainer.compile else model
+        wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
         self.model, self.optimizer = fabric.setup(
             wrapped, optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
         )
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
-            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size, few_shapes=on_gpu
+            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size, few_shapes=self.on_gpu
         )
-        # A CPU has nothing to wait for; a GPU is looked at when something is to be told or kept.
-        self.looks_every_step = not on_gpu
         self.validation = task.evaluation_examples("validation")
         self.step = 0
         self.num_tokens = 0
@@ -100,6 +97,11 @@ class TrainingLoop:
         self.unlogged_targets = 0
         self._unseen_steps = 0  # since the last look at the loss
         self._stop = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the CPU runs ahead of the device: then it prepares batches, and waits as seldom as it can."""
+        return self.fabric.device.type == "cuda"
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -162,15 +164,17 @@ class TrainingLoop:
         started, tokens_before = time.perf_counter(), self.num_tokens
         validated: Score | None = None
         rate = 0.0
-        with self._stops_on_signals(), self._bar() as bar, self._at_hand() as batch_of:
+        with self._stops_on_signals(), self._bar() as bar, self.batches_at_hand() as batch_of:
             while self.step < self.trainer.steps:
-                self._train(batch_of(self.step))
+                self.train_on(batch_of(self.step))
                 bar.update()
                 is_last = self.step == self.trainer.steps
                 logs = self.step % self.trainer.log_every == 0 or is_last
                 validates = self.step % self.trainer.eval_every == 0 or is_last
-                if self.looks_every_step or logs or validates:
-                    self._look()
+                # On a CPU there is nothing to wait for; a GPU is looked at when something is to be told or kept.
+                looks = not self.on_gpu or logs or validates
+                if looks:
+                    self.look()
                 if logs:
                     elapsed = time.perf_counter() - started
                     rate = (self.num_tokens - tokens_before) / elapsed
@@ -192,18 +196,19 @@ class TrainingLoop:
                             self._metric.label, self._metric.text(self._headline(validated)), rate,
                         )  # fmt: skip
                     started, tokens_before = time.perf_counter(), self.num_tokens
-                if self._should_stop():
-                    self._look()
+                # Of several devices none knows by itself whether another was asked to stop.
+                if (looks or self.fabric.world_size == 1) and self._should_stop():
+                    self.look()
                     self._save()
                     raise Interrupted(
                         f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
                     )
 
     @contextmanager
-    def _at_hand(self) -> Iterator[Callable[[int], StepBatch]]:
+    def batches_at_hand(self) -> Iterator[Callable[[int], StepBatch]]:
         """Gives the batch of a step; inside, a GPU has batches made ahead and, for graphs, a stream of its own."""
         with ExitStack() as stack:
-            if self.looks_every_step:
+            if not self.on_gpu:
                 yield self.batches.at
                 return
             if self.train_step.graphs is not None:
@@ -211,7 +216,7 @@ class TrainingLoop:
             ahead = stack.enter_context(closing(BatchesAhead(self.batches.at, self.trainer.steps)))
             yield ahead.at
 
-    def _train(self, batch: StepBatch) -> None:
+    def train_on(self, batch: StepBatch) -> None:
         """One optimiser step."""
         seed_torch(self.seed, "dropout", self.step, self.fabric.global_rank)
         self.train_step(batch, self._learning_rate(self.step))
@@ -220,7 +225,7 @@ class TrainingLoop:
         self.unlogged_targets += batch.num_targets
         self.num_tokens += batch.num_tokens
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """See what the steps since the last look have come to; raise Diverged if one's loss was not finite."""
         if self._unseen_steps == 0:
             return

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import nn
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 from cope.errors import UserError
 from cope.run.batches import Batch, StepBatch
@@ -30,8 +31,8 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: _FabricModule,
+        optimizer: _FabricOptimizer,
         fabric: Fabric,
         clip_norm: float | None,
         graphs: StepGraphs | None,
@@ -102,7 +103,7 @@ class StepGraphs:
         warnings.filterwarnings("ignore", message=".*capturable=True")  # the optimiser's: the first steps are not recorded
         self.required = required
         self.forget = forget
-        self._pool: tuple[int, int] | None = None  # memory that all graphs use in turn
+        self._pool: Any = None  # memory that all graphs use in turn
         self._seen: set[tuple[int, ...]] = set()
         self._recorded: dict[tuple[int, ...], tuple[Batch, Callable[[], None]]] = {}
         self._given_up = False
@@ -141,9 +142,7 @@ class StepGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that makes batches may do as it likes meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             step()
         return graph.replay
 
