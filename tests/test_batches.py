@@ -12,10 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from cope.errors import UserError
 from cope.run.batches import Batch, BatchesAhead, StepBatch, TrainingBatches, epoch_order, evaluation_batches
 from cope.run.evaluation import score
 from cope.run.optimizer import OptimizerSettings
-from cope.errors import UserError
 from cope.seeding import numpy_stream, seed_torch, stream_seed
 from cope.tasks.base import IGNORE, Examples, Specimen, Task
 from cope.tasks.flip_flop import FlipFlop

@@ -116,7 +116,7 @@ class ContextualMlp(Contextual):
         """Where the lines bend, (width,) rising from 0 to 1, and which units are on between, (width + 1, width), 1 or 0."""
         u, b = self.hidden.weight[:, 0], self.hidden.bias
         bends = (-b / u).nan_to_num(0.0).clamp(0.0, 1.0).sort().values  # a unit that never turns bends nothing
-        ends = torch.tensor([0.0, 1.0], device=b.device, dtype=b.dtype)
+        ends = torch.arange(2, device=b.device, dtype=b.dtype)  # 0 and 1, made where they are needed
         middles = (torch.cat([ends[:1], bends]) + torch.cat([bends, ends[1:]])) / 2
         return bends, (middles[:, None] * u + b > 0).to(b.dtype)
 

@@ -1,0 +1,36 @@
+"""``trainer.compile=true``: every encoding goes through ``torch.compile`` as a whole, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cope.model.transformer import Transformer
+
+TIME = 136  # more than one block of queries
+
+
+def loss_and_gradients(model: nn.Module, parameters: list[nn.Parameter], tokens: Tensor) -> list[Tensor]:
+    where = torch.arange(0, tokens.numel(), 3)
+    loss = F.cross_entropy(model(tokens, where), tokens.flatten()[where], reduction="sum")
+    return [loss, *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_every_encoding_compiles_as_a_whole(make_model: Callable[..., Transformer], encoding_name: str, dropout: float) -> None:
+    # Values of every table and MLP, which by default start from 0.
+    model = make_model(f"pe={encoding_name}", f"model.dropout={dropout}", "task.context=256", "recipe.init_std=1").train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tokens = torch.randint(10, (2, TIME))
+    torch.compiler.reset()
+    # aot_eager traces forward and backward pass as for a GPU, and leaves out what takes a C++ compiler half a minute.
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    found = loss_and_gradients(compiled, parameters, tokens)
+    if dropout == 0:
+        expected = loss_and_gradients(model, parameters, tokens)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
