@@ -29,8 +29,9 @@ from cope.report.findings import Findings
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.table_figures import draw_table_figures
 from cope.run.configuration import NOT_PART_OF_THE_RUN
+from cope.sweep.places import num_places
 from cope.sweep.plan import Plan, all_runs, read_plan, read_plans, table_names
-from cope.sweep.queue import Clock, Terminated, check_settings, num_places, run_all
+from cope.sweep.queue import Clock, Terminated, check_settings, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
@@ -42,7 +43,9 @@ def main() -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="run what is not finished")
     action.add_argument("--dry", action="store_true", help="only list the runs")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at once; by default one a GPU, else one a core")
+    parser.add_argument(
+        "--jobs", type=int, default=None, help="runs at once; by default as many as GPUs have room for, else one a core"
+    )
     parser.add_argument("--windows", type=int, default=300, help="of text, over which figure4 measures heads (300)")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
     options = parser.parse_intermixed_args()
@@ -62,11 +65,14 @@ def main() -> None:
         print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     findings = Findings(plans)  # refuses runs that cannot be compared, before more are made
     runs = all_runs(plans)
-    jobs = options.jobs or num_places()
     if options.dry or options.run:
         from cope.run.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
 
         check_settings(runs, ROOT / "configs", Experiment)
+        jobs = options.jobs
+        if jobs is None:
+            jobs, why = num_places(runs, ROOT / "configs")
+            print(why, flush=True)
     if options.dry:
         for run in runs:
             print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")

@@ -20,9 +20,10 @@ from cope.report.comparison import comparison_table, provenance
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
 from cope.run.experiment import Experiment
+from cope.sweep.places import gpu_names, memory_gib, num_places
 from cope.sweep.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.sweep.process import RunProcesses
-from cope.sweep.queue import Clock, _conclude, check_settings, gpu_names, run_all
+from cope.sweep.queue import Clock, _conclude, check_settings, run_all
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -213,7 +214,7 @@ def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
     assert len(left_out) == 4 and left_out[0].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
 
 
-def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_gpus_that_may_be_used_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_names() == ["0", "1"]
@@ -221,14 +222,15 @@ def test_each_gpu_that_may_be_used_gets_one_run_at_a_time(monkeypatch: pytest.Mo
     assert gpu_names() == ["2", "3"]
 
 
-def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_jobs", [2, 6])
+def test_runs_at_once_share_the_gpus_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_jobs: int) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs
     busy: list[str] = []
     seen: list[str] = []
 
     def run_on_a_gpu(self: RunProcesses, script: Path, overrides: object, log: Path, environment: dict[str, str]) -> int:
         gpu = environment["CUDA_VISIBLE_DEVICES"]
-        assert gpu not in busy
+        assert busy.count(gpu) < num_jobs / 2
         busy.append(gpu)
         seen.append(gpu)
         time.sleep(0.05)
@@ -237,8 +239,38 @@ def test_runs_at_once_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("cope.sweep.queue.gpu_names", lambda: ["2", "3"])
     monkeypatch.setattr(RunProcesses, "run", run_on_a_gpu)
-    assert len(run_all(runs, ROOT, 4)) == len(runs) == len(seen)
+    assert len(run_all(runs, ROOT, num_jobs)) == len(runs) == len(seen)
     assert set(seen) == {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gib", "cores", "settings", "expected"),
+    [
+        (0, 0, 3, [], 3),
+        (1, 80, 16, ["scale=paper"], 8),  # by cores
+        (2, 80, 16, ["scale=paper"], 8),
+        (1, 16, 64, ["scale=paper"], 2),  # by memory
+        (1, 80, 16, ["scale=paper", "trainer.batch_size=2048"], 1),
+        (1, 4, 1, ["scale=smoke"], 1),
+    ],
+)
+def test_how_many_runs_a_machine_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, gib: int, cores: int, settings: list[str], expected: int
+) -> None:
+    monkeypatch.setattr("cope.sweep.places.gpu_names", lambda: [str(index) for index in range(gpus)])
+    monkeypatch.setattr("cope.sweep.places.smallest_gpu_gib", lambda _: gib)
+    monkeypatch.setattr("cope.sweep.places.num_cores", lambda: cores)
+    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}", *settings], 1).runs
+    number, why = num_places(runs, CONFIGS)
+    assert number == expected
+    assert why.startswith(f"{expected} runs at once, ")
+
+
+def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., DictConfig]) -> None:
+    paper = [compose("scale=paper", f"task={task}") for task in ("flip_flop", "counting", "wikipedia")]
+    small, middle, large = map(memory_gib, paper)
+    assert 1 < small < middle < 16
+    assert large > 80
 
 
 def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from cope.files import read_json, write_text
 from cope.report.tables import run_line
 from cope.run.configuration import Problems
 from cope.sweep.jobs import num_cores
+from cope.sweep.places import gpu_names
 from cope.sweep.plan import PlannedRun, composed
 from cope.sweep.process import RunProcesses
 
@@ -27,20 +28,6 @@ PUBLISHED = "docs/results*/runs"  # the results that come with the project
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which reaches this process alone, where Ctrl-C reaches its runs as well."""
-
-
-def gpu_names() -> list[str]:
-    """The GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    import torch  # here, so that --help and a typing error need not wait for it
-
-    number = torch.cuda.device_count()
-    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return allowed[:number] if allowed else [str(index) for index in range(number)]
-
-
-def num_places() -> int:
-    """Runs that the machine has room for: one a GPU, or one a core where there is none."""
-    return len(gpu_names()) or num_cores()
 
 
 class Clock:
@@ -94,8 +81,8 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
 
     Returns those that failed, were stopped or are run by another process.
 
-    Each runs in a process of its own, on a GPU of its own where there are some, with its output in its folder. One that fails
-    does not stop the others.
+    Each runs in a process of its own, on the GPU with the fewest runs where there are some, with its output in its folder. One
+    that fails does not stop the others.
 
     Raises:
         UserError: a run's folder cannot be written; those that go on end first.
@@ -106,15 +93,15 @@ def run_all(runs: Sequence[PlannedRun], root: Path, num_jobs: int) -> list[Plann
     threads = max(1, num_cores() // num_jobs)
     clock = Clock(root)
     gpus = gpu_names()
-    free_gpus = queue.SimpleQueue[str]()
-    for gpu in gpus:
-        free_gpus.put(gpu)
+    free_gpus = queue.SimpleQueue[str]()  # each as often as runs share it, in turn
+    for place in range(num_jobs if gpus else 0):
+        free_gpus.put(gpus[place % len(gpus)])
 
     processes = RunProcesses()
     besides: list[float] = []  # seconds that runs took apart from training: to start, and to score their splits
 
     def start(run: PlannedRun) -> int:
-        """The exit status of the run's own process, which waits for a GPU where there are some."""
+        """The exit status of the run's own process."""
         gpu = free_gpus.get() if gpus else None
         began = time.monotonic()
         environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
