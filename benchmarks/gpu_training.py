@@ -1,0 +1,417 @@
+"""Training on one GPU: tokens a second by encoding, precision and way of running a step, alone and side by side.
+
+    python benchmarks/gpu_training.py to=outputs/benchmark/gpu_training
+    python benchmarks/gpu_training.py to=FOLDER parts=check,alone limit=120     only some parts, in at most two minutes
+
+Parts, in this order: ``check`` (graphs compute what plain steps compute; nothing waits for the GPU), ``alone`` (recipes of
+``scale``, one run at a time), ``gpt2`` (the shape of GPT-2 on random tokens), ``together`` (several runs on the card at once),
+``compile`` (``torch.compile``). Each figure is the median of windows of steps of the project's own training loop, after two to
+warm up. Cells run in a process of their own, which is replaced when one fails: what failed says why in the table, what time did
+not suffice for says so. Writes ``results.json`` and ``results.md`` into the folder, again after every cell.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from datetime import date
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from profiling import read_recipe
+
+from cope.cli import key_values
+from cope.errors import UserError, check_choice
+from cope.run.device import hardware, versions
+from cope.run.experiment import Experiment, commit
+from cope.run.loggers import NoLogger
+from cope.run.loop import TrainingLoop
+from cope.tasks.base import Examples, Specimen, Task
+
+STEPS_PER_WINDOW = 20
+WARM_UP = 2  # windows
+WARM = "warm"  # what a process says that is ready to be measured beside others
+PRECISIONS = ("bf16-mixed", "tf32", "32-true")
+WAYS = {
+    "eager": ("trainer.cuda_graphs=false",),
+    "graphs": ("trainer.cuda_graphs=true",),
+    "compile": ("trainer.cuda_graphs=false", "trainer.compile=true"),
+    "compile + graphs": ("trainer.cuda_graphs=true", "trainer.compile=true"),
+}
+CHECKED_STEPS = 40
+GPT2 = ("task=wikipedia", "model.dropout=0", "trainer.batch_size=16")
+KEYS = {
+    "to": (str, "a folder"),
+    "parts": (str, "names with commas between"),
+    "scale": (str, "a scale with recipes for counting, flip_flop and wikipedia"),
+    "seconds": (float, "seconds of measurement a cell"),
+    "limit": (float, "seconds of everything"),
+    "device": (str, "auto, cpu or cuda"),
+    "processes": (str, "numbers of runs at once, with commas between"),
+}
+PARTS = ("check", "alone", "gpt2", "together", "compile")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table."""
+
+    part: str
+    setting: str  # the run's, apart from its precision and way
+    precision: str
+    way: str
+    processes: int
+    seconds: float  # of measurement
+    longest: float  # seconds before it is given up
+    overrides: tuple[str, ...]
+
+    def recipe(self, way: str | None = None) -> str:
+        """As on the command line of ``train.py``."""
+        return " ".join((*self.setting.split(), f"trainer.precision={self.precision}", *WAYS[way or self.way], *self.overrides))
+
+
+def cells(parts: list[str], scale: str, seconds: float, device: str, processes: list[int]) -> list[Cell]:
+    """What is measured, the most important first."""
+    # More steps than there is time for.
+    common = (f"scale={scale}", f"trainer.device={device}", "data_dir=data", "trainer.steps=10000000")
+    counting = [f"task=counting pe={pe}" for pe in ("cope", "rope")]
+    flip_flop = ["task=flip_flop pe=cope"]
+    gpt2 = [" ".join((*GPT2, f"pe={pe}")) for pe in ("cope", "rope")]
+    planned = {
+        "check": [(setting, "32-true", "graphs", 1) for setting in counting],
+        "alone": [
+            (setting, precision, way, 1)
+            for way, precisions in (("graphs", PRECISIONS), ("eager", (PRECISIONS[0], PRECISIONS[-1])))
+            for precision in precisions
+            for setting in counting + flip_flop
+        ],
+        "gpt2": [(setting, "bf16-mixed", way, 1) for way in ("eager", "graphs") for setting in gpt2],
+        "together": [
+            (setting, "bf16-mixed", "graphs", number) for number in processes for setting in (counting[0], flip_flop[0])
+        ],
+        "compile": [
+            (setting, "bf16-mixed", way, 1) for way in ("compile + graphs", "compile") for setting in flip_flop + counting
+        ],
+    }
+    longest = {"check": 90.0, "together": 60.0, "compile": 90.0}
+    return [
+        Cell(part, *cell, seconds=seconds, longest=longest.get(part, 45.0), overrides=common)
+        for part in PARTS
+        if part in parts
+        for cell in planned[part]
+    ]
+
+
+# ---- in a process of its own ---------------------------------------------------------------------------------------------
+
+
+class RandomTokens(Task):
+    """Sequences of random tokens as long as the context: a language task's work without its text."""
+
+    name = "random_tokens"
+    loss = "everywhere"
+    test_splits = ()
+
+    def __init__(self, context: int, vocab_size: int, num: int) -> None:
+        self.context, self._vocab_size = context, vocab_size
+        tokens = np.random.default_rng(0).integers(0, vocab_size, (num, context + 1), dtype=np.int32)
+        self._examples = Examples(tokens, np.full(num, context + 1), np.ones(tokens.shape, dtype=bool))
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self._vocab_size)))
+
+    def longest_of(self, split: str) -> int:
+        return self.context
+
+    def training_examples(self, seed: int, epoch: int) -> Examples:
+        return self._examples
+
+    def evaluation_examples(self, split: str) -> Examples:
+        return self._examples
+
+    def specimen(self, num_tokens: int) -> Specimen:
+        raise AssertionError("nothing is drawn here")
+
+
+def training_loop(recipe: str) -> TrainingLoop:
+    """The loop that ``train.py`` would run, in a folder that is never written to."""
+    config = read_recipe(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        config.output_dir = folder
+        experiment = Experiment(config)
+    task = experiment.task
+    if "task=wikipedia" in recipe:
+        task = RandomTokens(task.context, task.vocab_size, 4 * config.trainer.batch_size)
+    loop = TrainingLoop(
+        experiment.model, task, config.seed, experiment.trainer, experiment.optimizer, experiment.trainer.fabric(),
+        experiment.folder, NoLogger(), "benchmark", show_progress=False,
+    )  # fmt: skip
+    loop.model.train()
+    return loop
+
+
+def measure(cell: Cell, connection: Connection) -> dict[str, Any]:
+    """Tokens a second, and each window's begin, end and tokens; of several processes each waits until all are warm."""
+    loop = training_loop(cell.recipe())
+    windows: list[tuple[float, float, int]] = []
+    begun, enough = time.time(), None
+    with loop.batches_at_hand() as batch_of:
+        while enough is None or time.time() < enough:
+            start, tokens = time.time(), loop.num_tokens
+            for _ in range(STEPS_PER_WINDOW):
+                loop.train_on(batch_of(loop.step))
+            loop.look()  # the end of the window waits for the device
+            windows.append((start, time.time(), loop.num_tokens - tokens))
+            if len(windows) == WARM_UP:
+                if cell.processes > 1:
+                    connection.send(WARM)
+                    connection.recv()
+                enough = time.time() + cell.seconds
+    measured = windows[WARM_UP:] or windows[-1:]
+    return {
+        "tokens_per_s": statistics.median(tokens / (end - start) for start, end, tokens in measured),
+        "ms_per_step": 1000 * statistics.median(end - start for start, end, _ in measured) / STEPS_PER_WINDOW,
+        "tokens_per_step": loop.num_tokens / loop.step,
+        "warm_up_s": windows[min(WARM_UP, len(windows)) - 1][1] - begun,
+        "windows": windows,
+        **_memory(loop.fabric.device),
+    }
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    return {"peak_gib": torch.cuda.max_memory_reserved() / 2**30} if device.type == "cuda" else {}
+
+
+def check(cell: Cell) -> dict[str, Any]:
+    """The largest relative difference of a step's loss between graphs and plain steps, dropout included; and what waits."""
+    losses: dict[str, list[float]] = {}
+    waits: dict[str, list[str]] = {}
+    for way in ("eager", cell.way):
+        loop = training_loop(cell.recipe(way))
+        losses[way] = []
+        with loop.batches_at_hand() as batch_of:
+            for _ in range(CHECKED_STEPS):
+                before = loop.unlogged_loss, loop.unlogged_targets
+                loop.train_on(batch_of(loop.step))
+                loop.look()
+                losses[way].append((loop.unlogged_loss - before[0]) / (loop.unlogged_targets - before[1]))
+            waits[way] = _what_waits(loop, batch_of)
+    differences = [abs(own / other - 1) for own, other in zip(losses[cell.way], losses["eager"], strict=True)]
+    return {
+        "largest_difference": max(differences),
+        "difference_of_step_10": max(differences[:10]),
+        "losses": losses,
+        "waits": waits,
+    }
+
+
+def _what_waits(loop: TrainingLoop, batch_of: Any) -> list[str]:
+    """What PyTorch says of each wait for the device within further steps; nothing should wait."""
+    if loop.fabric.device.type != "cuda":
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in range(10):
+                loop.train_on(batch_of(loop.step))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    loop.look()
+    places = [f"{warning.filename}:{warning.lineno}: {warning.message}" for warning in caught]
+    return [place for place in places if "synchroniz" in place]
+
+
+def work(connection: Connection) -> None:
+    """Answer each cell that comes with what was found."""
+    while True:
+        try:
+            cell: Cell = connection.recv()
+        except EOFError:  # there are no more
+            return
+        found: dict[str, Any]
+        try:
+            found = check(cell) if cell.part == "check" else measure(cell, connection)
+        except Exception as error:
+            # After an error of CUDA nothing works any more in this process; settings that are refused leave it whole.
+            found = {"error": f"{type(error).__name__}: {error}", "fatal": not isinstance(error, UserError)}
+        connection.send(found)
+        torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_available() and not found.get("fatal"):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+# ---- in the main process -------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that measures one cell after another."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other,), daemon=True)
+        self.process.start()
+        other.close()
+
+    def end(self, kill: bool) -> None:
+        """Let it end, or make it."""
+        self.connection.close()
+        if kill:
+            self.process.kill()
+        self.process.join()
+
+
+class Workers:
+    """As many processes as a cell asks for, kept as long as nothing fails in them."""
+
+    def __init__(self) -> None:
+        self._free: list[Worker] = []
+
+    def measure(self, cell: Cell, longest: float) -> dict[str, Any]:
+        """What the cell's processes find within ``longest`` seconds."""
+        while len(self._free) < cell.processes:
+            self._free.append(Worker())
+        workers, self._free = self._free[: cell.processes], self._free[cell.processes :]
+        for worker in workers:
+            worker.connection.send(cell)
+        waiting = {worker.connection: worker for worker in workers}
+        found: list[dict[str, Any]] = []
+        num_warm = 0
+        end = time.monotonic() + longest
+        while waiting and time.monotonic() < end and not any(one.get("fatal") for one in found):
+            for connection in wait(list(waiting), timeout=max(0.0, end - time.monotonic())):
+                assert isinstance(connection, Connection)
+                try:
+                    told = connection.recv()
+                except EOFError:
+                    told = {"error": "its process ended", "fatal": True}
+                if told == WARM:
+                    num_warm += 1
+                    for worker in workers if num_warm == cell.processes else ():
+                        worker.connection.send("go")
+                else:
+                    found.append(told)
+                    del waiting[connection]
+        fatal = any(one.get("fatal") for one in found)
+        for worker in workers:
+            if waiting or fatal:
+                worker.end(kill=True)
+            else:
+                self._free.append(worker)
+        errors = [one for one in found if "error" in one]
+        if errors or waiting:
+            return errors[0] if errors else {"error": f"given up after {longest:.0f} s"}
+        return found[0] if cell.processes == 1 else together(found)
+
+    def end(self) -> None:
+        for worker in self._free:
+            worker.end(kill=False)
+
+
+def together(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rates of several processes added up, over windows during which all were measured."""
+    begin = max(one["windows"][min(WARM_UP, len(one["windows"]) - 1)][0] for one in found)
+    end = min(one["windows"][-1][1] for one in found)
+    rates = [
+        [tokens / (stop - start) for start, stop, tokens in one["windows"] if start >= begin and stop <= end] for one in found
+    ]
+    if not all(rates):
+        return {"error": "the processes were not measured at the same time; take a larger seconds="}
+    rate = sum(statistics.median(own) for own in rates)
+    return {"tokens_per_s": rate, "windows_together": min(map(len, rates)), "warm_up_s": max(one["warm_up_s"] for one in found)}
+
+
+def written(folder: Path, rows: list[dict[str, Any]], circumstances: dict[str, Any]) -> None:
+    """``results.json`` and ``results.md``."""
+    (folder / "results.json").write_text(json.dumps(circumstances | {"cells": rows}, indent=1) + "\n")
+    own = circumstances["hardware"]
+    lines = [
+        f"{own['device']}, {own['cores']} cores, PyTorch {circumstances['versions']['torch']}, commit "
+        f"{circumstances['commit']}, {circumstances['date']}; scale={circumstances['scale']}.",
+        "",
+        "| part | run | precision | step | processes | tokens/s | ms a step | of RoPE's | warm-up s | memory GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rope = {
+        (row["part"], row["setting"].replace("pe=rope", "pe=cope"), row["precision"], row["way"]): row["found"]
+        for row in rows
+        if "pe=rope" in row["setting"] and "error" not in row["found"]
+    }
+    for row in rows:
+        found = row["found"]
+        begin = f"| {row['part']} | `{row['setting']}` | {row['precision']} | {row['way']} | {row['processes']} |"
+        if "error" in found:
+            reason = found["error"].replace("\n", " ").replace("|", "/")[:300]
+            lines.append(f"{begin} {reason} | | | | |")
+        elif row["part"] == "check":
+            waits = {way: len(places) for way, places in found["waits"].items()}
+            told = f"loss differs by {found['largest_difference']:.1e} at most; waits: {waits}"
+            lines.append(f"{begin} {told} | | | | |")
+        else:
+            other = rope.get((row["part"], row["setting"], row["precision"], row["way"]))
+            share = f"{found['tokens_per_s'] / other['tokens_per_s']:.2f}" if other else ""
+            cell = [f"{found['tokens_per_s']:,.0f}", f"{found.get('ms_per_step', float('nan')):.2f}", share]
+            cell += [f"{found['warm_up_s']:.1f}", f"{found['peak_gib']:.1f}" if "peak_gib" in found else ""]
+            lines.append(f"{begin} {' | '.join(cell)} |".replace("nan", ""))
+    (folder / "results.md").write_text("\n".join(lines) + "\n")
+
+
+def main(*arguments: str) -> None:
+    given = key_values(arguments, KEYS)
+    if "to" not in given:
+        raise UserError("to=FOLDER must be given: where results are written.")
+    folder = Path(given["to"])
+    parts = given.get("parts", ",".join(PARTS)).split(",")
+    for part in parts:
+        check_choice("parts", part, PARTS)
+    numbers = given.get("processes", "6").split(",")
+    if not all(number.isdecimal() and int(number) >= 2 for number in numbers):
+        raise UserError(f"processes={','.join(numbers)} has the wrong form; allowed: whole numbers from 2, with commas.")
+    device = given.get("device", "auto")
+    check_choice("device", device, ["auto", "cpu", "cuda"])
+    seconds, limit = given.get("seconds", 3.0), given.get("limit", 240.0)
+    scale = given.get("scale", "paper")
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = cells(parts, scale, seconds, device, [int(number) for number in numbers])
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    circumstances = {
+        "date": str(date.today()), "scale": scale, "commit": commit(), "versions": versions(),
+        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
+    }  # fmt: skip
+    begun, rows, workers = time.monotonic(), [], Workers()
+    for cell in planned:
+        left = limit - (time.monotonic() - begun)
+        if left < seconds:
+            found: dict[str, Any] = {"error": f"not measured: the {limit:.0f} s were over"}
+        else:
+            found = workers.measure(cell, min(cell.longest, left))
+        rows.append(asdict(cell) | {"found": found})
+        written(folder, rows, circumstances)
+        told = {key: value for key, value in found.items() if key not in ("windows", "losses", "waits")}
+        print(
+            f"[{time.monotonic() - begun:4.0f} s] {cell.part}: {cell.setting}, {cell.precision}, {cell.way}, "
+            f"{cell.processes} process(es): {told}", flush=True,
+        )  # fmt: skip
+    workers.end()
+    print((folder / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
