@@ -84,8 +84,8 @@ def generate(
 def _next_logits(model: Transformer, newest: list[int], start: int, caches: list[LayerCache]) -> Float[Tensor, " vocab"]:
     """Logits of the token after ``newest``, which stand at ``start`` and are added to ``caches``; on the CPU."""
     ids = torch.tensor([newest], device=model.embedding.weight.device)
-    last = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-    last[:, -1] = True  # the output layer would cost more than the rest where the vocabulary is large
+    # The output layer at every token would cost more than the rest where the vocabulary is large.
+    last = torch.tensor([len(newest) - 1], device=ids.device)
     logits: Tensor = model(ids, last, start, caches)
     return logits[0].cpu()
 

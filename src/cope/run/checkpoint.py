@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -32,13 +33,23 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], copy_to: Path | None = None) -> None:
     """Write ``state`` (tensors and plain values) to ``path``; a reader sees the old file or the new one, never a part.
+
+    Args:
+        copy_to: where to write the same once more, after that: to make the bytes takes as long as to write them.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    write_atomically(path, lambda file: torch.save(state, file))
+    content = io.BytesIO()
+    torch.save(state, content)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(content.getbuffer())
+
+    for place in (path,) if copy_to is None else (path, copy_to):
+        write_atomically(place, write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -120,8 +120,12 @@ class TrainingLoop:
         }
 
     def _save(self, best: bool = False) -> None:
-        if self.fabric.is_global_zero:
-            save_checkpoint(self.folder.best_checkpoint if best else self.folder.last_checkpoint, self._state())
+        if not self.fabric.is_global_zero:
+            return
+        if best:  # first: a run that is broken off in between goes on from the last one before, and finds the best again
+            save_checkpoint(self.folder.best_checkpoint, self._state(), copy_to=self.folder.last_checkpoint)
+        else:
+            save_checkpoint(self.folder.last_checkpoint, self._state())
 
     def resume(self) -> None:
         """Go on from ``last.pt`` if there is one.
@@ -269,10 +273,10 @@ class TrainingLoop:
         )
         # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
         candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
-        if self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"]):
+        is_best = self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"])
+        if is_best:
             self.best = candidate
-            self._save(best=True)
-        self._save()
+        self._save(best=is_best)
         return validated
 
     # ---- watching ----------------------------------------------------------------------------------------------------
