@@ -130,11 +130,11 @@ def test_the_loss_is_where_the_task_wants_it() -> None:
     assert (everywhere.where // time).bincount().tolist() == (lengths - 1).tolist()
 
 
-@pytest.mark.parametrize(("time", "longest", "expected"), [(40, 1000, 64), (64, 1000, 64), (65, 1000, 128), (90, 100, 100)])
-def test_a_batch_is_filled_up_to_one_of_a_few_shapes(time: int, longest: int, expected: int) -> None:
+@pytest.mark.parametrize(("time", "longest", "expected"), [(40, None, 64), (64, 1000, 64), (65, 1000, 128), (90, 100, 100)])
+def test_a_batch_is_filled_up_to_one_of_a_few_shapes(time: int, longest: int | None, expected: int) -> None:
     inputs = torch.randint(1, 9, (3, time))
     targets = torch.where(torch.rand(3, time) < 0.5, inputs, IGNORE)
-    plain, filled = Batch.of(inputs, targets), Batch.of(inputs, targets, longest)
+    plain, filled = Batch.of(inputs, targets), Batch.of(inputs, targets, True, longest)
     assert (plain.num_targets, plain.num_tokens) == (filled.num_targets, filled.num_tokens) == (len(plain.where), 3 * time)
     assert filled.inputs.shape == (3, expected)
     assert torch.equal(filled.inputs[:, :time], inputs)
@@ -151,7 +151,7 @@ def test_few_shapes_of_many_batches() -> None:
     for num in range(1, 5000):
         targets = torch.full((1, 5000), IGNORE)
         targets[0, :num] = 1
-        shapes.add(Batch.of(targets, targets, 5056).shape)
+        shapes.add(Batch.of(targets, targets, few_shapes=True).shape)
     assert len(shapes) < 40
     assert all(places < 1.3 * max(64, num) for _, _, places in shapes for num in [min(places, 5000)])
 

@@ -51,9 +51,18 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
-@pytest.mark.parametrize("task", ["counting", "flip_flop", "selective_copy"])
-def test_a_run_finds_what_it_finds_on_a_cpu(compose: Compose, request: pytest.FixtureRequest, task: str) -> None:
-    settings = (*SHORT, f"task={task}", "optimizer.epsilon=1", "optimizer.lr=1")  # so that rounding stays rounding
+@pytest.mark.parametrize(
+    ("task", "encoding"),
+    [("counting", "cope"), ("flip_flop", "absolute"), ("flip_flop", "cope_relative"), ("selective_copy", "rope")],
+)
+def test_a_run_finds_what_it_finds_on_a_cpu(compose: Compose, request: pytest.FixtureRequest, task: str, encoding: str) -> None:
+    settings = (
+        *SHORT,
+        f"task={task}",
+        f"pe={encoding}",
+        "optimizer.epsilon=1",
+        "optimizer.lr=1",
+    )  # so that rounding stays rounding
     plain, result = run(compose(*settings))
     noted = request.getfixturevalue("like_a_gpu")
     other = compose(*settings)

@@ -40,23 +40,25 @@ class Batch:
     num_tokens: int  # that the model reads, with the padding to the longest sequence and without filling
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor, longest: int | None = None) -> Batch:
+    def of(cls, inputs: Tensor, targets: Tensor, few_shapes: bool = False, longest: int | None = None) -> Batch:
         """From what :meth:`ExampleSet.batch` gives.
 
         Args:
-            longest: fill up to one of a few shapes, at most so many tokens wide; None fills nothing up.
+            few_shapes: fill up to one of a few shapes.
+            longest: the most tokens to fill up to; None is any number.
         """
         num_tokens = inputs.numel()
-        if longest is not None:
+        if few_shapes:
             time = inputs.shape[1]
-            missing = max(time, min(_multiple(time, TIME_MULTIPLE), longest)) - time
+            filled = _multiple(time, TIME_MULTIPLE)
+            missing = (filled if longest is None else max(time, min(filled, longest))) - time
             # Causal attention does not look to the right, so what stands there changes nothing.
             inputs, targets = F.pad(inputs, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
         flat = targets.flatten()
         where = torch.from_numpy(np.flatnonzero(flat.numpy() != IGNORE))  # PyTorch would share this out among all cores
         targets = flat[where]
         num_targets = len(where)
-        if longest is not None:
+        if few_shapes:
             # To an eighth to a quarter of the power of two below: some sizes for each doubling.
             missing = _multiple(num_targets, max(64, (1 << num_targets.bit_length()) // 8)) - num_targets
             where, targets = F.pad(where, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
@@ -119,6 +121,7 @@ class TrainingBatches:
         num_parts: micro-batches that each device's share is split into.
         rank, world_size: this device's place among those that share each batch.
         few_shapes: fill batches up, for a GPU.
+        longest: the most tokens that the model's encoding is defined for; None is any number.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         few_shapes: bool = False,
+        longest: int | None = None,
     ) -> None:
         self.task = task
         self.seed = seed
@@ -137,7 +141,8 @@ class TrainingBatches:
         self.num_parts = num_parts
         self.rank = rank
         self.world_size = world_size
-        self.longest = task.context if few_shapes else None
+        self.few_shapes = few_shapes
+        self.longest = longest
         self._epoch = -1
         self._load(0)
 
@@ -161,7 +166,7 @@ class TrainingBatches:
         # Each device makes all shares, so that it knows the number of targets without asking the others.
         shares = [
             [
-                Batch.of(*self._examples.batch(part, loss=self.task.loss), self.longest)
+                Batch.of(*self._examples.batch(part, loss=self.task.loss), self.few_shapes, self.longest)
                 for part in np.array_split(self._order[index][rank :: self.world_size], self.num_parts)
             ]
             for rank in range(self.world_size)

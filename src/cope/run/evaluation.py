@@ -29,13 +29,13 @@ def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
     was_training = model.training
     model.eval()
     device = fabric.device
-    longest = int(examples.lengths.max()) - 1 if device.type == "cuda" else None  # the last token is only predicted
+    longest = int(examples.lengths.max()) - 1  # the last token is only predicted
     counted = torch.zeros(2, dtype=torch.float64)  # what the CPU knows: sequences and answer tokens
     found = torch.zeros(3, dtype=torch.float64, device=device)  # sequences and tokens that are wrong, and the loss
     # Not compiled: here each batch has another number of sequences, and would be compiled for it.
     with torch.compiler.set_stance("force_eager"):
         for indices in evaluation_batches(examples, TOKENS_PER_BATCH, fabric.global_rank, fabric.world_size):
-            batch = Batch.of(*examples.batch(indices), longest)
+            batch = Batch.of(*examples.batch(indices), few_shapes=device.type == "cuda", longest=longest)
             counted += torch.tensor([len(indices), batch.num_targets])
             batch = batch.to(device)
             logits = model(batch.inputs, batch.where).float()

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cope.errors import UserError
 from cope.metrics import METRICS, shown
+from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
 from cope.run.device import TrainerSettings
@@ -57,7 +58,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Transformer,
         task: Task,
         seed: int,
         trainer: TrainerSettings,
@@ -85,8 +86,9 @@ class TrainingLoop:
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
-            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size, few_shapes=self.on_gpu
-        )
+            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size,
+            few_shapes=self.on_gpu, longest=model.encoding.max_tokens,
+        )  # fmt: skip
         self.validation = task.evaluation_examples("validation")
         self.step = 0
         self.num_tokens = 0
