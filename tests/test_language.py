@@ -110,7 +110,7 @@ class Uncertain(torch.nn.Module):
     def forward(self, tokens, where):
         x = self.table(tokens)
         x = x + F.pad(x, (0, 0, 1, 0))[:, :-1] + F.pad(x, (0, 0, 2, 0))[:, :-2]
-        return x[where]
+        return x.flatten(0, 1)[where]
 
 
 def test_with_enough_overlap_windows_score_as_one_long_window_does():
