@@ -19,6 +19,7 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "native": native.attention,
     "triton": triton.attention,
 }
+TAKE_HALF_PRECISION = ("triton",)  # the others are given float32 for it
 SCALES = ("released", "paper")
 
 log = logging.getLogger(__name__)
@@ -105,21 +106,23 @@ def _attend(
     check_choice("backend", backend, ["auto", *BACKENDS])
     check_between("dropout", dropout, 0.0, 0.99)
     _check_shapes(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    computed = torch.promote_types(q.dtype, torch.float32)
+    chosen = _choose(backend, q.device.type, q.dtype)
+    dtype = q.dtype if chosen in TAKE_HALF_PRECISION else computed
 
-    def convert(tensor: Tensor | None) -> Tensor | None:
+    def convert(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype)
 
     # Positions are sums of many gates: half precision would lose whole positions, under autocast too.
     with torch.autocast(q.device.type, enabled=False):
-        output = BACKENDS[_choose(backend, q.device.type, dtype)](
+        output = BACKENDS[chosen](
             convert(q),
             convert(k),
             convert(v),
             convert(table),
             gate_keys=convert(gate_keys),
             relative=convert(relative),
-            bias=convert(bias),
+            bias=convert(bias, computed),
             scale=scale,
             dropout=dropout,
         )
@@ -136,7 +139,7 @@ def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
 def _choose_once(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs; what ``auto`` comes to is logged, once a process for each kind of tensor."""
     if backend == "native" or (backend == "auto" and device_type == "cpu"):
-        wanted, missing = "native", native.missing(device_type, dtype)
+        wanted, missing = "native", native.missing(device_type, torch.promote_types(dtype, torch.float32))
     elif backend == "triton" or (backend == "auto" and device_type == "cuda"):
         wanted, missing = "triton", triton.missing(device_type, dtype)
     elif backend == "auto":

@@ -3,11 +3,11 @@
 Registered with ``torch.library``: autograd differentiates it, ``torch.compile`` and fake tensors take it for granted instead
 of looking inside. A kernel gives two functions of plain tensors,
 
-    forward(arguments) -> output, log_sum_exp
-    backward(grad_output, output, log_sum_exp, arguments) -> gradients of the tensors that are there, in their order
+    forward(arguments) -> output, what is saved ...
+    backward(grad_output, arguments, output, what is saved ...) -> gradients of the tensors that are there, in their order
 
-with :class:`Arguments`, shapes as in :func:`cope.functional.cope_attention`, and log_sum_exp (batch, heads, query). The output
-and all gradients of four dimensions are laid out in memory as (batch, time, heads, size), the order in which a model reads them
+with :class:`Arguments` and shapes as in :func:`cope.functional.cope_attention`. What a kernel saves for its backward pass is its
+own affair: ``empty_saved`` gives such tensors, uninitialised. The output and all gradients of four dimensions are laid out in memory as (batch, time, heads, size), the order in which a model reads them
 next; see :func:`empty_heads`.
 """
 
@@ -45,8 +45,9 @@ class Arguments(NamedTuple):
         return [empty_heads(tensor) if tensor.dim() == 4 else tensor.new_empty(tensor.shape) for tensor in there]
 
 
-Forward = Callable[[Arguments], tuple[Tensor, Tensor]]
-Backward = Callable[[Tensor, Tensor, Tensor, Arguments], list[Tensor]]
+Forward = Callable[[Arguments], tuple[Tensor, ...]]
+Backward = Callable[..., list[Tensor]]
+EmptySaved = Callable[[Arguments], list[Tensor]]
 
 
 def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
@@ -55,37 +56,46 @@ def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
     return like.new_empty(batch, time, num_heads, own_size if size is None else size).transpose(1, 2)
 
 
-def make_operator(name: str, forward: Forward, backward: Backward) -> Callable[..., Tensor]:
-    """``attention(q, k, v, table, *, ...)``, with the arguments of the other backends, from a kernel's two functions."""
+def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: EmptySaved) -> Callable[..., Tensor]:
+    """``attention(q, k, v, table, *, ...)``, with the arguments of the other backends, from a kernel's functions."""
+    num_saved = len(
+        empty_saved(Arguments(*(torch.empty(0, 0, 0, 0) for _ in range(3)), None, None, None, None, 1.0, 0.0, None))
+    )
     operator = torch.library.custom_op(
         f"cope::{name}",
         lambda *arguments: forward(Arguments(*arguments)),
         mutates_args=(),
-        schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+        schema=f"({_ARGUMENTS}) -> ({', '.join(['Tensor'] * (1 + num_saved))})",
     )
+    saved_arguments = "".join(f", Tensor saved_{index}" for index in range(num_saved))
+
+    def differentiated(grad_output: Tensor, output: Tensor, *others: Any) -> list[Tensor]:
+        return backward(grad_output, Arguments(*others[num_saved:]), output, *others[:num_saved])
+
     gradient = torch.library.custom_op(
         f"cope::{name}_backward",
-        lambda grad_output, output, log_sum_exp, *arguments: backward(grad_output, output, log_sum_exp, Arguments(*arguments)),
+        differentiated,
         mutates_args=(),
-        schema=f"(Tensor grad_output, Tensor output, Tensor log_sum_exp, {_ARGUMENTS}) -> Tensor[]",
+        schema=f"(Tensor grad_output, Tensor output{saved_arguments}, {_ARGUMENTS}) -> Tensor[]",
     )
 
     @operator.register_fake
-    def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return empty_heads(q, v.shape[-1]), q.new_empty(q.shape[:-1])
+    def _(*arguments: Any) -> tuple[Tensor, ...]:
+        given = Arguments(*arguments)
+        return empty_heads(given.q, given.v.shape[-1]), *empty_saved(given)
 
     @gradient.register_fake
-    def _(grad_output: Tensor, output: Tensor, log_sum_exp: Tensor, *arguments: Any) -> list[Tensor]:
-        return Arguments(*arguments).empty_gradients()
+    def _(grad_output: Tensor, output: Tensor, *others: Any) -> list[Tensor]:
+        return Arguments(*others[num_saved:]).empty_gradients()
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.table_scale, ctx.dropout, seed = inputs
         ctx.save_for_backward(*tensors, seed, *output)
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
 
-    def differentiate(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, seed, output, log_sum_exp = ctx.saved_tensors
-        found = iter(gradient(grad_output, output, log_sum_exp, *tensors, ctx.table_scale, ctx.dropout, seed))
+    def differentiate(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (*tensors, seed), results = ctx.saved_tensors[: -1 - num_saved], ctx.saved_tensors[-1 - num_saved :]
+        found = iter(gradient(grad_output, *results, *tensors, ctx.table_scale, ctx.dropout, seed))
         return (*(None if tensor is None else next(found) for tensor in tensors), None, None, None)
 
     operator.register_autograd(differentiate, setup_context=setup_context)
@@ -108,7 +118,7 @@ def make_operator(name: str, forward: Forward, backward: Backward) -> Callable[.
         dropout: float = 0.0,
     ) -> Tensor:
         # Dropout's mask is drawn again in the backward pass, from this seed, instead of being kept.
-        seed = torch.randint(2**31, ()) if dropout > 0 else None
+        seed = torch.randint(2**31, (), device=q.device) if dropout > 0 else None
         table_scale = 1.0 / math.sqrt(q.shape[-1]) if scale == "released" else 1.0
         output: Tensor = operator(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed)[0]
         return output

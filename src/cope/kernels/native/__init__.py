@@ -156,14 +156,18 @@ def _forward(given: Arguments) -> tuple[Tensor, Tensor]:
     q, v = given.q, given.v
     call = _Call(given)
     output = empty_heads(q, call.heads["v"].shape[-1])
-    log_sum_exp = q.new_empty(q.shape[:-1])
+    (log_sum_exp,) = _empty_saved(given)
     call.pass_heads("output", output)
     call.pass_plain("log_sum_exp", log_sum_exp)
     call.run(_loaded().cope_forward)
     return _trimmed(output, v.shape[-1]), log_sum_exp
 
 
-def _backward(grad_output: Tensor, output: Tensor, log_sum_exp: Tensor, given: Arguments) -> list[Tensor]:
+def _empty_saved(given: Arguments) -> list[Tensor]:
+    return [given.q.new_empty(given.q.shape[:-1])]  # log-sum-exp
+
+
+def _backward(grad_output: Tensor, given: Arguments, output: Tensor, log_sum_exp: Tensor) -> list[Tensor]:
     q, k, v, table, gate_keys, relative, bias, *_ = given
     call = _Call(given)
     call.pass_heads("grad_output", _padded(grad_output))
@@ -203,4 +207,4 @@ def _trimmed(tensor: Tensor, size: int) -> Tensor:
     return tensor if tensor.shape[-1] == size else empty_heads(tensor, size).copy_(tensor[..., :size])
 
 
-attention = make_operator("native", _forward, _backward)
+attention = make_operator("native", _forward, _backward, _empty_saved)
