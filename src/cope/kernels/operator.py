@@ -6,9 +6,9 @@ of looking inside. A kernel gives two functions of plain tensors,
     forward(arguments) -> output, what is saved ...
     backward(grad_output, arguments, output, what is saved ...) -> gradients of the tensors that are there, in their order
 
-with :class:`Arguments` and shapes as in :func:`cope.functional.cope_attention`. What a kernel saves for its backward pass is its
-own affair: ``empty_saved`` gives such tensors, uninitialised. The output and all gradients of four dimensions are laid out in memory as (batch, time, heads, size), the order in which a model reads them
-next; see :func:`empty_heads`.
+with :class:`Arguments` and shapes as in :func:`cope.functional.cope_attention`. What a kernel saves for its backward pass is
+its own affair: ``empty_saved`` gives such tensors, uninitialised. The output and all gradients of four dimensions are laid out
+in memory as (batch, time, heads, size), the order in which a model reads them next; see :func:`empty_heads`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
 
 def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: EmptySaved) -> Callable[..., Tensor]:
     """``attention(q, k, v, table, *, ...)``, with the arguments of the other backends, from a kernel's functions."""
-    num_saved = len(
-        empty_saved(Arguments(*(torch.empty(0, 0, 0, 0) for _ in range(3)), None, None, None, None, 1.0, 0.0, None))
-    )
+    nothing = torch.empty(0, 0, 0, 0)
+    num_saved = len(empty_saved(Arguments(nothing, nothing, nothing, None, None, None, None, 1.0, 0.0, None)))
     operator = torch.library.custom_op(
         f"cope::{name}",
         lambda *arguments: forward(Arguments(*arguments)),

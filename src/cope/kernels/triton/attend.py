@@ -8,10 +8,11 @@ There are two zones. Once every query of the block has counted to the last posit
 position: no gate, no sum, no look-up, only a number a query to add to its logits. For the backward pass the program leaves the
 log-sum-exp, where the zones meet, and each query's count there.
 
-With few queries and many keys, as in decoding, the keys are cut into parts, each with a program of its own: ``count_part_kernel``
-counts each part's gates first, so that a part's walk can begin with the count of all parts to its right.
+With few queries and many keys, as in decoding, the keys are cut into parts, each with a program of its own:
+``count_part_kernel`` counts each part's gates first, so that a part's walk can begin with the count of all parts to its right.
 """
 
+# Kernels are compiled by Triton, which has no types to write down for their parameters.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
@@ -19,35 +20,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cope.kernels.triton.tiles import (
-    BITS,
-    content_logits,
-    count_beyond,
-    counted_logits,
-    dropout_mask,
-    load_rows,
-    open_gates,
-    pack,
-    product,
-    rows_of_z,
-    store_rows,
-    unpack,
-    with_distance,
-)
+from cope.kernels.triton.counting import BITS, count_beyond, open_gates, pack, rows_of_z, unpack
+from cope.kernels.triton.logits import counted_logits, with_distance
+from cope.kernels.triton.tiles import content_logits, dropout_mask, load_rows, product, store_rows
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_positions"])
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_positions"])
 def z_kernel(
-    q, table, z, scale, num_heads, num_queries, num_positions, head_dim,
+    q, table, z, scale, num_heads, num_queries, num_keys, num_positions, head_dim,
     ROWS: tl.constexpr, POSITIONS: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z_ip = scale q_i . e[p] in base 2, packed with the step to the next position; a program for each block of queries."""
+    """z_ip = scale q_i . e[p] in base 2, packed with the step to the next position, as far as a query can count; a program for
+    each block of queries."""
     num_blocks = tl.cdiv(num_queries, ROWS)
     head, first = tl.program_id(0) // num_blocks, (tl.program_id(0) % num_blocks) * ROWS
     rows = load_rows(q, head, num_heads, first, num_queries, head_dim, ROWS, HEAD_DIM, False)
     queries, columns = first + tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
     row = (head.to(tl.int64) * num_queries + queries)[:, None] * num_positions
-    for start in range(0, num_positions, POSITIONS):
+    # No position is above the number of keys that a query sees; a look-up reads one entry further. The last query has all: its
+    # row serves where there is no query.
+    end = tl.where(
+        first + ROWS < num_queries, tl.minimum(first + ROWS + num_keys - num_queries + 2, num_positions), num_positions
+    )
+    for start in range(0, end, POSITIONS):
         positions = start + tl.arange(0, POSITIONS)
         inside = (positions < num_positions)[:, None] & (columns < head_dim)[None, :]
         here = tl.load(table + positions[:, None] * head_dim + columns[None, :], mask=inside, other=0.0)
@@ -128,8 +123,8 @@ def forward_kernel(
 ):  # fmt: skip
     """Writes, all (part, batch, heads, query) with one part but for decoding:
 
-    output (part, batch, time, heads, value_dim); log_sum_exp in base 2; meeting: the first key of the zone of gates, the same for
-    a block's queries; meeting_count: the query's count there.
+    output (part, batch, time, heads, value_dim); log_sum_exp in base 2; meeting: the first key of the zone of gates, the same
+    for a block's queries; meeting_count: the query's count there.
     """
     head, first_query, first_block, last_block = _own_part(num_queries, num_keys, num_parts, QUERIES, KEYS)
     num_heads_in_all = tl.num_programs(0) // tl.cdiv(num_queries, QUERIES)

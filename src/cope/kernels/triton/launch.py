@@ -1,0 +1,163 @@
+"""How the Triton kernels are launched: a batch's sequences in groups, and the sizes that kernels are compiled for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cope.kernels.operator import Arguments
+
+if TYPE_CHECKING:
+    from cope.kernels.triton.tiles import View
+
+HEADS = ("q", "k", "v", "gate_keys")
+FEW_QUERIES = 16
+KEYS_PER_PART = 512  # with few queries: as many keys as a program walks over
+ROW_MULTIPLE = 128  # every block of queries fits into it
+WORKSPACE_BYTES = 64 * 2**20  # what the kernels keep beside inputs and outputs at a time, about
+
+
+def launches(given: Arguments) -> Iterator[tuple[Launch, slice]]:
+    """The sequences of a batch in groups, so that what the kernels keep beside inputs and outputs has a bound."""
+    heads = {name: tensor for name in HEADS if (tensor := getattr(given, name)) is not None}
+    num_heads, num_queries = given.q.shape[1:3]
+    bytes_per_query = 20 * num_positions_in_reach(given) + 12 * given.k.shape[2] / 32
+    size = max(1, int(WORKSPACE_BYTES / (num_heads * num_queries * bytes_per_query)))
+    for start in range(0, given.q.shape[0], size):
+        part = slice(start, start + size)
+        tensors = {name: tensor[part] for name, tensor in heads.items()}
+        yield Launch(given._replace(**tensors), start * num_heads), part
+
+
+def num_positions_in_reach(given: Arguments) -> int:
+    """As many positions as are within reach: the longest count is that of all keys, and a look-up reads one entry further."""
+    if given.table is None:
+        return 0
+    # In whole sixteens, for which Triton compiles once.
+    return min(given.table.shape[0], -(-(given.k.shape[2] + 2) // 16) * 16)
+
+
+class Launch:
+    """The tensors of some of a batch's sequences as kernels take them, and the sizes that kernels are compiled for.
+
+    Args:
+        first_head: how many heads of the batch come before: dropout's mask depends on it.
+    """
+
+    def __init__(self, given: Arguments, first_head: int) -> None:
+        from cope.kernels.triton.tiles import Inputs
+
+        q, k, v, table, gate_keys, relative, bias, _, dropout, seed = given
+        self.given = given
+        self.num_heads = q.shape[0] * q.shape[1]  # across the batch
+        self.lengths = (q.shape[2], k.shape[2])
+        self.half = q.dtype != torch.float32
+        self.num_positions = num_positions_in_reach(given)
+        self.table = None if table is None else table[: self.num_positions].contiguous()
+        self.inputs = Inputs(
+            q=view(q),
+            k=view(k),
+            v=view(v),
+            gate_keys=None if table is None or gate_keys is None else view(gate_keys),
+            z=self._z(),
+            relative=None if relative is None else relative.contiguous(),
+            bias=None if bias is None else bias.float().contiguous(),
+            seed=seed,
+            # Odd or even, but never 1 or a multiple of 16, for which Triton would compile once more.
+            first_head=2 * first_head * 16 + 3,
+            num_heads=q.shape[1],
+            head_dim=q.shape[3],
+            value_dim=v.shape[3],
+            num_positions=self.num_positions,
+            num_distances=0 if relative is None else relative.shape[0],
+            num_biases=0 if bias is None else bias.shape[1],
+            bias_stride=0 if bias is None or bias.shape[0] == 1 else bias.shape[1],
+            scale=1.0 / math.sqrt(q.shape[3]),
+            dropout=dropout,
+        )
+
+    def _z(self) -> Tensor | None:
+        if self.table is None:
+            return None
+        from cope.kernels.triton.attend import z_kernel
+
+        q = self.given.q
+        z = q.new_empty(*q.shape[:3], self.num_positions, dtype=torch.int64)
+        rows, positions = (64, 64) if self.half else (32, 32)
+        scale = self.given.table_scale / math.log(2)
+        z_kernel[(self.num_heads * -(-q.shape[2] // rows),)](
+            view(q), self.table, z, scale, q.shape[1], *self.lengths, self.num_positions, q.shape[3],
+            ROWS=rows, POSITIONS=positions, HEAD_DIM=_padded(q.shape[3]), PRECISION=self._precision(), num_warps=4,
+        )  # fmt: skip
+        return z
+
+    def scratch(self, num_programs: int, sizes: dict[str, Any]) -> Tensor | None:
+        """Room for a tile's numbers by distance, for each program."""
+        if self.given.relative is None:
+            return None
+        queries, keys = sizes["QUERIES"], sizes["KEYS"]
+        return self.given.q.new_empty(num_programs, queries, queries + keys, dtype=torch.float32)
+
+    def _precision(self) -> str:
+        return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+    def sizes(self, kernel: str) -> dict[str, Any]:
+        """The sizes that a kernel is compiled for.
+
+        PLAIN_* are those of tiles beyond the last position, which need fewer registers. A block of keys of the forward pass is
+        made of whole blocks of the backward pass, PLAIN_KEYS of whole blocks of the key gradients (EDGE_KEYS), and a block of
+        the query gradients of whole blocks of all that read what it leaves.
+        """
+        q, v = self.given.q, self.given.v
+        head_dim, value_dim = _padded(q.shape[3]), _padded(v.shape[3])
+        large = max(head_dim, value_dim) > 64
+        relative = self.given.relative is not None
+        if not self.half:
+            # As few warps as registers allow; no loads ahead of their use, which would take more of them.
+            block = 16 if large else 32
+            sizes = {"QUERIES": block, "KEYS": block, "PLAIN_KEYS": block, "num_warps": 8 if large else 4, "num_stages": 1}
+        elif relative:
+            # One size, since a tile's numbers by distance must be a power of two. One stage, since Triton would load ahead of
+            # its being written what goes through the scratch.
+            block = 64
+            sizes = {"QUERIES": block, "KEYS": block, "PLAIN_KEYS": block, "num_warps": 4, "num_stages": 1}
+        else:
+            # Measured on an H100, of some forty choices: narrow tiles where gates are counted leave registers for more warps.
+            block = 64
+            sizes = {"QUERIES": block, "KEYS": 16, "PLAIN_KEYS": block, "num_warps": 4, "num_stages": 2}
+            if kernel == "forward":
+                sizes |= {"KEYS": 32, "num_stages": 3, "maxnreg": 168}
+        if kernel == "forward" and q.shape[2] <= FEW_QUERIES:
+            sizes["QUERIES"] = 16
+            if relative:
+                sizes["KEYS"] = sizes["PLAIN_KEYS"] = 16
+        if kernel == "queries":
+            sizes |= {"EDGE_KEYS": block, "POSITIONS": 16}
+        if kernel == "keys":
+            del sizes["PLAIN_KEYS"]
+            sizes |= {"PLAIN_QUERIES": block, "KEYS": block, "num_stages": 1}
+        if kernel == "distances":
+            sizes = {"BLOCK": block, "num_warps": sizes["num_warps"], "num_stages": 1}
+        return sizes | {
+            "HEAD_DIM": head_dim,
+            "VALUE_DIM": value_dim,
+            "WHOLE": head_dim == q.shape[3] and value_dim == v.shape[3],
+            "PRECISION": self._precision(),
+        }
+
+
+def _padded(size: int) -> int:
+    """Tensor cores take powers of two from 16 up."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def view(tensor: Tensor) -> View:
+    from cope.kernels.triton.tiles import View
+
+    if tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    return View(tensor, (tensor.stride(0), tensor.stride(1), tensor.stride(2)))

@@ -1,0 +1,110 @@
+"""Compiles every Triton kernel for a GPU that need not be here: ``python tests/compile_triton.py 90 bfloat16``.
+
+Prints, for each, its name and the shared memory of a block in bytes. Registers and spills are ptxas's to tell:
+``python tests/compile_triton.py 90 bfloat16 ptxas``. The sizes are those of the launcher, for the shape of GPT-2's heads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime.jit import MockTensor
+
+from cope.kernels.operator import Arguments
+from cope.kernels.triton import launch
+from cope.kernels.triton.attend import count_part_kernel, forward_kernel, z_kernel
+from cope.kernels.triton.distance_gradients import distance_gradients_kernel
+from cope.kernels.triton.key_gradients import key_gradients_kernel
+from cope.kernels.triton.query_gradients import query_gradients_kernel
+from cope.kernels.triton.tiles import Inputs, View
+
+HEAD_DIM, NUM_POSITIONS, LENGTH = 64, 64, 1024
+
+
+class NoDevice:
+    """What Triton asks of a driver when it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(dtype: torch.dtype) -> list[Any]:
+    """Every kernel, for such tensors."""
+
+    def view(of: torch.dtype = dtype) -> View:
+        return View(MockTensor(of), (LENGTH * 768, HEAD_DIM, 768))
+
+    sizes_of = launch.Launch.__new__(launch.Launch)  # its sizes alone are asked for: no kernel is launched
+    tensor = torch.empty(1, 12, LENGTH, HEAD_DIM, dtype=dtype, device="meta")
+    sizes_of.given = Arguments(tensor, tensor, tensor, None, None, None, None, 1.0, 0.0, None)
+    sizes_of.half = dtype != torch.float32
+    own, f32, i32, i64 = (MockTensor(of) for of in (dtype, torch.float32, torch.int32, torch.int64))
+    inputs = Inputs(
+        q=view(), k=view(), v=view(), gate_keys=None, z=i64, relative=None, bias=None, seed=i64, first_head=3, num_heads=12,
+        head_dim=HEAD_DIM, value_dim=HEAD_DIM, num_positions=NUM_POSITIONS, num_distances=0, num_biases=0, bias_stride=0,
+        scale=0.125, dropout=0.1,
+    )  # fmt: skip
+    lengths, rows = (LENGTH, LENGTH), LENGTH
+    forward, queries, keys = (sizes_of.sizes(kernel) for kernel in ("forward", "queries", "keys"))
+    by_distance = inputs._replace(z=None, relative=own)
+    sizes_of.given = sizes_of.given._replace(relative=tensor[0, 0])
+    distances = sizes_of.sizes("distances")
+    padded = {"HEAD_DIM": HEAD_DIM, "PRECISION": forward["PRECISION"]}
+    return [
+        z_kernel.warmup(
+            view(), own, i64, 0.1, 12, *lengths, NUM_POSITIONS, HEAD_DIM, grid=(1,), ROWS=64, POSITIONS=64, **padded
+        ),
+        count_part_kernel.warmup(inputs, i64, *lengths, 2, grid=(1,), **forward),
+        forward_kernel.warmup(inputs, own, f32, i32, i64, None, None, *lengths, 1, grid=(1,), **forward),
+        query_gradients_kernel.warmup(
+            inputs, own, 0.125, view(), view(), f32, i32, i64, f32, i32, i64, f32, i32, i64, own, own, None, *lengths, rows,
+            grid=(1,), **queries,
+        ),
+        key_gradients_kernel.warmup(
+            inputs, view(), f32, i32, i64, f32, i32, own, own, None, None, *lengths, rows, grid=(1,), **keys
+        ),
+        distance_gradients_kernel.warmup(
+            by_distance, view(), f32, None, None, f32, None, f32, -3, 16, *lengths, rows, 12, grid=(1,), **distances
+        ),
+    ]  # fmt: skip
+
+
+def registers(kernel: Any, capability: int) -> str:
+    """Registers and spills, as ptxas reports them."""
+    suffix = "a" if capability >= 90 else ""
+    assembler = get_ptxas(capability).path
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        said = subprocess.run(
+            [assembler, "-v", f"-arch=sm_{capability}{suffix}", file.name, "-o", os.devnull], capture_output=True, text=True
+        ).stderr
+    found = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    return f"{found[0][1]} registers, {found[1][1]} + {found[1][2]} bytes spilled" if all(found) else said
+
+
+if __name__ == "__main__":
+    target = int(sys.argv[1])
+    triton.runtime.driver.set_active(NoDevice(target))
+    for kernel in compiled(getattr(torch, sys.argv[2])):
+        print(kernel.metadata.name, kernel.metadata.shared, *([registers(kernel, target)] if "ptxas" in sys.argv else []))

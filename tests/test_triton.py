@@ -1,0 +1,128 @@
+"""The Triton kernels: in Triton's interpreter, on the CPU, against the reference; and compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import HALVES, OPEN, compare_with_reference, draw, gradients, run
+
+from cope.errors import UserError
+
+pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+from cope.kernels.triton import launch  # noqa: E402
+from cope.kernels.triton.launch import Launch  # noqa: E402
+
+# Its interpreter takes seconds for most of these.
+pytestmark = pytest.mark.slow
+CASES = {
+    "gates of one half": HALVES,
+    "open gates": OPEN,
+    "every argument": dict(
+        num_queries=20, num_keys=33, num_positions=7, head_dim=8, value_dim=20, gates="separate", relative=50, bias=(2, 9)
+    ),
+    "several blocks by distance": dict(num_queries=150, num_keys=170, num_positions=30, batch=1, relative=40, bias=(1, 70)),
+    "two zones": dict(num_queries=150, num_keys=200, num_positions=7, batch=1, head_dim=16, value_dim=16, shift=1.0),
+    "sparse gates": dict(num_queries=70, num_keys=70, num_positions=64, batch=1, head_dim=32, value_dim=32, shift=-3.0),
+    "more positions than keys": dict(num_queries=70, num_keys=75, num_positions=300, batch=1, shift=2.0),
+    "one position": dict(num_queries=50, num_keys=70, num_positions=1),
+    "one query": dict(num_queries=1, num_keys=40, num_positions=300, relative=5),
+}
+
+
+@pytest.mark.parametrize("drawn", CASES.values(), ids=CASES)
+def test_triton_equals_reference_in_values_and_gradients(drawn):
+    compare_with_reference(drawn, "triton", "released", tolerance=5e-5)
+
+
+@pytest.mark.parametrize("drawn", CASES.values(), ids=CASES)
+def test_half_precision_to_the_error_of_ordinary_attention(drawn):
+    """float16 products with float32 sums: 2e-3 of the largest number is what rounding inputs, weights and ds to it costs."""
+    compare_with_reference(drawn, "triton", "released", tolerance=2e-3, dtype=torch.float16)
+
+
+def test_bfloat16_is_refused_where_the_interpreter_would_multiply_its_bits():
+    values = draw(4, 4, 3, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match="backend=triton cannot be had: Triton's interpreter cannot multiply bfloat16"):
+        run(values, "triton")
+
+
+@pytest.mark.parametrize("num_keys", [513, 1200])
+@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("num_positions", [9, 400])
+def test_a_few_queries_share_the_keys_among_programs(num_queries, num_keys, num_positions):
+    assert num_queries <= launch.FEW_QUERIES and num_keys > launch.KEYS_PER_PART
+    drawn = dict(num_queries=num_queries, num_keys=num_keys, num_positions=num_positions, batch=1, shift=-1.0)
+    compare_with_reference(drawn, "triton", "paper", tolerance=5e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_batch_in_groups_gives_what_it_gives_at_once(monkeypatch, dropout):
+    values = draw(70, 80, 9, batch=3, gates="separate", relative=30, bias=(2, 20), dtype=torch.float32)
+    results = []
+    for workspace in (launch.WORKSPACE_BYTES, 1):
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", workspace)
+        torch.manual_seed(0)
+        output = run(values, "triton", dropout=dropout)
+        results.append({"output": output, **gradients(values, output)})
+    at_once, in_groups = results
+    for name in at_once:
+        if at_once[name].dim() == 4:  # a sequence's own
+            assert torch.equal(in_groups[name], at_once[name]), name
+        else:  # added up over the batch
+            torch.testing.assert_close(in_groups[name], at_once[name], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_the_same_to_the_bit_from_run_to_run():
+    values = draw(90, 90, 20, gates="separate", relative=40, bias=(2, 9), dtype=torch.float32)
+    first, second = (gradients(values, run(values, "triton")) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_positions_do_not_depend_on_how_keys_are_cut_into_tiles(monkeypatch):
+    values = draw(100, 100, 30, batch=1, head_dim=16, value_dim=16, dtype=torch.float32)
+    ordinary = run(values, "triton")
+    sizes = Launch.sizes
+    monkeypatch.setattr(Launch, "sizes", lambda own, kernel: sizes(own, kernel) | {"KEYS": 16})
+    torch.testing.assert_close(run(values, "triton"), ordinary, rtol=1e-6, atol=1e-6)
+
+
+def test_uneven_sizes_of_the_two_zones(monkeypatch):
+    """Blocks of other kernels, and of plain tiles, are whole blocks of those that count."""
+    chosen: dict[str, dict[str, Any]] = {
+        "forward": {"QUERIES": 64, "KEYS": 32, "PLAIN_KEYS": 64},
+        "queries": {"QUERIES": 64, "KEYS": 16, "PLAIN_KEYS": 64, "EDGE_KEYS": 32},
+        "keys": {"QUERIES": 32, "PLAIN_QUERIES": 64, "KEYS": 32},
+    }
+    sizes = Launch.sizes
+    monkeypatch.setattr(Launch, "sizes", lambda own, kernel: sizes(own, kernel) | chosen[kernel])
+    for num_positions, shift in ((8, 0.0), (40, -2.0)):
+        drawn = dict(
+            num_queries=150, num_keys=200, num_positions=num_positions, batch=1, head_dim=16, value_dim=16, shift=shift
+        )
+        compare_with_reference(drawn, "triton", "released", tolerance=5e-5)
+
+
+def test_more_positions_than_any_query_reaches_leave_their_gradients_zero():
+    values = draw(20, 20, 500, dtype=torch.float32)
+    found = gradients(values, run(values, "triton"))["table"]
+    assert (found[22:] == 0).all() and (found[:3].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_kernels_compile_for_gpus(capability, dtype):
+    """In a process of its own, without the interpreter."""
+    script = Path(__file__).with_name("compile_triton.py")
+    finished = subprocess.run([sys.executable, script, str(capability), dtype], capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 6, finished.stdout
+    limit = {80: 163, 90: 227}[capability]  # KiB of shared memory a block
+    for line in lines:
+        name, shared = line.split()
+        assert int(shared) <= limit * 1024, name
