@@ -14,8 +14,8 @@ from kernel_cases import HALVES, OPEN, compare_with_reference, draw, gradients, 
 from cope.errors import UserError
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
-from cope.kernels.triton import launch  # noqa: E402
-from cope.kernels.triton.launch import Launch  # noqa: E402
+from cope.kernels.triton import launch
+from cope.kernels.triton.launch import Launch
 
 # Its interpreter takes seconds for most of these.
 pytestmark = pytest.mark.slow
