@@ -14,10 +14,11 @@ import hydra
 from omegaconf import DictConfig
 
 from cope.building import build
-from cope.cli import INTERRUPTED, check_overrides
+from cope.cli import INTERRUPTED
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
 from cope.errors import UserError
+from cope.overrides import check_overrides
 from cope.run.configuration import resolved
 
 

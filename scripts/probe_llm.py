@@ -13,8 +13,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.cli import INTERRUPTED, check_overrides
+from cope.cli import INTERRUPTED
 from cope.errors import UserError
+from cope.overrides import check_overrides
 from cope.run.configuration import resolved
 
 

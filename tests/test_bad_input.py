@@ -13,8 +13,8 @@ from conftest import ROOT
 from omegaconf import DictConfig
 from runs import folder_of, run, train
 
-from cope.cli import check_overrides
 from cope.errors import UserError
+from cope.overrides import check_overrides
 from cope.run.experiment import Experiment
 from cope.tasks import flip_flop_files
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from runs import clean_environment
 
 from cope.building import build
-from cope.cli import INTERRUPTED
+from cope.cli import INTERRUPTED, read_settings
 from cope.errors import UserError
 from cope.functional import BACKENDS
 from cope.kernels import native, triton
@@ -30,7 +31,7 @@ from cope.run.checkpoint import save_checkpoint
 from cope.run.configuration import resolved
 from cope.run.experiment import build_model, model_shape
 from cope.run.folder import RunFolder
-from cope.run.generation import KEYS, _as_text, parse, text_pieces
+from cope.run.generation import GenerationSettings, _as_text, text_pieces
 from cope.run.trained import load_trained
 from cope.tasks.base import Task
 
@@ -164,6 +165,10 @@ def test_what_is_left_is_what_transformers_leaves(logits, temperature, top_k, to
         assert sorted(left.tolist()) == pytest.approx(sorted(kept), abs=1e-4)
 
 
+def parse(arguments: list[str]) -> GenerationSettings:
+    return read_settings(arguments, GenerationSettings, "python generate.py run=... prompt=...")
+
+
 # ---- what is refused, before the first token -----------------------------------------------------------------------------
 
 
@@ -207,7 +212,7 @@ def test_bad_settings_are_told_before_anything_is_read(argument, said):
 
 def test_run_and_prompt_are_needed():
     for arguments in ([], ["run=nowhere"], ["prompt=a"]):
-        with pytest.raises(UserError, match="name a run and a prompt"):
+        with pytest.raises(UserError, match=r"must be given: python generate\.py run="):
             parse(arguments)
     with pytest.raises(UserError, match="prompt= is empty"):
         parse(["run=nowhere", "prompt="])
@@ -286,7 +291,7 @@ def test_stopping_promises_nothing(leave_run, monkeypatch, capsys):
 def test_help_names_every_key(monkeypatch, capsys):
     in_this_process(monkeypatch, "--help")
     shown = capsys.readouterr().out
-    assert all(f"{key}=" in shown for key in KEYS)
+    assert all(f"{key}=" in shown for key in get_type_hints(GenerationSettings))
 
 
 def test_what_a_run_cannot_do_is_told_before_any_text(leave_run):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +17,7 @@ from matplotlib import pyplot as plt
 from plans import plan_in
 
 from cope.errors import UserError
+from cope.files import lock
 from cope.report import page as page_module
 from cope.report.page import Report, collect, write_report
 from cope.report.statistics import mean_interval, newcombe_interval, paired_p_value, wilson_interval
@@ -208,7 +207,7 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
         UserError, match=r"holds 1 runs that this report has not, such as counting/cope/01234567/seed=1.*make publ"
     ):
         write_report(report, page.parent, "make publish", with_runs=True)
-    with pytest.raises(UserError, match=r"holds 1 files and would lose them; allowed: --with-runs"):
+    with pytest.raises(UserError, match=r"holds 1 files and would lose them; allowed: with_runs=true"):
         write_report(report, page.parent, "make report")
     assert (stranger / "result.json").exists()
     shutil.rmtree(page.parent / "runs")
@@ -251,11 +250,11 @@ def test_a_report_that_was_stopped_at_the_swap_leaves_the_old_one(
 
 
 def test_two_reports_at_once_do_not_write_to_one_folder(report: Report, page: Path) -> None:
-    lock = os.open(page.parent.parent, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process is writing a report in"):
+    with (
+        lock(page.parent.with_name(f".{page.parent.name}.lock")),
+        pytest.raises(UserError, match=r"another process is writing /.*/report; wait for it"),
+    ):
         write_report(report, page.parent, "make report")
-    os.close(lock)
     write_report(report, page.parent, "make report")
 
 

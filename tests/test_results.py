@@ -24,9 +24,10 @@ from cope.metrics import METRICS, percent
 from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
 from cope.report.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
-from cope.report.tables import run_line, run_table, spread, sweep_table
+from cope.report.tables import run_table, spread, sweep_table
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
+from cope.run.summary import run_line
 
 Compose = Callable[..., DictConfig]
 

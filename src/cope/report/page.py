@@ -12,14 +12,11 @@ Everything is written into a folder beside the old report and put in its place w
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
@@ -28,7 +25,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from cope.errors import UserError
+from cope.errors import AlreadyRunning, UserError
+from cope.files import lock
 from cope.report.cells import cells
 from cope.report.claims import Verdict, judge, read_claims
 from cope.report.comparison import plan_tables
@@ -91,25 +89,14 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         UserError: the folder cannot be written, holds something that would be lost, or is being written by another process.
     """
     folder = folder.resolve()
-    with _alone(folder):
-        return _write_report(report, folder, command, with_runs)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other reports away from ``folder``: by a lock on the folder that it is in, which leaves no file behind."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.parent, os.O_RDONLY)
+        alone = lock(folder.with_name(f".{folder.name}.lock"))
+    except AlreadyRunning as error:
+        raise UserError(f"another process is writing {folder}; wait for it.") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.filename}: {error.strerror}).") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"another process is writing a report in {folder.parent}; wait for it.") from error
-    finally:
-        os.close(lock)
+    with alone:
+        return _write_report(report, folder, command, with_runs)
 
 
 def _check_folder(report: Report, folder: Path, with_runs: bool) -> None:

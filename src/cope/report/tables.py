@@ -58,14 +58,6 @@ def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
     return "\n".join(lines)
 
 
-def run_line(result: dict[str, Any]) -> str:
-    """One finished run in one line."""
-    metric = METRICS[result["headline"]]
-    splits = ", ".join(f"{split} {metric.text(found[result['headline']])}" for split, found in result["splits"].items())
-    run = f"{result['task']} {result['encoding']} seed={result['seed']}"
-    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s)"
-
-
 def sweep_table(results: list[dict[str, Any]]) -> str:
     """Mean (standard deviation over seeds) of the headline metric, a row for each encoding, a column for each split."""
     parts = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -127,7 +126,12 @@ def keep_freed_memory() -> None:
 
 def peak_memory_mib() -> float:
     """The process's peak resident memory and the GPU's peak allocation, whichever is larger, in MiB."""
-    resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
+    try:
+        import resource  # which Windows has not
+    except ImportError:
+        resident_kib = 0.0
+    else:
+        resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
     allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return max(resident_kib / 1024, allocated / 2**20)
 

@@ -22,13 +22,13 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint
-from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_hash
+from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
 from cope.run.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
 from cope.run.evaluation import score_split
-from cope.run.folder import RunFolder
 from cope.run.loggers import NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
+from cope.run.threads import num_threads
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 
@@ -66,7 +66,7 @@ class Experiment:
             self.model = build_model(config, self.task, shape)
             self._check_lengths(self.model.encoding)
         problems.raise_if_any()
-        self.folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)
+        self.folder = run_folder(config)
 
     def _shape(self) -> ModelShape:
         return model_shape(self.config, self.task.context, self.task.longest)
@@ -101,8 +101,7 @@ class Experiment:
             return result
         commit()  # of the code that trains, not of what stands there when it has
         keep_freed_memory()
-        if self.trainer.threads is not None:
-            torch.set_num_threads(self.trainer.threads)
+        torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
         if fabric.is_global_zero:
             self.logger.start(
                 self.folder.path, resolved(self.config), f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}"

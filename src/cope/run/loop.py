@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
@@ -37,10 +37,6 @@ from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(UserError):
-    """The run was asked to stop, has saved its state, and can go on."""
 
 
 class Diverged(UserError):
