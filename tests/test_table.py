@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from omegaconf import DictConfig
 from plans import TABLES, composed, plan_in
 
 from cope.errors import AlreadyRunning, Interrupted, UserError
-from cope.report.comparison import comparison_table, provenance
+from cope.report.comparison import comparison_table
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
+from cope.report.provenance import provenance_line
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.places import gpu_names, memory_gib, num_places
@@ -63,11 +65,26 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
 
 
-def test_the_provenance_names_each_processor_and_its_vector_instructions() -> None:
+def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
     common = {"scale": "laptop", "versions": {"torch": "2"}, "commit": None, "date": "2026-01-02"}
-    machines = [{"processor": "A", "threads": 1}, {"processor": "A", "instructions": "AVX2", "threads": 1}]
-    said = provenance([common | {"seed": seed, "hardware": machine} for seed, machine in enumerate([*machines, machines[1]])])
-    assert said == "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; 2026-01-02."
+    common |= {"hardware": {"processor": "A", "threads": 1}}
+    return [common | {"seed": seed} | result for seed, result in enumerate(results)]
+
+
+def test_a_tables_last_line_names_each_processor_and_its_vector_instructions() -> None:
+    with_instructions = {"hardware": {"processor": "A", "instructions": "AVX2", "threads": 1}}
+    said = provenance_line(results_of({}, with_instructions, with_instructions))
+    assert said == (
+        "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; code not recorded; "
+        "2026-01-02."
+    )
+
+
+def test_a_tables_last_line_names_kernels_and_says_where_runs_are_of_different_code() -> None:
+    new = {"code": "0a1b", "kernel": "native (g++ 12)"}
+    assert "; attention by native (g++ 12); commit not known; code 0a1b; " in provenance_line(results_of(new, new))
+    said = provenance_line(results_of(new, {}, new | {"code": "2c3d"}, new))
+    assert "; **runs of different code**: 0a1b (2), not recorded (1), 2c3d (1); " in said
 
 
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from cope.heads.shares import (
 from cope.heads.windows import Article, Window, article_windows, chosen_windows, window_with_sections, windows_of
 from cope.model.inspection import LayerPositions, positions_by_layer
 from cope.model.transformer import Transformer
-from cope.run.experiment import commit
 from cope.run.folder import RunFolder
+from cope.run.provenance import commit
 from cope.run.trained import load_trained
 from cope.seeding import numpy_stream
 from cope.tasks.language import Language

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cope.metrics import METRICS
 from cope.report.findings import Findings
 from cope.report.paper import paper_figures
+from cope.report.provenance import provenance_line
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
@@ -17,7 +16,7 @@ def plan_tables(plan: Plan, findings: Findings) -> str:
     """A table's sections, and what they were made from."""
     parts = [comparison_table(plan, section, findings) for section in plan.sections]
     finished = [result for section in plan.sections for row in plan.rows(section) for result in findings.results(section, row)]
-    return "\n\n".join([*parts, provenance(finished)] if finished else parts)
+    return "\n\n".join([*parts, provenance_line(finished)] if finished else parts)
 
 
 def comparison_table(plan: Plan, section: str, findings: Findings) -> str:
@@ -71,22 +70,3 @@ def _published(figures: list[float] | None) -> str:
         return ""
     deviation = f" ({figures[1]})" if len(figures) > 1 else ""
     return f"<br>*paper {figures[0]}{deviation}*"
-
-
-def provenance(results: list[dict[str, Any]]) -> str:
-    """What the figures come from: scale, seeds, hardware, threads, versions, commit, date."""
-
-    def all_of(values: list[Any]) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in values))
-
-    hardware = [result["hardware"] for result in results]
-    processors = [h["processor"] + (f" with {h['instructions']}" if "instructions" in h else "") for h in hardware]
-    on_gpu = [found["device"] for found in hardware if found.get("device", "cpu") != "cpu"]
-    return (
-        f"Scale {all_of([r['scale'] for r in results])}; seeds {all_of(sorted(r['seed'] for r in results))}; "
-        + (f"{all_of(on_gpu)}; " if on_gpu else "")
-        + f"{all_of(processors)}, {all_of([h['threads'] for h in hardware])} thread(s) a run; "
-        f"PyTorch {all_of([r['versions']['torch'] for r in results])}; "
-        f"commit {all_of([r['commit'] or 'not known' for r in results])}; "
-        f"{all_of(sorted(r['date'] for r in results))}."
-    )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cope.metrics import METRICS, Metric, percent
 from cope.report.collect import describe_differences
+from cope.report.provenance import provenance_line
 from cope.report.statistics import mean_and_spread, wilson_interval
 from cope.run.folder import RunFolder
 
@@ -78,7 +79,7 @@ def sweep_table(results: list[dict[str, Any]]) -> str:
             rows.append(row)
         title = f"{task}: {metric.label}, mean (standard deviation over seeds), scale {of_task[0]['scale']}"
         parts.append(title + "\n" + pd.DataFrame(rows).to_string(index=False))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, provenance_line(results)])
 
 
 def spread(values: list[float], metric: Metric) -> str:

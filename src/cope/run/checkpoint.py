@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-import cope
 from cope.errors import UserError
 from cope.files import write_atomically
 from cope.tasks.base import Task
-
-# What can change a run's numbers. Reports, figures and logging cannot.
-FINGERPRINTED = ("building.py", "functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "run")
-
-
-@cache
-def code_fingerprint() -> str:
-    """A hash of the package's code that can change a run's numbers, as it was when this was first asked."""
-    root = Path(cope.__file__).parent
-    files = [
-        path for name in FINGERPRINTED for path in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], copy_to: Path | None = None) -> None:

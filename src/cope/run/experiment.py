@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,11 +20,12 @@ from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
-from cope.run.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
+from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
 from cope.run.loggers import NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
+from cope.run.provenance import Provenance, code_fingerprint
 from cope.run.threads import num_threads
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
@@ -97,14 +95,17 @@ class Experiment:
         result = self.folder.read_result()
         if result is not None:
             check_data(result, self.task, self.folder.result)
-            log.info("This run is finished already; force=true starts it over.")
+            other = "" if result.get("code") == code_fingerprint() else f" by other code (commit {result.get('commit')})"
+            log.info("This run is finished already%s; force=true starts it over.", other)
             return result
-        commit()  # of the code that trains, not of what stands there when it has
         keep_freed_memory()
         torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
+        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
         if fabric.is_global_zero:
             self.logger.start(
-                self.folder.path, resolved(self.config), f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}"
+                self.folder.path,
+                resolved(self.config) | {"provenance": asdict(provenance)},
+                f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
             )
         else:
             self.logger = NoLogger()
@@ -119,7 +120,7 @@ class Experiment:
             self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
         )  # fmt: skip
         loop.run()
-        return self._finish(loop, fabric)
+        return self._finish(loop, fabric, provenance)
 
     def _claim_folder(self) -> None:
         """Lock the folder and see to it that what is in it belongs to this run."""
@@ -137,7 +138,7 @@ class Experiment:
                 "was changed by hand. Put it back, or start the run over with force=true."
             )
 
-    def _finish(self, loop: TrainingLoop, fabric: Fabric) -> dict[str, Any]:
+    def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance) -> dict[str, Any]:
         """Score the best checkpoint on every test split and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
         self.model.load_state_dict(best["model"])
@@ -155,11 +156,7 @@ class Experiment:
             "num_tokens": loop.num_tokens,
             "time_s": round(loop.time_s, 2),
             "peak_memory_mib": round(peak_memory_mib(), 1),
-            "hardware": hardware(fabric.device),
-            "versions": versions(),
-            "data": self.task.fingerprint,
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
+            **asdict(provenance),
             "config": definition(self.config),
         }
         if fabric.is_global_zero:
@@ -211,24 +208,3 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
     assert isinstance(rest, DictConfig)
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the code when first asked, ``+changes`` where it was changed since; None outside a git checkout."""
-    root = Path(__file__).resolve().parent
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision + ("+changes" if changed else "")

@@ -25,12 +25,13 @@ from cope.errors import Interrupted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
-from cope.run.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.evaluation import score
 from cope.run.folder import RunFolder
 from cope.run.loggers import NoLogger
 from cope.run.optimizer import OptimizerSettings
+from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.seeding import seed_torch
 from cope.tasks.base import Task

@@ -17,8 +17,8 @@ from cope.errors import UserError
 from cope.files import write_json
 from cope.run.configuration import resolved
 from cope.run.evaluation import score_split
-from cope.run.experiment import commit
 from cope.run.folder import RunFolder
+from cope.run.provenance import commit
 from cope.run.trained import load_trained
 from cope.tasks.base import Task
 

@@ -8,8 +8,7 @@ from contextlib import suppress
 from importlib import import_module
 
 import cope
-from cope.run.checkpoint import code_fingerprint
-from cope.run.experiment import commit
+from cope.run.provenance import code_fingerprint, commit
 
 # Both are remembered, and asked before the code is read: later changes of the files are not of what runs.
 commit()
