@@ -98,9 +98,9 @@ native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run
 
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## Time CoPE attention beside ordinary attention, with 1 and 2 threads
-	$(BIN)/python benchmarks/benchmark.py attention threads=1,2
-	$(BIN)/python benchmarks/benchmark.py training
-	$(BIN)/python benchmarks/benchmark.py profile
+	$(BIN)/python benchmarks/attention.py threads=1,2
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/profile_step.py
 
 .PHONY: gpu-check
 gpu-check: $(INSTALLED) ## On a GPU: time training beside RoPE's, and train the paper's flip-flop model for 1,000 steps

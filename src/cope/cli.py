@@ -108,7 +108,7 @@ def _converted(argument: str, text: str, hint: Any) -> Any:
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
     arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments):
         print(documentation)
     else:
         with reporting_errors():
