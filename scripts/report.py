@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> None:
         for verdict in report.verdicts:
             print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")
             print(f"      {verdict.summary}")
-            for finding in verdict.findings:
-                print(f"      {finding.outcome}: {finding.text}")
+            for comparison in verdict.comparisons:
+                print(f"      {comparison.outcome}: {comparison.text}")
         return
     command = shlex.join(["python", "scripts/report.py", *arguments])
     page = write_report(report, settings.to, command, settings.with_runs)

@@ -26,8 +26,8 @@ from pathlib import Path
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
-from cope.report.comparison import plan_tables
 from cope.report.findings import Findings
+from cope.report.markdown import plan_tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.table_figures import draw_table_figures
 from cope.run.configuration import NOT_PART_OF_THE_RUN
@@ -120,7 +120,7 @@ def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Pa
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    return [drawing.path.with_suffix(".png") for drawing in drawings]
+    return [drawing.path for drawing in drawings]
 
 
 if __name__ == "__main__":

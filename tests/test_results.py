@@ -224,7 +224,7 @@ def test_pictures_of_a_run(compose: Compose, encoding: str) -> None:
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20  # lines and letters, not a blank sheet
     if encoding == "cope":
         with np.load(folder.figures / "gates.npz") as arrays:
-            assert arrays["gates"].shape == arrays["positions"].shape == (1, 2, *arrays["gates"].shape[-1:] * 2)
+            assert arrays["gates"].shape == arrays["positions"].shape == (1, 2, int(arrays["query"]) + 1)
             assert arrays["words"][int(arrays["query"]) - 1] == "print"
             assert ((arrays["gates"] >= 0) & (arrays["gates"] <= 1)).all()
 

@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from plans import TABLES, composed, plan_in
 
 from cope.errors import AlreadyRunning, Interrupted, UserError
-from cope.report.comparison import comparison_table
 from cope.report.findings import Findings
-from cope.report.paper import paper_figures
+from cope.report.markdown import comparison_table
+from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs
@@ -46,7 +46,7 @@ def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
     rows = {section: set(plan.rows(section)) for name in TABLES for plan in [composed(name)]
             for section in plan.sections}  # fmt: skip
-    for section, figures in paper_figures().items():
+    for section, figures in paper_values().items():
         assert set(figures) <= rows[section], section
 
 

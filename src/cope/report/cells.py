@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from cope.metrics import METRICS
-from cope.report.comparison import no_figure
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.paper import paper_figures
+from cope.report.markdown import no_figure
+from cope.report.paper import paper_values
 from cope.report.statistics import mean_and_spread, mean_interval, wilson_interval
 from cope.sweep.plan import Plan
 
@@ -34,7 +34,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     difference: our mean less the paper's; NaN for perplexities unless the scale is the paper's, since those of other texts and
         vocabularies cannot be compared
     """
-    published = paper_figures()
+    published = paper_values()
     rows = []
     for plan in plans:
         for section in plan.sections:

@@ -11,7 +11,7 @@ from typing import Any
 from cope.errors import UserError
 from cope.files import read_json
 from cope.metrics import METRICS
-from cope.report.paper import headline_of, paper_figures
+from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
 
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
@@ -72,7 +72,7 @@ class Findings:
 
     def shown_splits(self, plan: Plan, section: str) -> Sequence[str]:
         """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
-        paper = paper_figures().get(section, {})
+        paper = paper_values().get(section, {})
         return plan.splits or self.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
 
     def splits(self, section: str) -> tuple[str, ...]:

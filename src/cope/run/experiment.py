@@ -22,7 +22,7 @@ from cope.run.checkpoint import check_data, load_checkpoint
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
-from cope.run.loggers import NoLogger
+from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import Provenance, code_fingerprint
@@ -57,7 +57,7 @@ class Experiment:
         with problems.collect():
             self.optimizer = OptimizerSettings(**arguments(config.optimizer, OptimizerSettings, "optimizer"))
         with problems.collect():
-            self.logger: NoLogger = build(config.logger, "logger")
+            self.logger: Logger = build(config.logger, "logger")
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = self._shape()
@@ -173,13 +173,14 @@ class Experiment:
         return result
 
     def _save_gates(self) -> None:
-        """Keep gates and positions of one test example, for the picture."""
+        """Keep what is drawn: gates and positions of the query that answers one test example. Those of all are large."""
         specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
         inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(self.model.parameters()).device)
         arrays = gates_and_positions(self.model, inputs)
         if arrays is None:
             return
-        content = {"words": np.array(specimen.words), "query": np.array(specimen.query), **arrays}
+        content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}
+        content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 
 

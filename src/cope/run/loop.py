@@ -29,7 +29,7 @@ from cope.run.checkpoint import check_data, load_checkpoint, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.evaluation import score
 from cope.run.folder import RunFolder
-from cope.run.loggers import NoLogger
+from cope.run.loggers import Logger
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
@@ -62,7 +62,7 @@ class TrainingLoop:
         optimizer: OptimizerSettings,
         fabric: Fabric,
         folder: RunFolder,
-        logger: NoLogger,
+        logger: Logger,
         label: str,
         show_progress: bool,
     ) -> None:

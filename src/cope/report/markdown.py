@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cope.metrics import METRICS
 from cope.report.findings import Findings
-from cope.report.paper import paper_figures
+from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
@@ -33,7 +33,7 @@ def comparison_table(plan: Plan, section: str, findings: Findings) -> str:
         return f"**{section}**: {no_figure(num_failed, planned)}{some}"
     metric = METRICS[findings.headline(section)]
     splits = findings.shown_splits(plan, section)
-    paper = paper_figures().get(section, {})
+    paper = paper_values().get(section, {})
     lines = [
         f"**{section}**, {metric.label}",
         "",
