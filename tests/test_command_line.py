@@ -32,7 +32,7 @@ def test_help(tmp_path: Path) -> None:
     lines = shown.stdout.splitlines()
     assert f"pe: {', '.join(ENCODINGS)}" in lines
     assert f"task: {', '.join(TASKS)}" in lines
-    assert {"trainer: default", "logger: none, wandb", "scale: laptop, night, paper, smoke"} <= set(lines)
+    assert {"logger: none, wandb", "scale: laptop, night, paper, smoke"} <= set(lines)
     assert sum(line.strip().startswith("python train.py pe=") or " -m " in line for line in lines) == 3
     assert 'eval "$(python train.py --shell-completion install=bash)"' in shown.stdout
     assert "  num_positions: ${recipe.num_positions}" in lines  # the settings, below their groups

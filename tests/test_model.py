@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cope.errors import UserError
-from cope.model.attention import SelfAttention
-from cope.model.transformer import Layer, Transformer, check_shape
+from cope.model.transformer import Layer, SelfAttention, Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.positions.contextual import Contextual
 from cope.positions.relative import Relative

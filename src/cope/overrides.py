@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cope.errors import nearest
 from cope.run.configuration import no_recipe
@@ -58,6 +58,11 @@ def _values(override: Override) -> list[str]:
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [str(override.value())]
+
+
+def _typed(override: Override) -> list[object]:
+    """Values as they are, where they can be told without composing."""
+    return [{}] if override.is_sweep_override() else [override.value()]
 
 
 def _is_group(override: Override, folder: Path) -> bool:
@@ -131,7 +136,10 @@ def _unknown_keys(overrides: Sequence[Override], folder: Path, config_name: str)
         known = _known_keys(config)
         for override in keys:
             key = override.key_or_group
-            if key not in known:
+            settings = OmegaConf.select(config, key) if key in known and not OmegaConf.is_missing(config, key) else None
+            if isinstance(settings, DictConfig) and not all(isinstance(value, dict) for value in _typed(override)):
+                problems[f"{key} is not one setting. Allowed: {', '.join(f'{key}.{own!s}' for own in settings)}."] = None
+            elif key not in known:
                 where = f" with {', '.join(names)}" if names else ""
                 siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
                 allowed = f" Allowed{where}: {', '.join(sorted(siblings))}." if siblings else ""

@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cope.errors import UserError, check_at_least
-from cope.model.attention import LayerCache
-from cope.model.transformer import Transformer
+from cope.model.transformer import LayerCache, Transformer
 
 
 def check_sampling(num_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

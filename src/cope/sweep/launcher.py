@@ -81,16 +81,22 @@ class LocalQueue:
 
     Args:
         jobs_at_once: None takes as many as the machine has room for.
+        preload: modules that the task function imports, apart from those of a run.
     """
 
     def __init__(
-        self, context: HydraContext, task_function: TaskFunction, config: DictConfig, jobs_at_once: int | None
+        self,
+        context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+        jobs_at_once: int | None,
+        preload: Sequence[str],
     ) -> None:
         self.context = context
         self.task_function = task_function
         self.config = config
         self.jobs_at_once = jobs_at_once
-        self.processes = Processes()
+        self.processes = Processes(preload)
 
     def run(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """The outcome of each; whatever it is, the others go on.

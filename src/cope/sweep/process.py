@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -46,9 +46,14 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class Processes:
-    """The processes of jobs that go on, started and waited for by several threads."""
+    """The processes of jobs that go on, started and waited for by several threads.
 
-    def __init__(self) -> None:
+    Args:
+        preload: modules that jobs need beside those of a run, imported once.
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self._preload = ["cope.sweep.preload", *preload]
         self._running: list[BaseProcess] = []
         self._stopping = False
 
@@ -70,7 +75,7 @@ class Processes:
         with _one_thread:
             if self.is_stopping():
                 raise Interrupted("It was not begun.")
-            CONTEXT.set_forkserver_preload(["cope.sweep.preload"])  # without effect where nothing is forked
+            CONTEXT.set_forkserver_preload(self._preload)  # without effect where nothing is forked
             process = CONTEXT.Process(target=_answer, args=(cloudpickle.dumps(function), sender, dict(environment)))
             try:
                 with _signals_blocked():

@@ -12,6 +12,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+PRELOAD = ("cope.report.figures", "cope.report.tables")  # what train.py imports when a run is done
+
 
 class GridSweeper(BasicSweeper):
     """``hydra/sweeper=grid``: like Hydra's own, but one failed job leaves the others and the closing table alone."""
@@ -61,4 +63,5 @@ class LocalLauncher(Launcher):
 
         if self.jobs is not None:
             check_at_least("hydra.launcher.jobs", self.jobs, 1)
-        return LocalQueue(self.hydra_context, self.task_function, self.config, self.jobs).run(job_overrides, initial_job_idx)
+        jobs = LocalQueue(self.hydra_context, self.task_function, self.config, self.jobs, PRELOAD)
+        return jobs.run(job_overrides, initial_job_idx)
