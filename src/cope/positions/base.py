@@ -38,8 +38,8 @@ class ModelShape:
     dim: int
     num_layers: int
     num_heads: int
-    context: int  # the most tokens a training sequence has
-    longest: int  # the most tokens any sequence has that will be evaluated; at least ``context``
+    context: int  # the most tokens that the model reads of a sequence in training
+    longest: int  # the most tokens that it reads of any sequence that will be evaluated; at least ``context``
 
     @property
     def head_dim(self) -> int:

@@ -55,8 +55,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_data(state: dict[str, Any], task: Task, path: Path) -> None:
     """Raise UserError unless the run of ``state``, a checkpoint or result at ``path``, had the data that ``task`` has now."""
-    if state.get("data", "") != task.fingerprint:
+    if not task.has_data(state.get("data", "")):
         raise UserError(
-            f"{path} is of a model that was trained on other data than task={task.name} has now: its corpus or tokenizer "
-            "changed. Put the corpus back, or train on the new one with force=true."
+            f"{path} is of a model that was trained on other data than task={task.name} has now: its corpus, its tokenizer or "
+            "its generator changed. Put the old one back, or train on the new one with force=true."
         )

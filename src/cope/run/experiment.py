@@ -60,20 +60,17 @@ class Experiment:
             self.logger: Logger = build(config.logger, "logger")
         with problems.collect():
             self.task: Task = build(config.task, "task")
-            shape = self._shape()
+            shape = model_shape(config, self.task)
             self.model = build_model(config, self.task, shape)
             self._check_lengths(self.model.encoding)
         problems.raise_if_any()
         self.folder = run_folder(config)
 
-    def _shape(self) -> ModelShape:
-        return model_shape(self.config, self.task.context, self.task.longest)
-
     def _check_lengths(self, encoding: PositionEncoding) -> None:
-        if encoding.max_tokens is not None and self.task.longest > encoding.max_tokens:
+        if encoding.max_tokens is not None and self.task.longest_context > encoding.max_tokens:
             raise UserError(
-                f"pe={self.config.pe.name} with pe.beyond=error has positions for {encoding.max_tokens} tokens, but a split of "
-                f"task={self.config.task.name} has sequences of {self.task.longest}. Use pe.beyond=untrained, or test only "
+                f"pe={self.config.pe.name} with pe.beyond=error has positions for {encoding.max_tokens} tokens, but of a split "
+                f"of task={self.config.task.name} {self.task.longest_context} are read. Use pe.beyond=untrained, or test only "
                 "splits that fit."
             )
 
@@ -184,8 +181,8 @@ class Experiment:
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 
 
-def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
-    """The shape that ``config.model`` asks for.
+def model_shape(config: DictConfig, task: Task) -> ModelShape:
+    """The shape that ``config.model`` asks for, of a model that reads what ``task`` has.
 
     Raises:
         UserError: a shape that no Transformer can have.
@@ -195,7 +192,7 @@ def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"model.{key}={value} has the wrong type; allowed: int.")
     check_shape(**keys)
-    return ModelShape(**keys, context=context, longest=longest)
+    return ModelShape(**keys, context=task.context_of("train"), longest=task.longest_context)
 
 
 def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transformer:

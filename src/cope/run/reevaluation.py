@@ -45,9 +45,9 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
-    model.encoding.check_length(task.longest_of("test"))
+    model.encoding.check_length(task.context_of("test"))
     limit = model.encoding.max_tokens
-    too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.longest_of(s)) > limit}
+    too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.context_of(s)) > limit}
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()
     wrapped = fabric.setup_module(model)
