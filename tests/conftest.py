@@ -76,7 +76,7 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
         config = compose("task=counting", *overrides)
         config.seed = seed
         task = build(config.task, "task")
-        return build_model(config, task, model_shape(config, task.context, task.longest)).eval()
+        return build_model(config, task, model_shape(config, task)).eval()
 
     return made
 

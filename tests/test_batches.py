@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from small_tasks import configured
 from torch import Tensor, nn
 
 from cope.errors import UserError
@@ -24,18 +24,18 @@ from cope.tasks.flip_flop import FlipFlop
 class Numbered(Task):
     """A fixed set of sequences of random lengths, each filled with its own number."""
 
-    name = "numbered"
-    context = 41
+    fingerprint = ""
     vocabulary = ()
     test_splits = ()
 
     def __init__(self, num: int) -> None:
+        super().__init__(name="numbered")
         lengths = np.random.default_rng(0).integers(3, 41, num)
         tokens = np.repeat(np.arange(num)[:, None], 41, axis=1)
         self.examples = Examples(tokens, lengths, np.arange(41)[None, :] == lengths[:, None] - 1)
 
-    def longest_of(self, split: str) -> int:
-        return 41
+    def context_of(self, split: str) -> int:
+        return 40
 
     def training_examples(self, seed: int, epoch: int) -> Examples:
         return self.examples
@@ -86,11 +86,11 @@ def test_epochs_of_a_fixed_set_differ_in_order_and_in_what_they_leave_out() -> N
     assert numbers(TrainingBatches(batches.task, seed=2, batch_size=16).at(9)) != epochs[2][1]
 
 
-def test_an_endless_set_is_new_in_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_set_is_new_in_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlipFlop, "epoch_size", 32)
 
     def rows(num_train: int | None) -> list[set[tuple[int, ...]]]:
-        batches = TrainingBatches(FlipFlop(num_pairs=40, num_train=num_train, data_dir=tmp_path), seed=1, batch_size=16)
+        batches = TrainingBatches(configured(FlipFlop, num_pairs=40, num_train=num_train), seed=1, batch_size=16)
         return [
             {tuple(row.tolist()) for step in (2 * epoch, 2 * epoch + 1) for row in batches.at(step).parts[0].inputs}
             for epoch in (0, 1)

@@ -174,8 +174,8 @@ def parse(arguments: list[str]) -> GenerationSettings:
 
 def test_longer_than_the_encoding_is_defined_for_is_refused_at_once(make_model):
     model = make_model("pe=absolute")
-    assert len(drawn(model, LONGEST - len(PROMPT))) == LONGEST - len(PROMPT)
-    with pytest.raises(UserError, match=f"a sequence of {LONGEST + 1} tokens is longer than the {LONGEST} positions"):
+    assert len(drawn(model, LONGEST - len(PROMPT))) == LONGEST - len(PROMPT)  # the last of which is not read
+    with pytest.raises(UserError, match=f"a sequence of {LONGEST} tokens is longer than the {LONGEST - 1} positions"):
         generate(model, PROMPT, LONGEST + 1 - len(PROMPT), generator=seeded())  # not even iterated
     with pytest.raises(UserError, match="no token"):
         generate(model, [], 1, generator=seeded())
@@ -236,7 +236,7 @@ def leave_run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..
         task = build(config.task, "task")
         folder = RunFolder(tmp_path / "outputs" / "seed=1")
         folder.write_config(resolved(config))
-        model = build_model(config, task, model_shape(config, task.context, task.longest))
+        model = build_model(config, task, model_shape(config, task))
         save_checkpoint(folder.best_checkpoint, {"model": model.state_dict(), "step": 0, "code": "", "data": ""})
         return folder
 
@@ -303,7 +303,7 @@ def test_what_a_run_cannot_do_is_told_before_any_text(leave_run):
 
     refused("prompt: 'pas;' is not a word of task=counting; allowed: .*Did you mean 'pass;'", "prompt=a = 0 ; pas;")
     refused("prompt=' ' has no token of task=counting; allowed: at least one", "prompt= ")
-    refused("num_tokens=200 after a prompt of 9 .*a sequence of 209 tokens is longer than the 48", f"prompt={PROGRAM}")
+    refused("num_tokens=200 after a prompt of 9 .*a sequence of 208 tokens is longer than the 47", f"prompt={PROGRAM}")
     weights = folder.best_checkpoint.read_bytes()
     folder.best_checkpoint.write_bytes(weights[:1000])
     refused("best.pt cannot be read .*damaged", f"prompt={PROGRAM}")

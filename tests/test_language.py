@@ -158,7 +158,7 @@ def test_splits_read_the_same_tokens_in_other_contexts(task):
         windows = task.evaluation_examples(split)
         counts[split] = sum(int((windows.batch(np.array([index]))[1] != IGNORE).sum()) for index in range(len(windows)))
     assert set(counts.values()) == {len(task.prepared.test.tokens)}
-    assert task.views["longer_2"] == (32, 16) and task.views["test_disjoint"] == (16, 16) and task.longest == 40
+    assert task.views["longer_2"] == (32, 16) and task.views["test_disjoint"] == (16, 16) and task.longest_context == 40
 
 
 def test_whole_documents_are_taken_until_there_are_enough_tokens(compose, tmp_path, task):
@@ -249,7 +249,7 @@ def test_models_of_the_paper_have_the_papers_sizes(task_name, encoding, millions
         config = hydra_compose("train", overrides=overrides)
     task = build(config.task, "task")
     with torch.device("meta"):
-        model = build_model(config, task, model_shape(config, task.context, task.longest))
+        model = build_model(config, task, model_shape(config, task))
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05)
 
 

@@ -29,15 +29,15 @@ SAMPLE_CHARACTERS = 64_000_000
 
 
 @dataclass(frozen=True)
-class Documents:
+class Texts:
     """What was read."""
 
-    texts: dict[str, Any]  # split -> a ``datasets.Dataset`` with the columns ``text`` and ``num_characters``
+    by_split: dict[str, Any]  # each a ``datasets.Dataset`` with the columns ``text`` and ``num_characters``
     left_out: dict[str, int]  # reason -> documents
     digest: str  # of every document, in order
 
 
-def read_documents(corpus: Corpus, folder: Path, max_documents: int | None = None) -> Documents:
+def read_texts(corpus: Corpus, folder: Path, max_documents: int | None = None) -> Texts:
     """Read ``corpus``, or the first ``max_documents`` of each of its splits, into ``folder``.
 
     Raises:
@@ -77,7 +77,7 @@ def read_documents(corpus: Corpus, folder: Path, max_documents: int | None = Non
     if corpus.identity() != before:
         raise UserError(f"corpus={corpus.name} changed while it was read. Run the same command again.")
     digest = hashlib.sha256("".join(digests[split] for split in SPLITS).encode()).hexdigest()
-    return Documents(texts, dict(left_out), digest)
+    return Texts(texts, dict(left_out), digest)
 
 
 def _rows(corpus: Corpus, split: str, max_documents: int | None) -> Iterator[dict[str, Any]]:

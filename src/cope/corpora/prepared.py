@@ -36,7 +36,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cope.corpora.base import SPLITS, Corpus
-from cope.corpora.documents import read_documents, sample_lines
+from cope.corpora.documents import read_texts, sample_lines
 from cope.corpora.encoding import (
     ARRAYS,
     array_path,
@@ -186,22 +186,22 @@ def _fill(
     partial: Path, corpus: Corpus, settings: TokenizerSettings, max_documents: int | None, key: dict[str, Any]
 ) -> dict[str, Any]:
     """Read, learn, encode; all that is kept goes to ``partial/complete``, the manifest last."""
-    documents = read_documents(corpus, partial / "texts", max_documents)
+    texts = read_texts(corpus, partial / "texts", max_documents)
     complete = partial / "complete"
     complete.mkdir(exist_ok=True)
-    model = train_tokenizer(settings, sample_lines(documents.texts["train"]), f"corpus={corpus.name}")
+    model = train_tokenizer(settings, sample_lines(texts.by_split["train"]), f"corpus={corpus.name}")
     (complete / MODEL).write_bytes(model)
     dtype = token_type(settings.vocab_size)
     sizes = {
-        split: asdict(write_arrays(encode(documents.texts[split], settings, model), complete, split, dtype)) for split in SPLITS
+        split: asdict(write_arrays(encode(texts.by_split[split], settings, model), complete, split, dtype)) for split in SPLITS
     }
     files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
     model_digest = hashlib.sha256(model).hexdigest()
-    content = json.dumps([documents.digest, model_digest, settings.kind, VERSION])
+    content = json.dumps([texts.digest, model_digest, settings.kind, VERSION])
     manifest = key | {
         "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
         "splits": sizes,
-        "left_out": documents.left_out,
+        "left_out": texts.left_out,
         "model_sha256": model_digest,
         "file_sizes": {path.name: path.stat().st_size for path in files},
     }

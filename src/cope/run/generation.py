@@ -73,11 +73,11 @@ def text_pieces(settings: GenerationSettings) -> Iterator[str]:
         )
     except UserError as error:
         raise UserError(f"num_tokens={settings.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
-    trained_length = trained.model.encoding.shape.context
-    if trained.model.encoding.num_untrained and len(prompt) + settings.num_tokens > trained_length:
+    num_read, trained_length = len(prompt) + settings.num_tokens - 1, trained.model.encoding.shape.context
+    if trained.model.encoding.num_untrained and num_read > trained_length:
         log.warning(
-            "prompt and num_tokens make %d tokens, but this encoding's positions are trained for %d: the rest is written with "
-            "untrained ones.", len(prompt) + settings.num_tokens, trained_length,
+            "the model will read %d tokens, but this encoding's positions are trained for %d: the rest is written with "
+            "untrained ones.", num_read, trained_length,
         )  # fmt: skip
     return _as_text(trained.task.decode, prompt, tokens)
 
