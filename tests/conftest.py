@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from probe_server import Server
 
 from cope.building import build
 from cope.model.transformer import Transformer
-from cope.probe import client
+from cope.probe.models import KEY_VARIABLE
 from cope.run.experiment import build_model, model_shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(client.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     running = Server()
     yield running
     running.close()
@@ -93,6 +94,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which are noted instead of made."""
+    from openai import _base_client
+
     noted: list[float] = []
-    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=noted.append))
+    monkeypatch.setattr(_base_client, "time", SimpleNamespace(**{**vars(time), "sleep": noted.append}))
     return noted

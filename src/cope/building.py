@@ -22,11 +22,13 @@ from cope.errors import UserError, nearest
 def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: Collection[str] = ()) -> dict[str, Any]:
     """``node``'s values as keyword arguments of ``target``, converted to the types it declares; ``provided`` are left out.
 
-    A part of ``node`` with a ``_target_`` of its own, or for which ``target`` declares a dataclass, is built first.
+    A part of ``node`` with a ``_target_`` of its own, or for which ``target`` declares a dataclass, is built first. ``key`` is
+    where ``node`` stands in the configuration, for messages; empty at the top.
 
     Raises:
         UserError: an unknown or missing key, or a value of another type; names ``key``, the value and what is allowed.
     """
+    where = f"{key}." if key else ""
     parameters = {name: parameter for name, parameter in _parameters(target).items() if name not in provided}
     values = {str(name): OmegaConf.select(node, str(name)) for name in node if name != "_target_"}
     if "name" not in parameters:
@@ -34,12 +36,12 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: 
     for name in values:
         if name not in parameters:
             allowed = ", ".join(sorted(parameters))
-            raise UserError(f"{key}.{name} is not a setting; allowed: {allowed}.{nearest(name, parameters)}")
+            raise UserError(f"{where}{name} is not a setting; allowed: {allowed}.{nearest(name, parameters)}")
     unset = {name for name in parameters if name not in values or OmegaConf.is_missing(node, name)}
-    if missing := [f"{key}.{name}" for name in parameters if name in unset and parameters[name].is_required]:
+    if missing := [f"{where}{name}" for name in parameters if name in unset and parameters[name].is_required]:
         raise UserError(f"{', '.join(missing)} must be set.")
     return {
-        name: _converted(value, parameters[name].hint, f"{key}.{name}") for name, value in values.items() if name not in unset
+        name: _converted(value, parameters[name].hint, f"{where}{name}") for name, value in values.items() if name not in unset
     }
 
 

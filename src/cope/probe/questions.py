@@ -1,4 +1,4 @@
-"""What a language model is asked: the paper's two prompts, and a family of generated ones.
+"""What a language model is asked, the paper's two prompts and a family of generated ones, and how its replies are read.
 
 Why: Table 1 of arXiv 2405.18719 shows two sentences of *Alice's Adventures in Wonderland* and asks how many times a word is
 mentioned in the last one. It takes the position of a sentence, not of a token, to answer. Two prompts say little of a model, so
@@ -13,6 +13,11 @@ Generated texts hold no numbers and no number words: a model that quotes the tex
     The key followed the rabbit, the door hid the letter, and the rabbit passed the garden at night. The cat ...
 
     How many times is the word "rabbit" mentioned in the last sentence? Answer with a number.
+
+The answer is the first whole number in the reply, in digits or in words ("zero", "twice", "twenty-one"). Ordinals ("2nd",
+"second") and fractions are not numbers here. A reply without a number is "no answer", also one that says "it is not mentioned":
+to read a 0 into it would be to guess. It is a column of its own, and replies are kept, so nothing is hidden by the rule. What a
+reasoning model writes between ``<think>`` and ``</think>`` is not its answer.
 """
 
 from __future__ import annotations
@@ -31,6 +36,11 @@ ALICE = (
     "suddenly a White Rabbit with pink eyes ran close by her.",
 )
 PAPER_WORDS = ("Alice", "book")
+# What each model said in Table 1 for "Alice" and for "book". The truth is 0 for both.
+PAPER_ANSWERS = {
+    "GPT-4 (temperature 1, top-p 1)": (1, 1),
+    "Llama-2-70B-Chat (temperature 0.6, top-p 0.9)": (2, 2),
+}
 FAMILIES = ("whole_text", "last_sentence", "nth_sentence")
 
 NOUNS = ("rabbit", "book", "queen", "garden", "teapot", "key", "door", "cat", "mirror", "letter", "candle", "river")
@@ -39,6 +49,33 @@ TIMES = ("at night", "in the morning", "before dinner", "in silence", "after the
 NOUNS_IN_A_SENTENCE = 6
 MOST_MENTIONS = 3  # in one sentence
 ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
+
+RIGHT, WRONG, NO_ANSWER, FAILED = "right", "wrong", "no answer", "failed"
+
+# fmt: off
+_BELOW_TWENTY = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]
+# fmt: on
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+NUMBER_WORDS = {
+    **{word: number for number, word in enumerate(_BELOW_TWENTY)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    **{
+        f"{tens}{between}{_BELOW_TWENTY[unit]}": 10 * number + unit
+        for number, tens in enumerate(_TENS, start=2)
+        for unit in range(1, 10)
+        for between in "- "
+    },
+    "once": 1,
+    "twice": 2,
+    "thrice": 3,
+}
+_WORDS = "|".join(sorted(NUMBER_WORDS, key=len, reverse=True))  # "twenty-one" before "twenty"
+# Digits that belong to no word ("2nd"), to no fraction ("2.5") and to no longer number ("1,000"); more than 18
+# of them are no count of anything.
+_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,])-?\d{{1,18}}(?!\w|[.,]\d)|\b(?:{_WORDS})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,3 +155,31 @@ def _sentence(source: random.Random, word: str, mentions: int) -> str:
     ]
     text = f"{', '.join(clauses[:-1])}, and {clauses[-1]} {source.choice(TIMES)}."
     return text[0].upper() + text[1:]
+
+
+def parse_answer(reply: str) -> int | None:
+    """The first whole number in ``reply``, in digits or in words; None if there is none."""
+    # Some servers leave out the opening mark, which is part of their template; without the closing one nothing was said yet.
+    spoken = reply.rpartition("</think>")[2].partition("<think>")[0]
+    found = _NUMBER.search(spoken)
+    if found is None:
+        return None
+    text = found[0].lower()
+    return NUMBER_WORDS[text] if text in NUMBER_WORDS else int(text)
+
+
+def outcome(answer: int | None, truth: int) -> str:
+    """RIGHT, WRONG or NO_ANSWER."""
+    if answer is None:
+        return NO_ANSWER
+    return RIGHT if answer == truth else WRONG
+
+
+def published_answers() -> str:
+    """What the paper reports, in a few lines."""
+    words = " and ".join(f'"{word}"' for word in PAPER_WORDS)
+    lines = [f"{model} said {' and '.join(map(str, said))}" for model, said in PAPER_ANSWERS.items()]
+    return "\n".join(
+        [f"The paper (arXiv 2405.18719, Table 1), how many times {words} in the last sentence, where the truth is 0 and 0:"]
+        + [f"  {line}" for line in lines]
+    )
