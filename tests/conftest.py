@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 # Before Triton is imported: its kernels run on the CPU, in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -22,6 +23,7 @@ from probe_server import Server
 
 from cope.building import build
 from cope.model.transformer import Transformer
+from cope.positions.base import ModelShape
 from cope.probe.models import KEY_VARIABLE
 from cope.run.experiment import build_model, model_shape
 
@@ -54,6 +56,14 @@ def task_name(request: pytest.FixtureRequest) -> str:
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+
+
+def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
+    """The encoding ``pe=name``, with ``changes``, for a model of another shape than the recipe's."""
+    config = copy.deepcopy(_composed((f"pe={name}",)))
+    for key, value in changes.items():
+        config.pe[key] = value
+    return build(config.pe, "pe", shape=shape)
 
 
 @pytest.fixture(name="compose")

@@ -24,7 +24,7 @@ class Relative(PositionEncoding):
         backend: which implementation of :func:`cope.relative_attention` runs.
     """
 
-    def __init__(self, shape: ModelShape, beyond: str = "untrained", backend: str = "auto") -> None:
+    def __init__(self, shape: ModelShape, *, beyond: str, backend: str) -> None:
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error", "capped"])
         check_choice("pe.backend", backend, ["auto", *BACKENDS])
