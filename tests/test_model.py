@@ -148,8 +148,9 @@ CHECK_ANNOTATED_SHAPES = """
         from cope import cope_attention
         from cope.model.inspection import gates_and_positions
         from cope.model.transformer import Transformer
+        from cope.positions import absolute, contextual_variants
         from cope.positions.base import ModelShape, PositionEncoding
-        from conftest import ENCODINGS, make_encoding
+    from conftest import ENCODINGS, make_encoding
 
     shape = ModelShape(dim=8, num_layers=2, num_heads=2, context=6, longest=6)
     encodings = [PositionEncoding(shape), *(make_encoding(name, shape) for name in ENCODINGS)]
