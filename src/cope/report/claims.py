@@ -188,7 +188,7 @@ def _attends(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     shown = {kind: f"the best head {np.mean([found[kind] for found in measured.values()]):+.1%} on average" for kind in kinds}
     differences = [max(found.values()) - by for found in measured.values()]
     # Each seed's heads were tested by themselves: seeds that say the same, such as that none is significant, decide.
-    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)))]
+    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)), "the heads of each seed")]
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Comparison]]] = {
@@ -208,13 +208,15 @@ def _compare(
     claimed: str,
     differences: Sequence[float],
     shown: dict[str, str],
-    examples: tuple[float, float] | None = None,
+    otherwise: tuple[float, float] | None = None,
+    over: str = "the examples",
 ) -> Comparison:
     """Whether ``differences``, one a seed, are positive.
 
     Args:
         shown: the figures behind them.
-        examples: the interval that decides if all seeds say the same.
+        otherwise: the interval that decides if all seeds say the same.
+        over: what that interval is over.
     """
     if not differences:
         return Comparison(Outcome.MISSING, where, claimed, shown)
@@ -224,9 +226,9 @@ def _compare(
     interval, basis = mean_interval(differences), number
     if interval is None:
         each = f"{differences[0]:.3g} in each of {number}"
-        if examples is None:
+        if otherwise is None:
             return Comparison(Outcome.OPEN, where, claimed, shown, f"difference {each}, of which there is no interval")
-        interval, basis = examples, f"over the examples; {each}"
+        interval, basis = otherwise, f"over {over}; {each}"
     low, high = interval
     outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
     return Comparison(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g}, {basis}")
