@@ -175,7 +175,7 @@ def _check_comparable(found: tuple[PlannedRun, dict[str, Any]], first: tuple[Pla
     """Raise UserError if two results of a section are of other texts, or judged by another metric."""
     headlines = {result["headline"] for _, result in (found, first)}
     # Results of generated tasks did not name their data at first, when every generator was of version 1.
-    data = {result.get("data") or f"{result['task']} 1" for _, result in (found, first)}
+    data = {result.get("data") or f"{result.get('task')} 1" for _, result in (found, first)}
     for values, what in ((data, "trained on different data"), (headlines, "judged by different metrics")):
         if len(values) > 1:
             raise UserError(
