@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "error: '$(PYTHON)' cannot create environments: its venv or ensurepip module is missing." >&2; \
 		echo "       On Debian and Ubuntu both are in the package python3-venv (apt install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,wandb,hub,text]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .PHONY: demo
