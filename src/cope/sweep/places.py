@@ -52,6 +52,6 @@ def memory_gib(config: DictConfig) -> float:
     """Roughly what a run needs of a GPU, from above: its activations and logits in float32."""
     model, trainer = config.model, config.trainer
     task: Task = build(config.task, "task")
-    tokens = trainer.batch_size / trainer.accumulate / trainer.devices / trainer.num_nodes * task.context
+    tokens = trainer.batch_size / trainer.accumulate / trainer.devices / trainer.num_nodes * task.context_of("train")
     floats = tokens * (FLOATS_PER_TOKEN * model.num_layers * model.dim + COPIES_OF_LOGITS * task.vocab_size)
     return BASE_GIB + 4 * floats / 2**30
