@@ -34,10 +34,25 @@ CONFIGS = ROOT / "configs"
 ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 
+SLOW_ALONE = ("test_run_process", "test_command_line")
+
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
 torch.set_num_threads(1)  # the tensors here are too small to be shared out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What pytest-xdist keeps in one process: a file, for its tests share what they have made, and all that read the tables.
+
+    Tests that start processes of their own share nothing. They come first, since they take longest.
+    """
+    for item in items:
+        if item.path.stem in SLOW_ALONE:
+            continue
+        reads_tables = any(getattr(found, "__module__", None) == "plans" for found in vars(item.module).values())  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group("tables" if reads_tables else item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in SLOW_ALONE)
 
 
 @pytest.fixture(params=ENCODINGS)

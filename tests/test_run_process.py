@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -86,9 +87,17 @@ def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("trains_already", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", ["table", "sweep"])
+FIRST_CASES = [("table", signal.SIGTERM, True), ("sweep", signal.SIGINT, True), ("sweep", signal.SIGTERM, False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "trains_already"),
+    [
+        # Both signals, both commands, both moments; the other combinations repeat them.
+        pytest.param(*case, marks=() if case in FIRST_CASES else pytest.mark.slow)
+        for case in itertools.product(["table", "sweep"], [signal.SIGTERM, signal.SIGINT], [False, True])
+    ],
+)
 def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
     tmp_path: Path, kind: str, number: signal.Signals, trains_already: bool
 ) -> None:
