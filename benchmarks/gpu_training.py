@@ -135,12 +135,12 @@ def cells(parts: list[str], scale: str, seconds: float, device: str, processes: 
 class RandomTokens(Task):
     """Sequences of random tokens as long as the context: a language task's work without its text."""
 
-    name = "random_tokens"
-    loss = "everywhere"
+    fingerprint = ""
     test_splits = ()
 
     def __init__(self, context: int, vocab_size: int, num: int) -> None:
-        self.context, self._vocab_size = context, vocab_size
+        super().__init__(name="random_tokens")
+        self.loss, self._context, self._vocab_size = "everywhere", context, vocab_size
         tokens = np.random.default_rng(0).integers(0, vocab_size, (num, context + 1), dtype=np.int32)
         self._examples = Examples(tokens, np.full(num, context + 1), np.ones(tokens.shape, dtype=bool))
 
@@ -148,8 +148,8 @@ class RandomTokens(Task):
     def vocabulary(self) -> tuple[str, ...]:
         return tuple(map(str, range(self._vocab_size)))
 
-    def longest_of(self, split: str) -> int:
-        return self.context
+    def context_of(self, split: str) -> int:
+        return self._context
 
     def training_examples(self, seed: int, epoch: int) -> Examples:
         return self._examples
@@ -169,7 +169,7 @@ def training_loop(recipe: str) -> TrainingLoop:
         experiment = Experiment(config)
     task = experiment.task
     if "task=wikipedia" in recipe:
-        task = RandomTokens(task.context, task.vocab_size, 4 * config.trainer.batch_size)
+        task = RandomTokens(task.context_of("train"), task.vocab_size, 4 * config.trainer.batch_size)
     loop = TrainingLoop(
         experiment.model, task, config.seed, experiment.trainer, experiment.optimizer, experiment.trainer.fabric(),
         experiment.folder, NoLogger(), "benchmark", show_progress=False,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from candidates import NUM_POSITIONS
+from candidates import cope_encoding
 from timing import large_matmul, matmul_rate, medians, write_result
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from cope.cli import read_settings, run_command
 from cope.errors import check_at_least
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.positions.contextual import Contextual
 from cope.positions.rotary import Rotary
 
 # layers, dim, heads, time, batch. The last is the shape of the paper's flip-flop and counting models.
@@ -52,9 +51,9 @@ def measured(repeats: int, threads: tuple[int, ...]) -> dict[str, Any]:
         for name, (num_layers, dim, num_heads, length, batch) in MODELS.items():
             shape = ModelShape(dim, num_layers, num_heads, length, length)
             encodings: dict[str, Callable[[], PositionEncoding]] = {
-                "rope": lambda shape=shape: Rotary(shape),
-                "cope": lambda shape=shape: Contextual(shape, NUM_POSITIONS, init_std=1.0),
-                "cope, blockwise": lambda shape=shape: Contextual(shape, NUM_POSITIONS, init_std=1.0, backend="blockwise"),
+                "rope": lambda shape=shape: Rotary(shape, base=10_000.0),
+                "cope": lambda shape=shape: cope_encoding(shape),
+                "cope, blockwise": lambda shape=shape: cope_encoding(shape, backend="blockwise"),
             }
             tokens = torch.randint(100, (batch, length))
             steps: dict[str, Callable[[], object]] = {}
