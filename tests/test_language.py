@@ -216,9 +216,9 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
     folder, result = run(config)
     assert result["data"] == task.fingerprint
     assert result["splits"]["test"]["perplexity"] < 272
-    found, _ = reevaluate([f"run={folder.path}"])
+    found, _ = reevaluate(folder, [])
     assert found["splits"] == {split: scores for split, scores in result["splits"].items() if split != "validation"}
-    found, _ = reevaluate([f"run={folder.path}", "task.context=32"])
+    found, _ = reevaluate(folder, ["task.context=32"])
     assert found["splits"]["test"]["loss"] == pytest.approx(result["splits"]["longer_2"]["loss"], abs=1e-6)
     assert (folder.figures / "gates.npz").exists()
     metrics = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -226,7 +226,7 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
 
     (tmp_path / "train.txt").write_text("all the dogs sat " * 200)
     with pytest.raises(UserError, match=r"best.pt is of a model that was trained on other data than task=wikipedia has now"):
-        reevaluate([f"run={folder.path}"])
+        reevaluate(folder, [])
     with pytest.raises(UserError, match=r"result.json is of a model that was trained on other data"):
         run(config)
 

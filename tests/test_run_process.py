@@ -114,7 +114,7 @@ def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
     try:
         assert sweep.stdout is not None
         assert sweep.stdout.readline() == "0 of 5 runs are finished\n"
-        assert sweep.stdout.readline() == "5 to do, 1 at a time\n"
+        assert sweep.stdout.readline() == "5 to do; 1 at a time\n"
         if trains_already:
             wait_until(lambda: any(tmp_path.glob("counting/*/*/seed=1/checkpoints/last.pt")))
         if number == signal.SIGINT:
