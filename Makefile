@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "error: '$(PYTHON)' cannot create environments: its venv or ensurepip module is missing." >&2; \
 		echo "       On Debian and Ubuntu both are in the package python3-venv (apt install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,wandb,hub,text]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .PHONY: demo
@@ -31,13 +31,17 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 	$(BIN)/python train.py pe=cope task=counting
 
 # The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
-# again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets more.
+# again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets
+# more, hydra/launcher=... among them.
 SCALE ?= laptop
 REPORT ?= outputs/report
 IS_DRY := $(filter-out 0,$(DRY))
 $(if $(filter-out 0 1,$(DRY)),$(error DRY=$(DRY) is not known; allowed: 1, 0))
-SETTINGS = scale=$(SCALE) $(SET) $(if $(SEEDS),--seeds $(SEEDS))
-TABLE = $(BIN)/python scripts/table.py $(1) $(SETTINGS) $(if $(JOBS),--jobs $(JOBS)) $(if $(WINDOWS),--windows $(WINDOWS)) $(if $(IS_DRY),--dry,--run)
+COMMA := ,
+SPACE := $(subst ,, )
+SETTINGS = scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(SET)
+TABLE = $(BIN)/python scripts/table.py table=$(subst $(SPACE),$(COMMA),$(1)) action=$(if $(IS_DRY),list,run) $(SETTINGS) \
+	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -63,11 +67,11 @@ table1: $(INSTALLED) ## Ask a language model the paper's counting questions: mak
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs
-	$(BIN)/python scripts/report.py --claims $(SETTINGS)
+	$(BIN)/python scripts/report.py claims=true $(SETTINGS)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
-	$(BIN)/python scripts/report.py --to "$(REPORT)" $(SETTINGS)
+	$(BIN)/python scripts/report.py to="$(REPORT)" $(SETTINGS)
 
 .PHONY: published-runs
 published-runs: ## Take the runs behind docs/results and docs/results-night for finished ones (in outputs/), so that only others are run
@@ -79,14 +83,14 @@ published-runs: ## Take the runs behind docs/results and docs/results-night for 
 
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
-	$(BIN)/python scripts/report.py --to docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) --with-runs $(SETTINGS)
+	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true $(SETTINGS)
 
 # One queue for all of it, so that no core waits for a table's last run. A failed run (exit status 3) does not keep the report
 # from being written; a refused command does.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
 	$(if $(IS_DRY),$(call TABLE,all),$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
-		$(BIN)/python scripts/report.py --to "$(REPORT)" $(SETTINGS) && exit $$status)
+		$(BIN)/python scripts/report.py to="$(REPORT)" $(SETTINGS) && exit $$status)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)
@@ -94,9 +98,9 @@ native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run
 
 .PHONY: benchmark
 benchmark: $(INSTALLED) ## Time CoPE attention beside ordinary attention, with 1 and 2 threads
-	$(BIN)/python benchmarks/benchmark.py attention threads=1,2
-	$(BIN)/python benchmarks/benchmark.py training
-	$(BIN)/python benchmarks/benchmark.py profile
+	$(BIN)/python benchmarks/attention.py threads=1,2
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/profile_step.py
 
 .PHONY: gpu-check
 gpu-check: $(INSTALLED) ## On a GPU: time training beside RoPE's, and train the paper's flip-flop model for 1,000 steps

@@ -8,25 +8,35 @@ Overrides change the task as the run's config.yaml has it; a ``+`` adds a split,
 and written to ``evaluations/`` in the run's folder.
 """
 
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from cope.cli import reporting_errors
+from cope.cli import run_command, split_settings
+from cope.errors import UserError
+from cope.overrides import override_problems
+from cope.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    run: Path
 
 
 def main(arguments: list[str]) -> None:
-    with reporting_errors():
-        from cope.report.tables import scores_table
-        from cope.run.reevaluation import reevaluate
+    from cope.report.tables import scores_table
+    from cope.run.reevaluation import reevaluate
 
-        scores, path = reevaluate(arguments)
-        print(scores_table(scores["headline"], scores["splits"]))
-        for split, num_tokens in scores["left_out"].items():
-            print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {scores['num_positions']} positions")
-        print(f"\nwritten to: {path}")
+    example = "python evaluate.py run=<run folder> [task.key=value ...]"
+    settings, overrides = split_settings(arguments, EvaluationSettings, example)
+    folder = RunFolder(settings.run)
+    if folder.config.exists() and (problems := override_problems(overrides, folder.path.resolve(), folder.config.stem)):
+        raise UserError("\n".join(problems))
+    scores, path = reevaluate(folder, overrides)
+    print(scores_table(scores["headline"], scores["splits"]))
+    for split, num_tokens in scores["left_out"].items():
+        print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {scores['num_positions']} positions")
+    print(f"\nwritten to: {path}")
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        main(sys.argv[1:])
+    run_command(main, __doc__)

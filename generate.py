@@ -16,29 +16,25 @@ trained with task.loss=answers has learned to give answers, not to write what th
 
 import sys
 
-from cope.cli import INTERRUPTED, reporting_errors
+from cope.cli import INTERRUPTED, read_settings, run_command
 
 
 def main(arguments: list[str]) -> None:
-    with reporting_errors():
-        from cope.run.generation import parse, text_pieces
+    from cope.run.generation import GenerationSettings, text_pieces
 
-        request = parse(arguments)
-        try:
-            pieces = text_pieces(request)
-            if request.stream:
-                for piece in pieces:
-                    print(piece, end="", flush=True)
-                print()
-            else:
-                print("".join(pieces))
-        except KeyboardInterrupt:  # there is nothing to go on with, which is what reporting_errors would promise
+    settings = read_settings(arguments, GenerationSettings, 'python generate.py run=<run folder> prompt="..." [key=value ...]')
+    try:
+        pieces = text_pieces(settings)
+        if settings.stream:
+            for piece in pieces:
+                print(piece, end="", flush=True)
             print()
-            sys.exit(INTERRUPTED)
+        else:
+            print("".join(pieces))
+    except KeyboardInterrupt:  # there is nothing to go on with, which is what reporting_errors would promise
+        print()
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        main(sys.argv[1:])
+    run_command(main, __doc__)

@@ -1,7 +1,7 @@
 """Train a Transformer with one position encoding on one task, and score it in and out of distribution.
 
     python train.py pe=cope task=counting
-    python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3 hydra/launcher=joblib
+    python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3
 
 The same command again goes on with an unfinished run and shows a finished one. ``python train.py --help`` lists the settings.
 """
@@ -11,21 +11,20 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.cli import check_overrides, reporting_errors
+from cope.cli import is_sweep, reporting_errors
+from cope.overrides import check_overrides
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def train(config: DictConfig) -> None:
-    with reporting_errors() as outcome:
+    with reporting_errors():
         # Imported here, so that --help and shell completion need not wait for PyTorch.
         from cope.report.figures import draw_run
-        from cope.report.tables import run_line, run_table
+        from cope.report.tables import run_table
         from cope.run.experiment import Experiment
-        from cope.sweep.jobs import is_sweep, take_share_of_cores
+        from cope.run.summary import run_line
 
-        take_share_of_cores(config)
         experiment = Experiment(config)
-        outcome.folder = str(experiment.folder.path)
         result = experiment.run(show_progress=sys.stderr.isatty() and not is_sweep())
         if experiment.is_main_process:
             pictures = draw_run(experiment.folder)

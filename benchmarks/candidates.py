@@ -17,6 +17,8 @@ from torch.func import functional_call
 from cope import cope_attention
 from cope.errors import UserError
 from cope.kernels import native, triton
+from cope.positions.base import ModelShape, PositionEncoding
+from cope.positions.contextual import Contextual
 
 NUM_POSITIONS = 64
 TOLERANCE = 1e-3  # between the authors' code and ours, both in float32
@@ -31,6 +33,13 @@ def draw(heads: int, time_steps: int, head_dim: int, density: float, device: str
     k[..., 0] = math.log(density / (1 - density)) * math.sqrt(head_dim)
     table = 0.1 * torch.randn(NUM_POSITIONS, head_dim, device=device)
     return [tensor.requires_grad_() for tensor in (q, k, v, table)]
+
+
+def cope_encoding(shape: ModelShape, gates: str = "keys", backend: str = "auto") -> PositionEncoding:
+    """CoPE with a table of NUM_POSITIONS random vectors a layer."""
+    return Contextual(
+        shape, num_positions=NUM_POSITIONS, scale="released", share_layers=False, init_std=1.0, gates=gates, backend=backend
+    )
 
 
 def candidates(device: str, released: str = "") -> dict[str, Attention]:

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from candidates import NUM_POSITIONS
+from candidates import cope_encoding
 from timing import medians, write_result
 
 from cope.model.generate import generate
 from cope.model.transformer import Transformer
 from cope.positions.absolute import Absolute
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.positions.contextual import Contextual
 from cope.positions.relative import Relative
 from cope.positions.rotary import Rotary
 
@@ -29,12 +28,12 @@ LENGTHS = [128, 256, 512, 1024, 2048, 4096]  # tokens before the one that is tim
 VOCABULARY = 4096
 SHAPE = ModelShape(dim=128, num_layers=4, num_heads=4, context=max(LENGTHS) + REPEATS + 2, longest=max(LENGTHS) + REPEATS + 2)
 ENCODINGS: dict[str, Callable[[], PositionEncoding]] = {
-    "absolute": lambda: Absolute(SHAPE),
-    "rope": lambda: Rotary(SHAPE),
-    "relative": lambda: Relative(SHAPE),
-    "cope": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0),
-    "cope, blockwise": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0, backend="blockwise"),
-    "cope, separate keys": lambda: Contextual(SHAPE, NUM_POSITIONS, init_std=1.0, gates="separate_keys"),
+    "absolute": lambda: Absolute(SHAPE, beyond="error"),
+    "rope": lambda: Rotary(SHAPE, base=10_000.0),
+    "relative": lambda: Relative(SHAPE, beyond="error", backend="auto"),
+    "cope": lambda: cope_encoding(SHAPE),
+    "cope, blockwise": lambda: cope_encoding(SHAPE, backend="blockwise"),
+    "cope, separate keys": lambda: cope_encoding(SHAPE, gates="separate_keys"),
 }
 
 

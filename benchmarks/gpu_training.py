@@ -16,7 +16,6 @@ import gc
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -30,12 +29,12 @@ import numpy as np
 import torch
 from profiling import read_recipe
 
-from cope.cli import key_values
-from cope.errors import UserError, check_choice
-from cope.run.device import hardware, versions
-from cope.run.experiment import Experiment, commit
+from cope.cli import read_settings, run_command
+from cope.errors import UserError, check_at_least, check_choice
+from cope.run.experiment import Experiment
 from cope.run.loggers import NoLogger
 from cope.run.loop import TrainingLoop
+from cope.run.provenance import commit, hardware, versions
 from cope.tasks.base import Examples, Specimen, Task
 
 STEPS_PER_WINDOW = 20
@@ -50,16 +49,34 @@ WAYS = {
 }
 CHECKED_STEPS = 40
 GPT2 = ("task=wikipedia", "model.dropout=0", "trainer.batch_size=16")
-KEYS = {
-    "to": (str, "a folder"),
-    "parts": (str, "names with commas between"),
-    "scale": (str, "a scale with recipes for counting, flip_flop and wikipedia"),
-    "seconds": (float, "seconds of measurement a cell"),
-    "limit": (float, "seconds of everything"),
-    "device": (str, "auto, cpu or cuda"),
-    "processes": (str, "numbers of runs at once, with commas between"),
-}
 PARTS = ("check", "alone", "gpt2", "together", "compile")
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """The keys.
+
+    Args:
+        to: the folder to write.
+        scale: one with recipes for counting, flip_flop and wikipedia.
+        seconds: of measurement a cell.
+        limit: seconds of everything.
+        processes: numbers of runs at once.
+    """
+
+    to: Path
+    parts: tuple[str, ...] = PARTS
+    scale: str = "paper"
+    seconds: float = 3.0
+    limit: float = 240.0
+    device: str = "auto"
+    processes: tuple[int, ...] = (6,)
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            check_choice("parts", part, PARTS)
+        check_at_least("processes", min(self.processes), 2)
+        check_choice("device", self.device, ["auto", "cpu", "cuda"])
 
 
 @dataclass(frozen=True)
@@ -118,12 +135,12 @@ def cells(parts: list[str], scale: str, seconds: float, device: str, processes: 
 class RandomTokens(Task):
     """Sequences of random tokens as long as the context: a language task's work without its text."""
 
-    name = "random_tokens"
-    loss = "everywhere"
+    fingerprint = ""
     test_splits = ()
 
     def __init__(self, context: int, vocab_size: int, num: int) -> None:
-        self.context, self._vocab_size = context, vocab_size
+        super().__init__(name="random_tokens")
+        self.loss, self._context, self._vocab_size = "everywhere", context, vocab_size
         tokens = np.random.default_rng(0).integers(0, vocab_size, (num, context + 1), dtype=np.int32)
         self._examples = Examples(tokens, np.full(num, context + 1), np.ones(tokens.shape, dtype=bool))
 
@@ -131,8 +148,8 @@ class RandomTokens(Task):
     def vocabulary(self) -> tuple[str, ...]:
         return tuple(map(str, range(self._vocab_size)))
 
-    def longest_of(self, split: str) -> int:
-        return self.context
+    def context_of(self, split: str) -> int:
+        return self._context
 
     def training_examples(self, seed: int, epoch: int) -> Examples:
         return self._examples
@@ -152,7 +169,7 @@ def training_loop(recipe: str) -> TrainingLoop:
         experiment = Experiment(config)
     task = experiment.task
     if "task=wikipedia" in recipe:
-        task = RandomTokens(task.context, task.vocab_size, 4 * config.trainer.batch_size)
+        task = RandomTokens(task.context_of("train"), task.vocab_size, 4 * config.trainer.batch_size)
     loop = TrainingLoop(
         experiment.model, task, config.seed, experiment.trainer, experiment.optimizer, experiment.trainer.fabric(),
         experiment.folder, NoLogger(), "benchmark", show_progress=False,
@@ -370,23 +387,11 @@ def written(folder: Path, rows: list[dict[str, Any]], circumstances: dict[str, A
     (folder / "results.md").write_text("\n".join(lines) + "\n")
 
 
-def main(*arguments: str) -> None:
-    given = key_values(arguments, KEYS)
-    if "to" not in given:
-        raise UserError("to=FOLDER must be given: where results are written.")
-    folder = Path(given["to"])
-    parts = given.get("parts", ",".join(PARTS)).split(",")
-    for part in parts:
-        check_choice("parts", part, PARTS)
-    numbers = given.get("processes", "6").split(",")
-    if not all(number.isdecimal() and int(number) >= 2 for number in numbers):
-        raise UserError(f"processes={','.join(numbers)} has the wrong form; allowed: whole numbers from 2, with commas.")
-    device = given.get("device", "auto")
-    check_choice("device", device, ["auto", "cpu", "cuda"])
-    seconds, limit = given.get("seconds", 3.0), given.get("limit", 240.0)
-    scale = given.get("scale", "paper")
+def main(arguments: list[str]) -> None:
+    settings = read_settings(arguments, BenchmarkSettings, "python benchmarks/gpu_training.py to=FOLDER")
+    folder, scale, seconds, limit, device = settings.to, settings.scale, settings.seconds, settings.limit, settings.device
     folder.mkdir(parents=True, exist_ok=True)
-    planned = cells(parts, scale, seconds, device, [int(number) for number in numbers])
+    planned = cells(list(settings.parts), scale, seconds, device, list(settings.processes))
     on_gpu = torch.cuda.is_available() and device != "cpu"
     circumstances = {
         "date": str(date.today()), "scale": scale, "commit": commit(), "versions": versions(),
@@ -411,7 +416,4 @@ def main(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main, __doc__)

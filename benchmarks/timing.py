@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cope.run.device import hardware
+from cope.run.provenance import hardware
 
 OUTPUT = Path("outputs/benchmark")
 MATRIX_SIZE = 1024

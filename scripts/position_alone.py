@@ -14,24 +14,19 @@ whose encoding adds to the attention logits (cope and its variants, relative).
     document=null       the test document to draw, from 0 on; null: one of those measured
 """
 
-import sys
-
-from cope.cli import reporting_errors
+from cope.cli import read_settings, run_command
 
 
 def main(arguments: list[str]) -> None:
-    with reporting_errors():
-        from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
-        from cope.heads.measure import measure_position_alone, parse
+    from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+    from cope.heads.measure import MeasurementSettings, measure_position_alone
 
-        folder = measure_position_alone(parse(arguments))
-        print(position_alone_tables(read_scores(folder)))
-        print(f"\nwritten to: {folder / 'scores.json'}")
-        print(f"picture:    {draw_position_alone(folder)}")
+    example = "python scripts/position_alone.py run=<run folder> [key=value ...]"
+    folder = measure_position_alone(read_settings(arguments, MeasurementSettings, example))
+    print(position_alone_tables(read_scores(folder)))
+    print(f"\nwritten to: {folder / 'scores.json'}")
+    print(f"picture:    {draw_position_alone(folder)}")
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-    else:
-        main(sys.argv[1:])
+    run_command(main, __doc__)

@@ -13,18 +13,18 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cope.building import build
-from cope.cli import INTERRUPTED, check_overrides
+from cope.building import arguments, build
+from cope.cli import INTERRUPTED
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
 from cope.errors import UserError
-from cope.run.configuration import resolved
+from cope.overrides import check_overrides
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
 def main(config: DictConfig) -> None:
     try:
-        settings = TokenizerSettings.of(resolved(config.tokenizer))
+        settings = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
         prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)
     except UserError as error:
         print(error, file=sys.stderr)

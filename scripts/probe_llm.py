@@ -9,26 +9,27 @@ not answered yet. ``--help`` lists the settings.
 """
 
 import sys
+from dataclasses import fields
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from cope.cli import INTERRUPTED, check_overrides
+from cope.building import arguments
+from cope.cli import INTERRUPTED
 from cope.errors import UserError
-from cope.run.configuration import resolved
+from cope.overrides import check_overrides
 
 
 @hydra.main(version_base="1.3", config_path="../configs/probe", config_name="llm")
 def main(config: DictConfig) -> None:
     # Imported here, so that --help need not wait for PyTorch.
-    from cope.probe.run import run_probe
-    from cope.probe.settings import ProbeSettings
-    from cope.probe.table import failures_line, probe_table
+    from cope.probe.models import ProbeSettings
+    from cope.probe.word_counting import failures_line, probe_table, run_probe
 
-    settings = resolved(config)
-    output_dir = settings.pop("output_dir")
+    names = [field.name for field in fields(ProbeSettings)]
     try:
-        result, path = run_probe(ProbeSettings(**settings), output_dir, show_progress=sys.stderr.isatty())
+        settings = ProbeSettings(**arguments(OmegaConf.masked_copy(config, names), ProbeSettings, ""))
+        result, path = run_probe(settings, config.output_dir, show_progress=sys.stderr.isatty())
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

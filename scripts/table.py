@@ -1,101 +1,112 @@
 """Tables of the README: which runs they need, what is there, and each table itself beside the paper's figures.
 
-    python scripts/table.py table2                 # the table from finished runs; what has not been run is "missing"
-    python scripts/table.py table2 --run           # first runs what is not finished, as many at once as there are cores
-    python scripts/table.py table2 table5 --dry    # lists the runs, which are finished, and how long the others may take
-    python scripts/table.py all --run --seeds 3    # every table and figure: all of them with seed 1 first, then seed 2, ...
-    python scripts/table.py table2 --run scale=smoke output_dir=/tmp/outputs
+    python scripts/table.py table=table2                       # from finished runs; what has not been run is "missing"
+    python scripts/table.py table=table2 action=run            # first runs what is not finished, one a core
+    python scripts/table.py table=table2,table5 action=list    # the runs, which are finished, how long the others may take
+    python scripts/table.py table=all action=run seeds=3       # all of them with seed 1 first, then seed 2, ...
+    python scripts/table.py table=table2 action=run scale=smoke output_dir=/tmp/outputs hydra.launcher.jobs=2
+    python scripts/table.py table=table2 action=run hydra/launcher=submitit_slurm
 
-Tables are described in configs/table/. Arguments with = are overrides of train.py, for every run. A run that fails does not
-stop the others; the same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something
+    table=        files of configs/table, with commas between, or all
+    action=show   or run, list
+    seeds=null    how many, from 1 on, instead of each table's own
+    windows=300   of text, over which figure4 measures heads
+
+All else are settings of train.py, for every run, and of Hydra's launcher. A table is a sweep: a run that fails does not stop
+the others, and the same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something
 is left, 1 if the command was refused.
 """
 
-import argparse
 import re
-import signal
+import runpy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from cope.cli import INTERRUPTED, LEFT_OVER, message_of
-from cope.errors import UserError, check_at_least
+from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.errors import UserError, check_at_least, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
-from cope.report.comparison import plan_tables
 from cope.report.findings import Findings
+from cope.report.markdown import plan_tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.table_figures import draw_table_figures
 from cope.run.configuration import NOT_PART_OF_THE_RUN
-from cope.sweep.places import num_places
-from cope.sweep.plan import Plan, all_runs, read_plan, read_plans, table_names
-from cope.sweep.queue import Clock, Terminated, check_settings, run_all
+from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
+from cope.sweep.plan import Plan, PlannedRun, all_runs, composed, launcher_for, read_plan, read_plans, table_names
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
 LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", help="files of configs/table, or all; settings of train.py (key=value)")
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--run", action="store_true", help="run what is not finished")
-    action.add_argument("--dry", action="store_true", help="only list the runs")
-    parser.add_argument(
-        "--jobs", type=int, default=None, help="runs at once; by default as many as GPUs have room for, else one a core"
-    )
-    parser.add_argument("--windows", type=int, default=300, help="of text, over which figure4 measures heads (300)")
-    parser.add_argument("--seeds", type=int, default=None, help="how many, from 1 on, instead of each table's own")
-    options = parser.parse_intermixed_args()
-    check_at_least("--jobs", 1 if options.jobs is None else options.jobs, 1)
-    check_at_least("--windows", options.windows, 1)
-    check_at_least("--seeds", 1 if options.seeds is None else options.seeds, 1)
-    names = [argument for argument in options.tables if "=" not in argument]
-    overrides = [argument for argument in options.tables if "=" in argument]
-    if not names:
-        raise UserError(f"no table is named; allowed: all, {', '.join(table_names(ROOT / 'configs'))}.")
-    if "all" in names and len(names) > 1:
-        raise UserError("all stands for every table; allowed: all alone, or tables by name.")
-    if len(names) == 1 and names != ["all"]:
-        plans = [read_plan(ROOT / "configs", names[0], overrides, options.seeds)]
-    else:
-        plans, left_out = read_plans(ROOT / "configs", overrides, options.seeds, None if names == ["all"] else names)
-        print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+@dataclass(frozen=True)
+class TableSettings:
+    table: tuple[str, ...]
+    action: str = "show"
+    seeds: int | None = None
+    windows: int = 300
+
+    def __post_init__(self) -> None:
+        check_choice("action", self.action, ["show", "run", "list"])
+        check_at_least("windows", self.windows, 1)
+        if "all" in self.table and len(self.table) > 1:
+            raise UserError("table=all stands for every table; allowed: all alone, or tables by name.")
+
+
+def main(arguments: list[str]) -> None:
+    settings, others = split_settings(arguments, TableSettings, f"allowed: all, {', '.join(table_names(CONFIGS))}.")
+    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
+    overrides = [override for override in others if override not in of_hydra]
+    plans = read(settings, overrides)
     findings = Findings(plans)  # refuses runs that cannot be compared, before more are made
     runs = all_runs(plans)
-    if options.dry or options.run:
-        from cope.run.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
-
-        check_settings(runs, ROOT / "configs", Experiment)
-        jobs = options.jobs
-        if jobs is None:
-            jobs, why = num_places(runs, ROOT / "configs")
-            print(why, flush=True)
-    if options.dry:
-        for run in runs:
-            print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
-        seconds = Clock(ROOT).seconds(runs, jobs)
-        guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
-        print(f"{sum(run.result() is None for run in runs)} of {len(runs)} runs to do, {jobs} at a time; {guess}")
+    waiting = [run for run in runs if run.result() is None]
+    if settings.action == "list":
+        list_runs(runs, waiting)
         return
-    unfinished = run_all(runs, ROOT, jobs) if options.run else []
-    if options.run:
+    left_over = {}
+    if settings.action == "run":
+        train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
+        configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
+        with launcher_for(CONFIGS, of_hydra, train) as launcher:
+            check_jobs(configs, launcher)
+            left_over = run_jobs(launcher, runs)
         findings = Findings(plans)
     for plan in plans:
         print(f"\n# {plan.name}: {plan.title}\n\n{plan_tables(plan, findings)}", flush=True)
     not_measured = []
-    if options.run:
+    if settings.action == "run":
         for picture in draw(plans, findings, overrides):
             print(f"picture: {picture}", flush=True)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
-        not_measured = measure_heads(looked_at, ROOT, options.windows)
-    for run in unfinished:
-        print(f"{'failed' if run.failed else 'not finished'}: {run.command}; see {run.log}", file=sys.stderr)
+        not_measured = measure_heads(looked_at, ROOT, settings.windows)
+    tell_left_over(left_over, len(runs))
     for run in not_measured:
         print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)
-    sys.exit(LEFT_OVER if unfinished or not_measured else 0)
+    if left_over or not_measured:
+        sys.exit(LEFT_OVER)
+
+
+def read(settings: TableSettings, overrides: list[str]) -> list[Plan]:
+    """The plans that are asked for."""
+    if len(settings.table) == 1 and settings.table != ("all",):
+        return [read_plan(CONFIGS, settings.table[0], overrides, settings.seeds)]
+    plans, left_out = read_plans(CONFIGS, overrides, settings.seeds, None if settings.table == ("all",) else settings.table)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    return plans
+
+
+def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:
+    """Print each with its state, and how long the others may take."""
+    from cope.sweep.clock import Clock
+    from cope.sweep.places import num_places
+
+    for run in runs:
+        print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
+    at_once, why = num_places(composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting))
+    seconds = Clock(runs[0].folder.path.parents[3]).seconds([(run.task, run.scale) for run in waiting], at_once)
+    guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
+    print(f"{len(waiting)} of {len(runs)} runs to do; {why}; {guess}")
 
 
 def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Path]:
@@ -109,20 +120,8 @@ def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Pa
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    return [drawing.path.with_suffix(".png") for drawing in drawings]
-
-
-def terminate(number: int, frame: FrameType | None) -> None:
-    """End as after Ctrl-C."""
-    raise Terminated
+    return [drawing.path for drawing in drawings]
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)  # which clusters send
-    try:
-        main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {message_of(error)}")
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    run_command(main, __doc__)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 # Before Triton is imported: its kernels run on the CPU, in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -21,7 +23,8 @@ from probe_server import Server
 
 from cope.building import build
 from cope.model.transformer import Transformer
-from cope.probe import client
+from cope.positions.base import ModelShape
+from cope.probe.models import KEY_VARIABLE
 from cope.run.experiment import build_model, model_shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +34,25 @@ CONFIGS = ROOT / "configs"
 ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 
+SLOW_ALONE = ("test_run_process", "test_command_line")
+
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
 torch.set_num_threads(1)  # the tensors here are too small to be shared out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What pytest-xdist keeps in one process: a file, for its tests share what they have made, and all that read the tables.
+
+    Tests that start processes of their own share nothing. They come first, since they take longest.
+    """
+    for item in items:
+        if item.path.stem in SLOW_ALONE:
+            continue
+        reads_tables = any(getattr(found, "__module__", None) == "plans" for found in vars(item.module).values())  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group("tables" if reads_tables else item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in SLOW_ALONE)
 
 
 @pytest.fixture(params=ENCODINGS)
@@ -53,6 +71,14 @@ def task_name(request: pytest.FixtureRequest) -> str:
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+
+
+def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
+    """The encoding ``pe=name``, with ``changes``, for a model of another shape than the recipe's."""
+    config = copy.deepcopy(_composed((f"pe={name}",)))
+    for key, value in changes.items():
+        config.pe[key] = value
+    return build(config.pe, "pe", shape=shape)
 
 
 @pytest.fixture(name="compose")
@@ -76,7 +102,7 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
         config = compose("task=counting", *overrides)
         config.seed = seed
         task = build(config.task, "task")
-        return build_model(config, task, model_shape(config, task.context, task.longest)).eval()
+        return build_model(config, task, model_shape(config, task)).eval()
 
     return made
 
@@ -84,7 +110,7 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(client.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     running = Server()
     yield running
     running.close()
@@ -93,6 +119,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which are noted instead of made."""
+    from openai import _base_client
+
     noted: list[float] = []
-    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=noted.append))
+    monkeypatch.setattr(_base_client, "time", SimpleNamespace(**{**vars(time), "sleep": noted.append}))
     return noted

@@ -6,9 +6,13 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from cope.probe.settings import ProbeSettings
+from omegaconf import OmegaConf
+
+from cope.building import arguments
+from cope.probe.models import ProbeSettings
 
 KEY = "sk-very-secret-0123456789"
 Answer = tuple[int, dict[str, str], bytes]
@@ -16,7 +20,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 def completion(text: Any, **message: Any) -> Answer:
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
-    return 200, {}, json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+    return 200, {"Content_Type": "application/json"}, json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
 
 
 def refusal(status: int, message: str = "", **headers: str) -> Answer:
@@ -65,6 +69,11 @@ class Server:
         self._http.server_close()
 
 
+def everything_below(folder: Path) -> str:
+    """What all files say."""
+    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
 def settings(server: Server | None = None, **changes: Any) -> ProbeSettings:
     """The paper's two prompts alone, unless ``prompts`` is given."""
     defaults: dict[str, Any] = {
@@ -72,4 +81,4 @@ def settings(server: Server | None = None, **changes: Any) -> ProbeSettings:
         "temperature": 1.0, "top_p": 1.0, "max_tokens": 512, "samples": 1, "seed": 1, "lengths": [2, 4], "prompts": 0,
         "timeout_s": 5.0,
     }  # fmt: skip
-    return ProbeSettings(**{**defaults, **changes})
+    return ProbeSettings(**arguments(OmegaConf.create({**defaults, **changes}), ProbeSettings, ""))

@@ -33,8 +33,7 @@ def run(config: DictConfig) -> tuple[RunFolder, dict[str, Any]]:
 
 def release(folder: RunFolder) -> None:
     """Give up the folder's lock."""
-    if folder._lock is not None:
-        folder._lock.close()
+    folder.release()
 
 
 def folder_of(config: DictConfig) -> RunFolder:

@@ -1,12 +1,14 @@
-"""Small instances of the synthetic tasks, and what tests compare their examples by."""
+"""The synthetic tasks, from their own configuration and small, and what tests compare their examples by."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from conftest import CONFIGS
+from omegaconf import DictConfig, OmegaConf
 
+from cope.building import build
 from cope.tasks.base import Examples
 from cope.tasks.counting import Counting
 from cope.tasks.flip_flop import FlipFlop
@@ -14,15 +16,27 @@ from cope.tasks.selective_copy import SelectiveCopy
 from cope.tasks.synthetic import SyntheticTask
 
 SMALL: dict[type[SyntheticTask], dict[str, Any]] = {
-    Counting: {"num_train": 50, "num_validation": 50, "num_test": 50, "max_operations": 30},
+    Counting: {"num_train": 50, "num_validation": 50, "num_test": 50, "max_operations": 30, "context": 128, "splits": {}},
     SelectiveCopy: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_copied": 8, "num_blanks": 8, "splits": {}},
     FlipFlop: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_pairs": 10},
 }
 TASKS = list(SMALL)
+Made = TypeVar("Made", bound=SyntheticTask)
 
 
-def small(task: type[SyntheticTask], folder: Path, **changes: Any) -> SyntheticTask:
-    return task(**(SMALL[task] | {"data_dir": str(folder)} | changes))
+def configured(task: type[Made], **changes: Any) -> Made:
+    """``task`` as its file in configs/task has it, at the paper's size, with ``changes``."""
+    node = OmegaConf.load(CONFIGS / "task" / f"{task.kind}.yaml")
+    assert isinstance(node, DictConfig)
+    for key, value in changes.items():
+        node[key] = value
+    made = build(node, "task")
+    assert isinstance(made, task)
+    return made
+
+
+def small(task: type[Made], **changes: Any) -> Made:
+    return configured(task, **(SMALL[task] | changes))
 
 
 def words(task: SyntheticTask, examples: Examples) -> list[list[str]]:

@@ -1,8 +1,10 @@
-"""The layers of the package, and what every configuration file must have, so that new ones can be added without edits."""
+"""The floors of the house, and what every configuration file must have, so that new ones can be added without edits."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,25 +12,39 @@ from conftest import CONFIGS, ENCODINGS, ROOT, TASKS
 
 PACKAGE = ROOT / "src" / "cope"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# A folder, and the folders it may not import from. Whatever is not listed is free.
-ABOVE_RUN = {"sweep", "heads", "report", "probe"}
-FORBIDDEN = {
-    "kernels/native": {"tasks", "corpora", "model", "run", "positions", *ABOVE_RUN},
-    "kernels": {"tasks", "corpora", "model", "run", "positions", *ABOVE_RUN},
-    "positions": {"tasks", "corpora", "model", "run", *ABOVE_RUN},
-    "corpora": {"tasks", "positions", "kernels", "model", "run", *ABOVE_RUN},
-    "tasks": {"positions", "kernels", "model", "run", *ABOVE_RUN},
-    "model": {"tasks", "corpora", "run", *ABOVE_RUN},
-    "run": ABOVE_RUN,
-    "report": {"tasks", "corpora", "positions", "kernels", "model", "probe"},
-    "probe": {"tasks", "corpora", "positions", "kernels", "model", "sweep", "heads"},
-}
+COMMANDS = sorted(
+    [*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("src/hydra_plugins/**/*.py")]
+)
+# From the top. Each floor uses those below it and none above; folders and files of one floor may use one another.
+FLOORS = [
+    {"probe"},
+    {"heads"},
+    {"report"},
+    {"sweep"},
+    {"cli", "overrides"},
+    {"run"},
+    {"model"},
+    {"positions"},
+    {"tasks"},
+    {"corpora"},
+    {"functional"},
+    {"kernels"},
+    {"building", "files", "metrics", "seeding", "errors"},
+]
+LONGEST_COMMAND = 60  # lines
+LARGEST_FILE = 1_000_000  # bytes
 
 
-def imported(text: str) -> set[str]:
-    """Every module that ``text`` imports, those named inside functions too."""
+def floor_of(name: str) -> int:
+    """Counted from the top; of a folder of the package, or of a file that lies in none."""
+    return next(number for number, names in enumerate(FLOORS) if name in names)
+
+
+def parts_named(text: str) -> set[str]:
+    """The folders and files of the package that code imports, in functions too, or names in strings, as imports by name do."""
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -36,7 +52,11 @@ def imported(text: str) -> set[str]:
             module = node.module or ""
             modules.add(module)
             modules.update(f"{module}.{alias.name}" for alias in node.names)  # "from cope import tasks"
-    return modules
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"cope(\.\w+)+", node.value):
+            modules.add(node.value)
+    return {module.split(".")[1] for module in modules if module.startswith("cope.")} & {
+        name for floor in FLOORS for name in floor
+    }
 
 
 def branches_on_encodings(text: str) -> list[int]:
@@ -57,18 +77,68 @@ def branches_on_encodings(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_layers_import_nothing_from_above(layer: str) -> None:
-    files = [path for path in SOURCES if path.parent == PACKAGE / layer]
-    assert files
-    for path in files:
-        folders = {module.split(".")[1] for module in imported(path.read_text()) if module.startswith("cope.")}
-        assert not folders & FORBIDDEN[layer], path.relative_to(ROOT)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_floor_uses_one_above_it(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own != "__init__":  # the package's face, which none of them uses
+        above = {name for name in parts_named(path.read_text()) if floor_of(name) < floor_of(own)}
+        assert not above
 
 
-def test_every_folder_of_the_package_has_a_place_among_the_layers() -> None:
-    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in SOURCES} - {"."}
-    assert folders == {*FORBIDDEN, "sweep", "heads"}
+@pytest.mark.parametrize(
+    "text",
+    ["from cope.report import page", "def f():\n    import cope.report", "from cope import report", "load('cope.report.page')"],
+)
+def test_an_import_would_be_found(text: str) -> None:
+    assert parts_named(text) == {"report"}
+
+
+def test_every_part_of_the_package_has_a_floor() -> None:
+    parts = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in SOURCES} - {"__init__"}
+    assert parts == {name for floor in FLOORS for name in floor}
+    assert sum(map(len, FLOORS)) == len(parts)
+
+
+def test_modules_are_imported_by_computed_names_in_one_place_only() -> None:
+    """Elsewhere a name stands in the code, where the test above finds it."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "import_module",
+                "importlib.import_module",
+                "__import__",
+            ):
+                constant = isinstance(node.args[0], ast.Constant)
+                assert constant or path == PACKAGE / "sweep" / "preload.py", path.relative_to(ROOT)
+
+
+def test_nothing_uses_a_command() -> None:
+    names = {path.stem for path in COMMANDS} - {"__init__"}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in names, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+def test_commands_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST_COMMAND
+
+
+def test_the_page_shows_the_tower() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tower = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert tower is not None
+    shown = [set(re.findall(r"\w+", line.split("  ")[0].replace(".py", ""))) for line in tower[1].splitlines()]
+    assert [names & {name for floor in FLOORS for name in floor} for names in shown[1:]] == FLOORS
+
+
+def test_no_file_of_the_repository_is_large() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    there = [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert [path for path in there if path.stat().st_size > LARGEST_FILE] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

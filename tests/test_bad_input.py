@@ -13,10 +13,10 @@ from conftest import ROOT
 from omegaconf import DictConfig
 from runs import folder_of, run, train
 
-from cope.cli import check_overrides
+from cope.corpora import hub
 from cope.errors import UserError
+from cope.overrides import check_overrides
 from cope.run.experiment import Experiment
-from cope.tasks import flip_flop_files
 
 Compose = Callable[..., DictConfig]
 SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
@@ -90,7 +90,7 @@ def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments
         (["pe=rope", "model.dim=18"], r"even head size; model\.dim=18 with model\.num_heads=2 gives 9"),
         (["pe.num_positions=0"], r"pe\.num_positions=0 is too small; allowed: 1 or more"),
         (["pe.gates=kes"], r"pe\.gates=kes .* Did you mean 'keys'\?"),
-        (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 32 tokens, .* sequences of 48\."),
+        (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 31 tokens, .* 47 are read\."),
         (["+pe.num_position=4"], r"pe\.num_position is not a setting; allowed: .*Did you mean 'num_positions'\?"),
         (["pe._target_=cope.nowhere.Nothing"], r"pe\._target_=cope\.nowhere\.Nothing cannot be loaded"),
         (["optimizer.lr=-1"], r"optimizer\.lr=-1\.0 .* above 0"),
@@ -144,7 +144,7 @@ def test_settings_that_the_data_do_not_allow(compose: Compose, overrides: list[s
 
 @pytest.mark.parametrize("key", ["output_dir", "data_dir"])
 def test_a_folder_that_cannot_be_written(compose: Compose, tmp_path: Path, key: str) -> None:
-    config = compose(*SHORT)
+    config = compose(*SHORT, "task=wikipedia")
     config[key] = str(tmp_path / "file" / "folder")  # permissions would not stop root, under whom tests may run
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=rf"{key}.*cannot .*writ(.|\n)*{key}=") as error:
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written(compose: Compose, tmp_path: Path, key: 
 
 def test_the_hub_cannot_be_reached(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(flip_flop_files, "is_reachable", lambda url: False)
+    monkeypatch.setattr(hub, "is_reachable", lambda url: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # where nothing was downloaded before
     with pytest.raises(UserError, match=r"task\.source=hub: .* cannot be reached.*task\.source=generator"):
         run(compose(*SHORT, "task=flip_flop", "task.source=hub", "task.num_pairs=256"))

@@ -170,7 +170,7 @@ def test_a_verdict_tells_of_seeds_that_did_not_learn(tmp_path: Path) -> None:
     cells = flip_flop("test", cope=LOW, rope=MIDDLE, absolute=HIGH)
     cells["flip_flop", "absolute"]["validation"] = [20.0, 1.0, 20.0]
     verdict = judge(CLAIMS[1], Findings([plan_with(tmp_path, "table2", cells)]))
-    assert verdict.findings[1].detail.endswith("; absolute did not learn the training data with 2 of the seeds")
+    assert verdict.comparisons[1].detail.endswith("; absolute did not learn the training data with 2 of the seeds")
 
 
 def test_every_kind_of_relation_is_in_these_tests() -> None:

@@ -15,7 +15,7 @@ from conftest import ENCODINGS, TASKS
 from omegaconf import DictConfig
 from runs import after_step, clean_environment, command, folder_of, run, train
 
-from cope.cli import INTERRUPTED, reporting_errors
+from cope.cli import INTERRUPTED, LEFT_OVER, reporting_errors
 from cope.errors import UserError
 from cope.run.folder import RunFolder
 from cope.run.loop import Interrupted, TrainingLoop
@@ -32,7 +32,7 @@ def test_help(tmp_path: Path) -> None:
     lines = shown.stdout.splitlines()
     assert f"pe: {', '.join(ENCODINGS)}" in lines
     assert f"task: {', '.join(TASKS)}" in lines
-    assert {"trainer: default", "logger: none, wandb", "scale: laptop, night, paper, smoke"} <= set(lines)
+    assert {"logger: none, wandb", "scale: laptop, night, paper, smoke"} <= set(lines)
     assert sum(line.strip().startswith("python train.py pe=") or " -m " in line for line in lines) == 3
     assert 'eval "$(python train.py --shell-completion install=bash)"' in shown.stdout
     assert "  num_positions: ${recipe.num_positions}" in lines  # the settings, below their groups
@@ -62,7 +62,7 @@ def test_shell_completion(tmp_path: Path) -> None:
     [
         (UserError("model.dim=0 is too small."), 1, "model.dim=0 is too small.\n"),
         (Interrupted("Stopped after step 3."), INTERRUPTED, "Stopped after step 3.\n"),
-        (KeyboardInterrupt(), INTERRUPTED, "Stopped; the same command goes on from the last checkpoint.\n"),
+        (KeyboardInterrupt(), INTERRUPTED, "Stopped; the same command goes on from there.\n"),
     ],
 )
 def test_errors_become_messages(
@@ -132,32 +132,41 @@ def table_of(output: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()[1:]]
 
 
-def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    # RoPE needs an even head size, and this one is 9.
-    sweep = train("-m", "pe=rope,none", "model.dim=18", *TINY, folder=tmp_path)
-    assert sweep.returncode == 1
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -> None:
+    # No loss stays finite with such a rate.
+    sweep = train("-m", "pe=none", "optimizer.lr=1e30,1e-3", f"hydra/launcher={launcher}", *TINY, folder=tmp_path)
+    assert sweep.returncode == LEFT_OVER, sweep.stderr
     errors = sweep.stderr.splitlines()
-    failed = [line for line in errors if line.startswith("FAILED: pe=rope ")]
-    assert len(failed) == 1
-    assert sum("even head size" in line and line.startswith("failed: pe=rope") for line in errors) == 1  # once more, at the end
-    assert errors[-1] == "1 of 2 jobs did not finish; the same command runs only those."
+    assert errors[-2].startswith("failed: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
+    assert errors[-1] == "1 of 2 runs are not finished; the same command runs only those."
     assert "Traceback" not in sweep.stderr
     header, *rows = table_of(sweep.stdout)
     assert header[:4] == ["encoding", "seeds", "validation", "test"]
     assert [row[:2] for row in rows] == [["none", "1"]]
+    if launcher == "local":
+        assert sum("] FAILED: python train.py pe=none" in line for line in sweep.stdout.splitlines()) == 1  # at once
+
+
+def test_a_sweep_with_wrong_settings_is_refused_before_any_job(tmp_path: Path) -> None:
+    # RoPE needs an even head size, and this one is 9.
+    sweep = train("-m", "pe=rope,none", "model.dim=18", *TINY, folder=tmp_path)
+    assert (sweep.returncode, sweep.stdout) == (1, "") and "even head size" in sweep.stderr
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_sweep_ends_with_one_table_and_is_not_repeated(tmp_path: Path) -> None:
-    arguments = ("-m", "pe=none,cope", "seed=1,2", "hydra/launcher=joblib", *TINY)
+@pytest.mark.parametrize("launcher", ["local", "joblib"])
+def test_a_sweep_ends_with_one_table_and_is_not_repeated(tmp_path: Path, launcher: str) -> None:
+    arguments = ("-m", "pe=none,cope", "seed=1,2", f"hydra/launcher={launcher}", *TINY)
     first = train(*arguments, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     rows = table_of(first.stdout)
     assert [row[:2] for row in rows[1:]] == [["none", "2"], ["cope", "2"]]
     assert len(list((tmp_path / "outputs").glob("counting/*/*/seed=*/result.json"))) == 4
-    assert first.stdout.count("step 4/4") == 4
+    assert first.stdout.startswith("0 of 4 runs are finished\n") and first.stdout.count("done: counting ") == 4
     again = train(*arguments, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert table_of(again.stdout) == rows
-    assert "step 4/4" not in again.stdout
-    assert again.stdout.count("finished already") == 4
+    assert again.stdout.startswith("4 of 4 runs are finished\n") and "done: " not in again.stdout
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"counting"}

@@ -20,7 +20,8 @@ def loss_and_gradients(model: nn.Module, parameters: list[nn.Parameter], tokens:
     return [loss, *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+# With dropout attention's output has one more operation in every encoding alike: that only repeats.
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_every_encoding_compiles_as_a_whole(make_model: Callable[..., Transformer], encoding_name: str, dropout: float) -> None:
     # Values of every table and MLP, which by default start from 0.
     model = make_model(f"pe={encoding_name}", f"model.dropout={dropout}", "task.context=256", "recipe.init_std=1").train()

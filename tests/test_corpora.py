@@ -8,22 +8,23 @@ import multiprocessing
 import os
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cope.corpora import encoding, prepared, text_shards
-from cope.corpora.base import Corpus, check_fractions, split_by_hash
+from cope.corpora import documents, encoding, prepared
+from cope.corpora.base import Corpus, LeftOut, check_fractions, split_by_hash
+from cope.corpora.documents import sample_lines
 from cope.corpora.encoding import token_type
 from cope.corpora.prepared import Documents, PreparedCorpus, prepare
-from cope.corpora.storage import CannotWrite
-from cope.corpora.text_shards import TextShards, sample_lines
 from cope.corpora.tokenizer import TokenizerSettings
 from cope.errors import UserError
 
@@ -44,7 +45,6 @@ class Listed(Corpus):
     license = "none"
 
     def __init__(self, folder: Path, texts: dict[str, list[str]] | None = None, **identity: Any) -> None:
-        super().__init__()
         self.texts = texts or {
             "train": made_up("train", 40),
             "validation": made_up("validation", 5),
@@ -146,47 +146,57 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cores", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_shards_and_processes_change_nothing(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_processes_change_nothing(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepare(Listed(tmp_path), SETTINGS, tmp_path / "whole")
-    monkeypatch.setattr(text_shards, "SHARD_CHARACTERS", 300)
-    monkeypatch.setattr(encoding, "SHARDS_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(documents, "DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(encoding, "DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(encoding, "CHARACTERS_WORTH_A_PROCESS", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    sharded = prepare(Listed(tmp_path), SETTINGS, tmp_path / "sharded")
-    assert arrays(sharded) == arrays(whole) and sharded.fingerprint == whole.fingerprint
+    parted = prepare(Listed(tmp_path), SETTINGS, tmp_path / "parted")
+    assert arrays(parted) == arrays(whole) and parted.fingerprint == whole.fingerprint
 
 
-@pytest.mark.parametrize("unit", ["shard", "text", "model"])
-def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+@pytest.mark.parametrize("stopped_at", ["reading validation", "reading train", "learning", "encoding validation"])
+def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str) -> None:
     expected = arrays(prepare(Listed(tmp_path), SETTINGS, tmp_path / "unbroken"))
-    monkeypatch.setattr(text_shards, "SHARD_CHARACTERS", 300)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
-    module, name = {
-        "shard": (encoding, "_encode_shard"),
-        "text": (text_shards, "_write_shard"),
-        "model": (prepared, "train_tokenizer"),
-    }[unit]
-    genuine, calls = getattr(module, name), []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == (3 if unit != "model" else 1):
-            raise KeyboardInterrupt
-        return genuine(*arguments)
-
     listed = Listed(tmp_path)
     listed.readings.unlink()
-    monkeypatch.setattr(module, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    deed, _, split = stopped_at.partition(" ")
+    encoded: list[str] = []
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def encode(batch: dict[str, list[str]], **settings: Any) -> dict[str, list[Any]]:
+        encoded.append(batch["text"][0].split()[0])  # the documents begin with the name of their split
+        if deed == "encoding" and encoded[-1] == split:
+            raise KeyboardInterrupt
+        return genuine(batch, **settings)
+
+    genuine = encoding._encode
+    monkeypatch.setattr(encoding, "_encode", encode)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        if deed == "reading":
+            texts = listed.texts
+
+            def documents_until_then(self: Listed, asked: str) -> Iterator[str]:
+                with self.readings.open("a") as file:
+                    file.write(f"{asked}\n")
+                yield texts[asked][0]
+                if asked == split:
+                    raise KeyboardInterrupt
+                yield from texts[asked][1:]
+
+            patched.setattr(Listed, "documents", documents_until_then)
+        if deed == "learning":
+            patched.setattr(prepared, "train_tokenizer", interrupt)
         prepare(listed, SETTINGS, tmp_path / "broken")
-    assert all(
-        not (tmp_path / "broken/corpora/listed" / name / "manifest.json").exists() for name in folders(tmp_path / "broken")
-    )
-    read, written = listed.num_readings, len(calls)
+    assert not list((tmp_path / "broken").rglob("manifest.json"))
+    deed = ""
     assert arrays(prepare(listed, SETTINGS, tmp_path / "broken")) == expected
-    if unit != "text":
-        assert listed.num_readings == read == 3  # what was read is not read again
-    if unit == "shard":
-        assert len({call[0] for call in calls}) == len(calls) - 1 > written  # only the shard that failed was begun twice
+    # What was read, or encoded, to the end is not read or encoded again: a split that was stopped in its middle is.
+    assert listed.num_readings == (4 if stopped_at.startswith("reading") else 3)
+    assert sorted(encoded) == sorted(["train", "validation", "test", *(["validation"] if "encoding" in stopped_at else [])])
 
 
 def damage_truncate(folder: Path) -> None:
@@ -226,7 +236,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # no file may grow beyond: the same to us as a full disk
     try:
-        with pytest.raises(CannotWrite, match=r"data_dir: cannot write .*File too large.*data_dir=/another/folder"):
+        with pytest.raises(UserError, match=r"data_dir: cannot write .*File too large.*data_dir=/another/folder"):
             prepare(listed, SETTINGS, tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -279,6 +289,28 @@ def test_duplicates_are_left_out_of_what_is_trained_on_and_counted(tmp_path: Pat
     }
 
 
+def test_a_split_that_holds_only_what_another_holds_is_explained(tmp_path: Path) -> None:
+    texts = {"train": made_up("train", 40), "validation": made_up("the same", 3), "test": made_up("the same", 3)}
+    told = (
+        "corpus=listed: the split 'validation' has no documents. All that it had were left out: 3 in validation, but also in "
+        "test. Give it a larger share: corpus.validation_fraction."
+    )
+    with pytest.raises(UserError) as error:
+        prepare(Listed(tmp_path, texts), SETTINGS, tmp_path)
+    assert str(error.value) == told
+
+
+def test_what_a_corpus_leaves_out_itself_is_counted(tmp_path: Path) -> None:
+    class Choosy(Listed):
+        def documents(self, split: str) -> Iterator[str | LeftOut]:
+            yield LeftOut("too old")
+            yield from super().documents(split)
+
+    corpus = prepare(Choosy(tmp_path), SETTINGS, tmp_path, max_documents=4)
+    assert [len(getattr(corpus, split)) for split in SPLITS] == [4, 4, 4]  # what is left out does not count
+    assert json.loads((corpus.folder / "manifest.json").read_text())["left_out"] == {"too old": 3}
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_an_empty_split_is_told(tmp_path: Path, split: str) -> None:
     texts = {"train": ["one"], "validation": ["two"], "test": ["three"], split: [""]}
@@ -295,10 +327,10 @@ def test_too_little_text_for_the_vocabulary_is_told(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_be_had_is_told_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
     listed = Listed(tmp_path)
-    with pytest.raises(UserError, match=r"task\.tokenizer needs the package sentencepiece: pip install -e '\.\[text\]'"):
-        prepare(listed, SETTINGS, tmp_path)
+    with pytest.raises(UserError, match=r"task\.tokenizer\.kind=gpt2 needs the package tiktoken: pip install -e '\.\[paper\]'"):
+        prepare(listed, TokenizerSettings("gpt2", 50257, True), tmp_path)
     assert listed.num_readings == 0
 
 
@@ -323,15 +355,39 @@ def test_a_document_of_one_endless_line_is_prepared(tmp_path: Path) -> None:
     assert texts_of(prepare(Listed(tmp_path, texts), SETTINGS, tmp_path), "validation") == [endless]
 
 
-def test_a_sample_is_spread_over_the_text_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_spread_over_the_text_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{number:04d}\n" * 2 for number in range(1000)]
-    text_shards.write_bytes(text_shards.text_path(tmp_path, "train", 0), json.dumps(texts).encode())
-    shards = TextShards({"train": 1}, {"train": sum(map(len, texts))}, {}, "")
-    assert [line for line in sample_lines(tmp_path, shards) if line] == [text[:4] for text in texts for _ in range(2)]
-    monkeypatch.setattr(text_shards, "SAMPLE_CHARACTERS", 1000)
-    sample = [int(line) for line in sample_lines(tmp_path, shards) if line]
+    read = datasets.Dataset.from_dict({"text": texts, "num_characters": [len(text) for text in texts]})
+    assert [line for line in sample_lines(read) if line] == [text[:4] for text in texts for _ in range(2)]
+    monkeypatch.setattr(documents, "SAMPLE_CHARACTERS", 1000)
+    sample = [int(line) for line in sample_lines(read) if line]
     assert 750 <= 4 * len(sample) <= 1000
     assert all(140 <= sum(low <= number < low + 200 for number in sample) * 4 <= 180 for low in range(0, 1000, 200))
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """A corpus of 400 MB, of which no more is ever held than a few documents."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_corpora import Listed
+from cope.corpora.documents import read_texts, sample_lines
+
+class Large(Listed):
+    def documents(self, split):
+        return (f"{{split}} {{number}} " + "x" * 200_000 for number in range(2000 if split == "train" else 2))
+
+folder = Path({str(tmp_path)!r})
+read_texts(Listed(folder), folder / "first")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = read_texts(Large(folder), folder / "texts")
+assert sum(len(line) for line in sample_lines(found.by_split["train"])) > 50_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert grown.returncode == 0, grown.stderr
+    assert int(grown.stdout) < 250_000, grown.stdout  # KiB
 
 
 @given(key=st.text(), validation=st.floats(0, 0.4), test=st.floats(0, 0.4))
@@ -356,6 +412,7 @@ def test_a_folder_left_by_a_killed_process_is_used(tmp_path: Path) -> None:
     expected = arrays(first)
     partial = first.folder.with_name(f"{first.folder.name}.partial")
     partial.mkdir()
-    (partial / "train-00000.json").write_text("half a sh")  # no index: the reading was not finished
+    (partial / "texts").mkdir()
+    (partial / "texts" / "train.arrow").write_text("half a ta")
     shutil.rmtree(first.folder)
     assert arrays(prepare(Listed(tmp_path), SETTINGS, tmp_path)) == expected

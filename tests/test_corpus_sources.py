@@ -17,25 +17,34 @@ from typing import Any
 import pandas
 import pytest
 from conftest import CONFIGS, ROOT
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cope.building import build
 from cope.corpora import hub, python_stdlib
-from cope.corpora.base import Corpus, split_by_hash
-from cope.corpora.codeparrot import Codeparrot
-from cope.corpora.enwiki_sample import EnwikiSample
-from cope.corpora.files import Files
-from cope.corpora.python_stdlib import PythonStdlib
+from cope.corpora.base import Corpus, LeftOut, split_by_hash
 from cope.corpora.wiki_markup import plain_text
-from cope.corpora.wikitext103 import Wikitext103, articles
+from cope.corpora.wikitext103 import articles
 from cope.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 CORPORA = sorted(path.stem for path in (CONFIGS / "corpus").glob("*.yaml"))
 
 
+def made(name: str, **changes: Any) -> Any:
+    """The corpus as its file in configs/corpus has it, with ``changes``."""
+    node = OmegaConf.load(CONFIGS / "corpus" / f"{name}.yaml")
+    assert isinstance(node, DictConfig)
+    for key, value in changes.items():
+        node[key] = value
+    return build(node, "corpus")
+
+
 def all_documents(corpus: Corpus) -> dict[str, list[str]]:
-    return {split: list(corpus.documents(split)) for split in SPLITS}
+    return {split: [text for text in corpus.documents(split) if isinstance(text, str)] for split in SPLITS}
+
+
+def left_out(corpus: Corpus) -> list[str]:
+    return [text.reason for split in SPLITS for text in corpus.documents(split) if isinstance(text, LeftOut)]
 
 
 def flat(corpus: Corpus) -> list[str]:
@@ -116,7 +125,7 @@ def test_a_dump_is_split_by_title(dump: Path, suffix: str) -> None:
             wheel.writestr(member, bz2.compress(dump.read_bytes()))
     else:
         path.write_bytes(bz2.compress(dump.read_bytes()) if suffix == ".xml.bz2" else dump.read_bytes())
-    corpus = EnwikiSample(source=str(path), validation_fraction=0.2, test_fraction=0.2)
+    corpus = made("enwiki_sample", source=str(path), validation_fraction=0.2, test_fraction=0.2)
     documents = all_documents(corpus)
     assert sum(map(len, documents.values())) == 40  # no redirects, no talk
     for split, texts in documents.items():
@@ -127,18 +136,18 @@ def test_a_dump_is_split_by_title(dump: Path, suffix: str) -> None:
 
 def test_damaged_and_missing_dumps_are_told(dump: Path) -> None:
     with pytest.raises(UserError, match=r"corpus\.source=.*there is no file.*allowed: gensim"):
-        EnwikiSample(source="/nowhere/dump.xml")
+        made("enwiki_sample", source="/nowhere/dump.xml")
     dump.write_bytes(dump.read_bytes()[:1000])
     with pytest.raises(UserError, match="is not a Wikipedia dump, or damaged"):
-        list(EnwikiSample(source=str(dump)).documents("train"))
+        list(made("enwiki_sample", source=str(dump)).documents("train"))
     packed = dump.with_suffix(".bz2")
     packed.write_bytes(b"not packed")
     with pytest.raises(UserError, match="is not a Wikipedia dump, or damaged"):
-        list(EnwikiSample(source=str(packed)).documents("train"))
+        list(made("enwiki_sample", source=str(packed)).documents("train"))
 
 
 def test_the_installed_sample_is_found_without_importing_gensim() -> None:
-    first = next(EnwikiSample().documents("test"))
+    first = next(made("enwiki_sample").documents("test"))
     assert first.startswith(" = ") and len(first) > 500
     assert "gensim" not in sys.modules
 
@@ -167,29 +176,34 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sources_are_read_exactly(library: Path) -> None:
-    corpus = PythonStdlib(packages=[])
+    corpus = made("python_stdlib", packages=[])
     assert flat(corpus) == ["if True:\r\n\tprint()\f\n", "name = 'é'\n"]
-    assert sum(corpus.left_out.values()) == 1 and "not UTF-8" in next(iter(corpus.left_out))
-    assert flat(PythonStdlib(packages=[], tests=True)) == ["a test", "a test", "if True:\r\n\tprint()\f\n", "name = 'é'\n"]
+    assert len(left_out(corpus)) == 1 and "not UTF-8" in left_out(corpus)[0]
+    assert flat(made("python_stdlib", packages=[], tests=True)) == [
+        "a test",
+        "a test",
+        "if True:\r\n\tprint()\f\n",
+        "name = 'é'\n",
+    ]
 
 
 def test_packages_are_added_by_name(library: Path) -> None:
     import yaml
 
-    texts = flat(PythonStdlib(packages=["yaml"]))
+    texts = flat(made("python_stdlib", packages=["yaml"]))
     assert Path(str(yaml.__file__)).read_text() in texts and len(texts) > 5
     with pytest.raises(UserError, match=r"corpus\.packages: 'no_such_package'"):
-        PythonStdlib(packages=["no_such_package"])
+        made("python_stdlib", packages=["no_such_package"])
 
 
 def test_a_changed_source_is_another_corpus(library: Path) -> None:
-    before = PythonStdlib(packages=[]).identity()
+    before = made("python_stdlib", packages=[]).identity()
     (library / "a.py").write_text("changed")
-    assert PythonStdlib(packages=[]).identity() != before
+    assert made("python_stdlib", packages=[]).identity() != before
 
 
 def test_the_running_pythons_sources_are_there() -> None:
-    sizes = {split: sum(1 for _ in PythonStdlib(packages=[]).documents(split)) for split in SPLITS}
+    sizes = {split: sum(1 for _ in made("python_stdlib", packages=[]).documents(split)) for split in SPLITS}
     assert sizes["train"] > 300 and min(sizes.values()) > 20
 
 
@@ -235,12 +249,12 @@ def write_glob(path: Path, texts: list[str]) -> Path:
 def test_your_files_in_every_format(write: Callable[[Path, list[str]], Path], tmp_path: Path) -> None:
     texts = [f"Text {number}\n\tof \0 two\r\nlines é " for number in range(30)]
     source = str(write(tmp_path / "texts.jsonl", texts))
-    corpus = Files(train=source, validation_fraction=0.3, test_fraction=0.2)
+    corpus = made("files", train=source, validation_fraction=0.3, test_fraction=0.2)
     documents = all_documents(corpus)
     for split in SPLITS:
         assert documents[split] == [text for text in texts if split_by_hash(text, 0.3, 0.2) == split]
-    assert corpus.identity() == Files(train=source, validation_fraction=0.3, test_fraction=0.2).identity()
-    own = Files(train=source, validation=source, test=source)
+    assert corpus.identity() == made("files", train=source, validation_fraction=0.3, test_fraction=0.2).identity()
+    own = made("files", train=source, validation=source, test=source)
     assert all(texts == list(own.documents(split)) for split in SPLITS)
 
 
@@ -249,20 +263,20 @@ def test_a_saved_data_set_brings_its_own_splits(tmp_path: Path) -> None:
 
     parts = {name: datasets.Dataset.from_dict({"content": [f"{name} {n}" for n in range(9)]}) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    corpus = Files(train=str(tmp_path / "saved"), text_column="content", validation_fraction=0.3)
+    corpus = made("files", train=str(tmp_path / "saved"), text_column="content", validation_fraction=0.3)
     documents = all_documents(corpus)
     assert documents["test"] == [f"test {n}" for n in range(9)]
     assert sorted(documents["train"] + documents["validation"]) == [f"train {n}" for n in range(9)]
     with pytest.raises(UserError, match=r"corpus\.text_column=contents: .* Did you mean 'content'"):
-        list(Files(train=str(tmp_path / "saved"), text_column="contents").documents("train"))
+        list(made("files", train=str(tmp_path / "saved"), text_column="contents").documents("train"))
     with pytest.raises(UserError, match=r"has no split 'validation'; it has: train, test"):
-        list(Files(train=str(tmp_path / "saved"), validation=str(tmp_path / "saved")).documents("validation"))
+        list(made("files", train=str(tmp_path / "saved"), validation=str(tmp_path / "saved")).documents("validation"))
 
 
 def test_each_line_can_be_a_document(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_bytes("one\r\ntwo \u2028 é\n\nlast".encode())
     path = str(tmp_path / "lines.txt")
-    assert list(Files(train=path, validation=path, test=path, document="line").documents("train")) == [
+    assert list(made("files", train=path, validation=path, test=path, document="line").documents("train")) == [
         "one", "two \u2028 é", "", "last",
     ]  # fmt: skip
 
@@ -270,7 +284,7 @@ def test_each_line_can_be_a_document(tmp_path: Path) -> None:
 def test_a_line_of_any_length_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_bytes(b"x" * 20_000_000)
     path = str(tmp_path / "long.txt")
-    assert [len(text) for text in Files(train=path, test=path, validation=path, document="line").documents("test")] == [
+    assert [len(text) for text in made("files", train=path, test=path, validation=path, document="line").documents("test")] == [
         20_000_000
     ]
 
@@ -279,27 +293,30 @@ def test_a_line_of_any_length_is_one_document(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"fine\nnot \xff fine", r"a\.txt is not UTF-8: byte 0xFF at offset 9"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl is not UTF-8: byte 0xE9 at offset 24"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl: line 3 is not JSON"),
-        ("a.jsonl", b'["text"]\n', r"line 1 holds list; allowed: one JSON object a line"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl cannot be read .*0xe9"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n\n{"text": ',
+            r"a\.jsonl cannot be read .*JSON parse error.*; allowed: one JSON object a line",
+        ),
         ("a.jsonl", b'{"texts": "a"}\n', r"corpus\.text_column=text: row 1 .* it has: texts\. Did you mean 'texts'"),
         ("a.jsonl", b'{"text": 7}\n', r"corpus\.text_column=text: row 1 .* holds int there; allowed: text"),
         ("a.jsonl.gz", b"not packed", r"a\.jsonl\.gz cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:-4], r"a\.jsonl\.gz cannot be read"),
-        ("a.parquet", b"not parquet", r"a\.parquet cannot be read as parquet"),
+        ("a.parquet", b"not parquet", r"a\.parquet cannot be read .*not a parquet file"),
     ],
 )
 @pytest.mark.parametrize("document", ["file", "line"])
 def test_bad_files_are_told_with_the_place(name: str, content: bytes, message: str, document: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        all_documents(Files(train=str(tmp_path / name), document=document))
+        all_documents(made("files", train=str(tmp_path / name), document=document))
 
 
 def test_a_parquet_column_of_another_name_is_told(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a", ["text"])
     with pytest.raises(UserError, match=r"corpus\.text_column=txt: .* it has: other, text\. Did you mean 'text'"):
-        all_documents(Files(train=str(path), text_column="txt"))
+        all_documents(made("files", train=str(path), text_column="txt"))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +333,7 @@ def test_files_that_are_not_there_are_told_at_once(arguments: dict[str, Any], me
     (tmp_path / "book.txt").write_text("text")
     filled = {key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in arguments.items()}
     with pytest.raises(UserError, match=message):
-        Files(**({"train": str(tmp_path / "book.txt")} | filled))
+        made("files", **({"train": str(tmp_path / "book.txt")} | filled))
 
 
 # Wikitext-103
@@ -354,24 +371,24 @@ def wikitext(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("variant", ["raw", "tokenised"])
 def test_wikitext_keeps_its_own_splits(variant: str, wikitext: Path) -> None:
-    documents = all_documents(Wikitext103(source=str(wikitext), variant=variant))
+    documents = all_documents(made("wikitext103", source=str(wikitext), variant=variant))
     assert [len(documents[split]) for split in SPLITS] == [2, 1, 1]
     folder = "wikitext-103-raw-v1" if variant == "raw" else "wikitext-103-v1"
     assert documents["test"] == [f" = test-00000-of-00001 = \n\n {folder} \n\n = = Section = = \n"]
     assert documents["train"][1].startswith(" = train-00001-of-00002 = \n")
     assert (
-        Wikitext103(source=str(wikitext), variant="raw").identity()
-        != Wikitext103(source=str(wikitext), variant="tokenised").identity()
+        made("wikitext103", source=str(wikitext), variant="raw").identity()
+        != made("wikitext103", source=str(wikitext), variant="tokenised").identity()
     )
 
 
 def test_wikitext_settings_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"corpus\.variant=raww.*Did you mean 'raw'"):
-        Wikitext103(variant="raww")
+        made("wikitext103", variant="raww")
     with pytest.raises(UserError, match=r"corpus\.source=hubb is not a folder.*Did you mean 'hub'"):
-        Wikitext103(source="hubb")
+        made("wikitext103", source="hubb")
     with pytest.raises(UserError, match=r"there is no file train-\*\.parquet"):
-        list(Wikitext103(source=str(tmp_path)).documents("train"))
+        list(made("wikitext103", source=str(tmp_path)).documents("train"))
 
 
 # CodeParrot
@@ -393,17 +410,19 @@ def parrot(tmp_path: Path) -> Path:
 
 
 def test_codeparrot_takes_permissive_files_and_splits_by_repository(parrot: Path) -> None:
-    corpus = Codeparrot(source=str(parrot), licenses=["mit"], num_documents=None, validation_fraction=0.2, test_fraction=0.2)
+    corpus = made(
+        "codeparrot", source=str(parrot), licenses=["mit"], num_documents=None, validation_fraction=0.2, test_fraction=0.2
+    )
     documents = all_documents(corpus)
     wanted = [n for n in range(120) if n % 3]
     for split in SPLITS:
         assert documents[split] == [f"n = {n}\n" for n in wanted if split_by_hash(f"owner/{n % 20}", 0.2, 0.2) == split]
         assert documents[split]
-    assert sum(corpus.left_out.values()) == 40 and "mit" in corpus.license
+    assert len(left_out(corpus)) == 40 and "mit" in corpus.license
 
 
 def test_codeparrot_stops_after_num_documents(parrot: Path) -> None:
-    corpus = Codeparrot(source=str(parrot), licenses=["mit"], num_documents=10)
+    corpus = made("codeparrot", source=str(parrot), licenses=["mit"], num_documents=10)
     assert sorted(int(text[4:]) for text in flat(corpus)) == [n for n in range(120) if n % 3][:10]
 
 
@@ -418,13 +437,13 @@ def test_codeparrot_stops_after_num_documents(parrot: Path) -> None:
 )
 def test_codeparrot_settings_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Codeparrot(**({"licenses": ["mit"]} | arguments))
+        made("codeparrot", **({"licenses": ["mit"]} | arguments))
 
 
 # The Hub
 
 
-@pytest.mark.parametrize("corpus", [Wikitext103(), Codeparrot(licenses=["mit"])], ids=lambda corpus: corpus.name)
+@pytest.mark.parametrize("corpus", [made("wikitext103"), made("codeparrot", licenses=["mit"])], ids=lambda corpus: corpus.name)
 def test_an_unreachable_hub_is_told_at_once_with_the_ways_out(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -451,7 +470,7 @@ def test_a_hub_that_can_be_reached_is_read(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(hub, "is_reachable", lambda url: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert list(Wikitext103().documents("validation")) == [" = Title = \n text \n"]
+    assert list(made("wikitext103").documents("validation")) == [" = Title = \n text \n"]
     assert asked == [("Salesforce/wikitext", "wikitext-103-raw-v1", "validation", False)]
 
 
@@ -465,7 +484,7 @@ def test_a_network_that_fails_on_the_way_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub, "is_reachable", lambda url: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
     with pytest.raises(UserError, match=r"corpus=codeparrot: .*cannot be read to the end \(ConnectionError: gone\)"):
-        all_documents(Codeparrot(licenses=["mit"]))
+        all_documents(made("codeparrot", licenses=["mit"]))
 
 
 # The script

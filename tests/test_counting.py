@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_tasks import small, words
+from small_tasks import configured, small, words
 
 from cope.errors import UserError
 from cope.tasks.base import IGNORE
 from cope.tasks.counting import Counting
+
+
+def counting(**changes: Any) -> Counting:
+    """Programs of up to 64 operations, and the test split alone."""
+    return configured(Counting, **({"max_operations": 64, "context": 128, "splits": {}} | changes))
 
 
 def interpret(program: list[str], max_value: int = 10) -> tuple[list[str], dict[str, int], str, str]:
@@ -43,10 +47,10 @@ def interpret(program: list[str], max_value: int = 10) -> tuple[list[str], dict[
 @pytest.mark.parametrize("num_variables", [1, 3, 26])
 def test_counting_programs_are_valid_and_answered(num_variables: int) -> None:
     # Increments outweigh passes, so that values reach the limit of 3 all the time.
-    task = Counting(
+    task = counting(
         num_variables=num_variables, max_value=3, weights={"set": 1, "increment": 9, "pass": 5}, num_train=None, context=300
     )
-    examples = task.generate(task.settings, 1000, np.random.default_rng(0))
+    examples = task.generate(1000, np.random.default_rng(0))
     lengths, printed, answers = set(), Counter(), Counter()
     for program in words(task, examples):
         kinds, values, variable, answer = interpret(program, max_value=3)
@@ -61,8 +65,8 @@ def test_counting_programs_are_valid_and_answered(num_variables: int) -> None:
     assert examples.num_cut == 0
 
 
-def test_counting_only_the_answer_is_scored(tmp_path: Path) -> None:
-    task = small(Counting, tmp_path)
+def test_counting_only_the_answer_is_scored() -> None:
+    task = small(Counting)
     examples = task.evaluation_examples("validation")
     assert examples.answers.sum() == len(examples)
     inputs, targets = examples.batch(np.arange(len(examples)))
@@ -126,8 +130,8 @@ def statistics(programs: list[list[str]], max_value: int) -> Counter[tuple[Any, 
 
 def test_counting_has_the_distribution_of_the_plain_generator() -> None:
     weights, num, max_value = {"set": 2, "increment": 6, "pass": 4}, 6000, 2
-    task = Counting(num_variables=3, weights=weights, max_value=max_value, max_operations=12)
-    ours = statistics(words(task, task.generate(task.settings, num, np.random.default_rng(1))), max_value)
+    task = counting(num_variables=3, weights=weights, max_value=max_value, max_operations=12)
+    ours = statistics(words(task, task.generate(num, np.random.default_rng(1))), max_value)
     plain = statistics(generate_plainly(3, weights, max_value, 2, num), max_value)
     assert set(ours) == set(plain)
     for key, count in plain.items():
@@ -138,23 +142,23 @@ def test_counting_has_the_distribution_of_the_plain_generator() -> None:
 
 
 def test_counting_programs_are_in_no_order() -> None:
-    task = Counting(context=300)
-    lengths = task.generate(task.settings, 2000, np.random.default_rng(0)).lengths
+    task = counting(context=300)
+    lengths = task.generate(2000, np.random.default_rng(0)).lengths
     assert abs(np.corrcoef(np.arange(2000), lengths)[0, 1]) < 5 / math.sqrt(2000)
 
 
 @pytest.mark.parametrize("max_value", [115, 118, 250])
 def test_counting_token_ids_beyond_a_byte(max_value: int) -> None:
-    task = Counting(num_variables=5, max_value=max_value, context=300)
-    for program in words(task, task.generate(task.settings, 200, np.random.default_rng(0))):
+    task = counting(num_variables=5, max_value=max_value, context=300)
+    for program in words(task, task.generate(200, np.random.default_rng(0))):
         _, values, variable, answer = interpret(program, max_value)
         assert values[variable] == int(answer)
         assert set(values) <= set("abcde")
 
 
 def test_counting_draws_operations_by_weight() -> None:
-    task = Counting(num_variables=1, min_operations=400, max_operations=400, max_value=1000, context=2000)
-    examples = task.generate(task.settings, 500, np.random.default_rng(0))
+    task = counting(num_variables=1, min_operations=400, max_operations=400, max_value=1000, context=2000)
+    examples = task.generate(500, np.random.default_rng(0))
     kinds: Counter[str] = Counter()
     for program in words(task, examples):
         drawn, _, _, _ = interpret(program, 1000)
@@ -166,11 +170,11 @@ def test_counting_draws_operations_by_weight() -> None:
         assert abs(kinds[kind] - total * share) < 5 * math.sqrt(total * share * (1 - share)), kind
 
 
-def test_counting_splits_change_the_settings_they_name(tmp_path: Path) -> None:
+def test_counting_splits_change_the_settings_they_name() -> None:
     splits = {"ood_longer": {"pass_weight": 100}, "ood_more": {"min_operations": 65, "max_operations": 80, "context": 200}}
-    task = Counting(splits=splits, data_dir=tmp_path, num_test=200)
+    task = counting(splits=splits, num_test=200)
     assert task.test_splits == ("test", "ood_longer", "ood_more")
-    assert (task.context, task.longest) == (128, 200)
+    assert (task.context_of("train"), task.longest_context) == (127, 199)  # the last token is not read
     passes = {}
     for split in task.test_splits:
         drawn = [interpret(program)[0] for program in words(task, task.evaluation_examples(split))]
@@ -179,9 +183,9 @@ def test_counting_splits_change_the_settings_they_name(tmp_path: Path) -> None:
     assert passes["ood_longer"] > passes["test"] + 0.02
 
 
-def test_counting_overflow(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_counting_overflow(caplog: pytest.LogCaptureFixture) -> None:
     def make(overflow: str, context: int) -> Counting:
-        return Counting(context=context, overflow=overflow, num_train=500, data_dir=tmp_path, splits={})
+        return counting(context=context, overflow=overflow, num_train=500)
 
     whole = make("error", 300).training_examples(1, 0)
     too_long = whole.lengths > 40
@@ -211,6 +215,6 @@ def test_counting_overflow(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> 
 
 
 def test_counting_gives_up_on_programs_that_hardly_ever_set_a_variable() -> None:
-    task = Counting(max_operations=3, weights={"set": 1, "pass": 1e6})
+    task = counting(max_operations=3, weights={"set": 1, "increment": 7, "pass": 1e6})
     with pytest.raises(UserError, match=r"task\.weights\.set=1 "):
-        task.generate(task.settings, 100, np.random.default_rng(0))
+        task.generate(100, np.random.default_rng(0))

@@ -98,7 +98,7 @@ def test_a_damaged_result(stopped: tuple[DictConfig, RunFolder]) -> None:
 def test_two_processes_want_the_same_folder(stopped: tuple[DictConfig, RunFolder]) -> None:
     config, folder = stopped
     folder.lock()
-    check_refused(config, folder_of(config), "is being written by another process: the same command is already running")
+    check_refused(config, folder_of(config), r"is being written by another process\. The same command is already running")
     with pytest.raises(SystemExit) as ended, reporting_errors():  # with a status of its own: a table leaves such a run alone
         Experiment(config).run(show_progress=False)
     assert ended.value.code == BUSY

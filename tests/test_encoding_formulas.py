@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import make_encoding
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,12 +14,8 @@ from torch import Tensor, nn
 from cope.errors import UserError
 from cope.kernels.reference import by_distance, contextual_positions, interpolate
 from cope.positions import rotary
-from cope.positions.absolute import Absolute, Sinusoidal
 from cope.positions.base import Heads, ModelShape, PositionEncoding
-from cope.positions.contextual import Contextual, ContextualRelative, ContextualRotary
-from cope.positions.contextual_variants import ContextualAlibi, ContextualMlp
-from cope.positions.relative import Relative
-from cope.positions.rotary import Rotary
+from cope.positions.contextual import Contextual
 
 SHAPE = ModelShape(dim=8, num_layers=3, num_heads=2, context=5, longest=9)
 
@@ -83,11 +80,9 @@ def test_by_distance():
 # ---- tokens counted ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("beyond", "num_vectors"), [("untrained", SHAPE.longest), ("capped", SHAPE.context - 1)]
-)  # the last token is no input
+@pytest.mark.parametrize(("beyond", "num_vectors"), [("untrained", SHAPE.longest), ("capped", SHAPE.context)])
 def test_relative_equals_a_loop(beyond, num_vectors):
-    encoding = Relative(SHAPE, beyond)
+    encoding = make_encoding("relative", SHAPE, beyond=beyond)
     assert encoding.vectors.shape == (num_vectors, SHAPE.head_dim)
     for num_queries, num_keys in [(4, 4), (9, 9), (3, 9)]:
         heads = some_heads(num_queries, num_keys)
@@ -95,17 +90,17 @@ def test_relative_equals_a_loop(beyond, num_vectors):
 
 
 def test_relative_capped_goes_on_with_the_last_vector_for_ever():
-    encoding = Relative(SHAPE, "capped")
+    encoding = make_encoding("relative_capped", SHAPE)
     heads = some_heads(1, 40)
     found = bias_of(encoding, heads)
     last = (heads.q @ encoding.vectors[-1] / math.sqrt(SHAPE.head_dim))[..., None]
-    reused = 40 - (SHAPE.context - 1) + 1  # the nearest keys have vectors of their own
+    reused = 40 - SHAPE.context + 1  # the nearest keys have vectors of their own
     torch.testing.assert_close(found[..., :reused], last.expand(*last.shape[:-1], reused))
 
 
-@pytest.mark.parametrize("kind", [Absolute, Relative, ContextualRelative])
-def test_beyond_error_refuses_a_longer_sequence(kind):
-    encoding = kind(SHAPE, beyond="error").double()
+@pytest.mark.parametrize("name", ["absolute", "relative", "cope_relative"])
+def test_beyond_error_refuses_a_longer_sequence(name):
+    encoding = make_encoding(name, SHAPE, beyond="error").double()
     assert encoding.max_tokens == SHAPE.context
 
     def use(num_tokens: int) -> None:
@@ -116,11 +111,11 @@ def test_beyond_error_refuses_a_longer_sequence(kind):
     with pytest.raises(UserError, match="6 tokens is longer than the 5 positions"):
         use(SHAPE.context + 1)
     with pytest.raises(UserError, match=r"pe.beyond=errors .*untrained, error"):
-        kind(SHAPE, beyond="errors")
+        make_encoding(name, SHAPE, beyond="errors")
 
 
 def test_absolute_adds_the_vector_of_each_position():
-    encoding = Absolute(SHAPE)
+    encoding = make_encoding("absolute", SHAPE)
     x = torch.randn(2, 3, SHAPE.dim)
     torch.testing.assert_close(encoding.embed(x, 4) - x, encoding.vectors[4:7].expand(2, -1, -1))
     with pytest.raises(UserError):
@@ -129,7 +124,7 @@ def test_absolute_adds_the_vector_of_each_position():
 
 @pytest.mark.parametrize("dim", [8, 7])
 def test_sinusoidal_formula(dim):
-    encoding = Sinusoidal(ModelShape(dim=dim, num_layers=1, num_heads=1, context=5, longest=9), base=100.0)
+    encoding = make_encoding("sinusoidal", ModelShape(dim=dim, num_layers=1, num_heads=1, context=5, longest=9), base=100.0)
     found = encoding.embed(torch.zeros(1, 4, dim), start=20)[0]
     for row, position in enumerate(range(20, 24)):
         for m in range(dim):
@@ -147,9 +142,9 @@ def test_the_gradient_of_a_turn_turns_back():
     torch.testing.assert_close(whole_graph(x, angle.cos(), angle.sin()), rotary._turn(x, angle.cos(), angle.sin()))
 
 
-@pytest.mark.parametrize("kind", [Rotary, ContextualRotary])
-def test_rope_turns_by_the_distance_alone(kind):
-    encoding = kind(SHAPE)
+@pytest.mark.parametrize("name", ["rope", "cope_rope"])
+def test_rope_turns_by_the_distance_alone(name):
+    encoding = make_encoding(name, SHAPE)
     q, k = torch.randn(2, 1, 1, 1, SHAPE.head_dim).double()
 
     def product(i: int, j: int) -> float:
@@ -162,14 +157,17 @@ def test_rope_turns_by_the_distance_alone(kind):
     rotated = encoding.rotate(q.expand(1, 1, 6, -1), k.expand(1, 1, 6, -1), 7)
     torch.testing.assert_close(rotated[0][..., 2:3, :], encoding.rotate(q, k, 9)[0])
     with pytest.raises(UserError, match=r"even head size.*model.dim=6 with model.num_heads=2 gives 3"):
-        kind(ModelShape(dim=6, num_layers=1, num_heads=2, context=5, longest=9))
+        make_encoding(name, ModelShape(dim=6, num_layers=1, num_heads=2, context=5, longest=9))
 
 
 # ---- context counted ---------------------------------------------------------------------------------------------------
 
 
 def test_cope_with_open_gates_is_relative_position():
-    cope, relative = Contextual(SHAPE, num_positions=10, gates="separate_keys", init_std=1.0).double(), Relative(SHAPE).double()
+    cope, relative = (
+        make_encoding("cope", SHAPE, num_positions=10, gates="separate_keys", init_std=1.0).double(),
+        make_encoding("relative", SHAPE).double(),
+    )
     with torch.no_grad():
         relative.vectors.copy_(cope.tables[1, 1:])  # p_ij = i - j + 1
     heads = some_heads(6, 9, layer=1)
@@ -180,7 +178,7 @@ def test_cope_with_open_gates_is_relative_position():
 
 @pytest.mark.parametrize(("gates", "source"), [("keys", "k"), ("separate_keys", "projected"), ("values", "v")])
 def test_cope_gates_open_by_their_own_keys(gates, source):
-    encoding = Contextual(SHAPE, num_positions=4, gates=gates)
+    encoding = make_encoding("cope", SHAPE, num_positions=4, gates=gates)
     heads = some_heads(5, 5)
     heads = heads._replace(projected=torch.randn_like(heads.k) if gates == "separate_keys" else None)
     expected = (heads.q @ getattr(heads, source).transpose(-1, -2) / math.sqrt(SHAPE.head_dim)).sigmoid().tril()
@@ -189,7 +187,7 @@ def test_cope_gates_open_by_their_own_keys(gates, source):
 
 @pytest.mark.parametrize("backend", ["reference", "blockwise"])
 def test_cope_relative_adds_both_terms(backend):
-    encoding = ContextualRelative(SHAPE, num_positions=4, init_std=1.0, beyond="capped", backend=backend)
+    encoding = make_encoding("cope_relative", SHAPE, num_positions=4, init_std=1.0, beyond="capped", backend=backend)
     heads = some_heads(7, 9, layer=2)
     contextual = Contextual.bias(encoding.double(), heads, logits_of(heads)).tril(2)
     torch.testing.assert_close(bias_of(encoding, heads), contextual + relative_by_hand(heads, encoding.relative.vectors))
@@ -198,13 +196,13 @@ def test_cope_relative_adds_both_terms(backend):
 @pytest.mark.parametrize(("num_heads", "expected"), [(2, [1.0, 1 / 16]), (4, [1.0, 1 / 4, 1 / 16, 1 / 64])])
 def test_cope_alibi_slopes(num_heads, expected):
     shape = ModelShape(dim=8, num_layers=2, num_heads=num_heads, context=5, longest=9)
-    slopes = ContextualAlibi(shape, first_slope=0.5).slopes
+    slopes = make_encoding("cope_alibi", shape, first_slope=0.5).slopes
     torch.testing.assert_close(slopes, -0.5 * torch.tensor(expected).expand(2, -1))
 
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_cope_alibi_lowers_logits_by_the_count(learned):
-    encoding = ContextualAlibi(SHAPE, learned=learned)
+    encoding = make_encoding("cope_alibi", SHAPE, learned=learned)
     assert isinstance(encoding.slopes, nn.Parameter) == learned
     if learned:
         assert (encoding.slopes == 0).all()
@@ -217,7 +215,7 @@ def test_cope_alibi_lowers_logits_by_the_count(learned):
 
 @pytest.mark.parametrize("scale", ["released", "paper"])
 def test_cope_mlp_multiplies_the_query_with_the_vector_of_its_network(scale):
-    encoding = ContextualMlp(SHAPE, num_positions=4, width=7, scale=scale, init_std=1.0).double()
+    encoding = make_encoding("cope_mlp", SHAPE, num_positions=4, width=7, scale=scale, init_std=1.0).double()
     # Units that turn on and off between the positions, beyond both ends of them, at an end, and never.
     nn.init.normal_(encoding.output.bias)
     encoding.hidden.weight.data = torch.tensor([1.0, -2.0, 0.5, -0.5, 1.5, 0.0, 0.0], dtype=torch.double)[:, None]
@@ -239,7 +237,7 @@ def test_cope_mlp_multiplies_the_query_with_the_vector_of_its_network(scale):
 
 
 def test_cope_mlp_first_layer_only_has_tables_in_later_layers():
-    encoding = ContextualMlp(SHAPE, num_positions=4, first_layer_only=True, init_std=1.0).double()
+    encoding = make_encoding("cope_mlp", SHAPE, num_positions=4, first_layer_only=True, init_std=1.0).double()
     torch.manual_seed(0)
     before = [encoding.attend(some_heads(4, 4, layer), 0.0) for layer in range(SHAPE.num_layers)]
     assert encoding.tables.shape[0] == SHAPE.num_layers - 1  # the first layer would not read one
@@ -247,13 +245,13 @@ def test_cope_mlp_first_layer_only_has_tables_in_later_layers():
     torch.manual_seed(0)
     after = [encoding.attend(some_heads(4, 4, layer), 0.0) for layer in range(SHAPE.num_layers)]
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, False]
-    assert not hasattr(ContextualMlp(SHAPE), "tables")  # nothing unread is counted as a parameter
+    assert not hasattr(make_encoding("cope_mlp", SHAPE), "tables")  # nothing unread is counted as a parameter
 
 
-@pytest.mark.parametrize("kind", [Contextual, ContextualRelative, ContextualRotary])
-def test_share_layers_gives_one_table(kind):
+@pytest.mark.parametrize("name", ["cope", "cope_relative", "cope_rope"])
+def test_share_layers_gives_one_table(name):
     for share_layers, num_tables in [(False, SHAPE.num_layers), (True, 1)]:
-        encoding = kind(SHAPE, num_positions=6, share_layers=share_layers, init_std=1.0)
+        encoding = make_encoding(name, SHAPE, num_positions=6, share_layers=share_layers, init_std=1.0)
         assert encoding.tables.shape == (num_tables, 6, SHAPE.head_dim)
         distinct = {encoding.table(layer).data_ptr() for layer in range(SHAPE.num_layers)}
         assert len(distinct) == num_tables
@@ -276,4 +274,4 @@ def test_cope_without_position_vectors_is_attention_without_position(make_model)
 )
 def test_cope_refuses_unknown_settings(setting, allowed):
     with pytest.raises(UserError, match=allowed):
-        Contextual(SHAPE, **setting)
+        make_encoding("cope", SHAPE, **setting)

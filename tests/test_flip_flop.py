@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_tasks import words
+from small_tasks import configured, words
 
+from cope.corpora import hub
 from cope.errors import UserError
 from cope.tasks import flip_flop_files
 from cope.tasks.base import Examples
@@ -38,8 +39,8 @@ def read_out(sequence: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("p_ignore", [0.0, 0.1, 0.8, 1.0])
 def test_flip_flop_reads_what_was_written(p_ignore: float) -> None:
-    task = FlipFlop(num_pairs=30, p_ignore=p_ignore)
-    examples = task.generate(task.settings, 400, np.random.default_rng(0))
+    task = configured(FlipFlop, num_pairs=30, p_ignore=p_ignore)
+    examples = task.generate(400, np.random.default_rng(0))
     instructions: Counter[str] = Counter()
     bits: dict[str, list[int]] = {"w": [], "i": [], "r": []}
     for sequence, answers in zip(words(task, examples), examples.answers, strict=True):
@@ -56,8 +57,8 @@ def test_flip_flop_reads_what_was_written(p_ignore: float) -> None:
 
 
 def texts(num: int, seed: int, num_pairs: int = 10) -> list[str]:
-    task = FlipFlop(num_pairs=num_pairs)
-    return ["".join(row) for row in words(task, task.generate(task.settings, num, np.random.default_rng(seed)))]
+    task = configured(FlipFlop, num_pairs=num_pairs)
+    return ["".join(row) for row in words(task, task.generate(num, np.random.default_rng(seed)))]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, rows
 
 
-def from_files(source: Path | str, folder: Path, **changes: Any) -> FlipFlop:
-    settings = {"source": str(source), "num_pairs": 10, "num_validation": 20, "num_test": 20, "data_dir": folder}
-    return FlipFlop(**(settings | changes))
+def from_files(source: Path | str, **changes: Any) -> FlipFlop:
+    return configured(FlipFlop, **({"source": str(source), "num_pairs": 10, "num_validation": 20, "num_test": 20} | changes))
 
 
 def joined(task: FlipFlop, examples: Examples) -> list[str]:
@@ -98,7 +98,7 @@ def test_flip_flop_from_a_local_copy(released: tuple[Path, dict[str, list[str]]]
         datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": part}) for name, part in rows.items()}).save_to_disk(
             str(source)
         )
-    task = from_files(source, tmp_path, num_train=100)
+    task = from_files(source, num_train=100)
     for split, expected in (
         ("validation", rows["val"][20:]),
         ("test", rows["val"][:20]),
@@ -111,7 +111,7 @@ def test_flip_flop_from_a_local_copy(released: tuple[Path, dict[str, list[str]]]
             assert answers.nonzero()[0].tolist() == read_out(sequence)
     assert joined(task, task.training_examples(1, 0)) == joined(task, task.training_examples(1, 5)) == rows["train"]
     with pytest.raises(UserError, match=r"task\.num_test=21 is too large.*allowed: 1 to 20"):
-        from_files(source, tmp_path, num_test=21).evaluation_examples("test")
+        from_files(source, num_test=21).evaluation_examples("test")
 
 
 def test_flip_flop_passes_through_the_training_files(
@@ -119,7 +119,7 @@ def test_flip_flop_passes_through_the_training_files(
 ) -> None:
     monkeypatch.setattr(FlipFlop, "epoch_size", 30)
     source, rows = released
-    task = from_files(source, tmp_path)
+    task = from_files(source)
     seen = [row for epoch in range(10) for row in joined(task, task.training_examples(1, epoch))]
     assert Counter(seen) == Counter(rows["train"] * 3)  # 300 rows are three times round 100
     assert joined(task, task.training_examples(1, 4)) == seen[120:150]
@@ -139,19 +139,19 @@ def test_flip_flop_passes_through_the_training_files(
     ],
 )
 def test_flip_flop_refuses_malformed_text(text: str, reason: str, tmp_path: Path) -> None:
-    task = from_files(tmp_path, tmp_path, num_pairs=3, num_validation=1, num_test=1)
+    task = from_files(tmp_path, num_pairs=3, num_validation=1, num_test=1)
     rows = ["w1i0r1", "w0i1r0"]
     task.files.first = lambda *_: rows  # type: ignore[union-attr, method-assign]
-    assert joined(task, task.fixed_examples("test", task.settings, 2, None)) == rows
+    assert joined(task, task.fixed_examples("test", 2, None)) == rows
     rows[1] = text
     with pytest.raises(UserError, match=reason):
-        task.fixed_examples("test", task.settings, 2, None)
+        task.fixed_examples("test", 2, None)
 
 
 def test_flip_flop_names_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("datasets")
-    task = from_files(tmp_path, tmp_path)
+    task = from_files(tmp_path)
     with pytest.raises(UserError, match=r"no file val\.parquet"):
         task.evaluation_examples("test")
     pandas.DataFrame({"sentence": texts(40, 0)}).to_parquet(tmp_path / "val.parquet")
@@ -162,25 +162,19 @@ def test_flip_flop_names_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
         task.evaluation_examples("ood_dense")
 
 
-def test_flip_flop_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[hub\]'"):
-        FlipFlop(source="hub", data_dir=tmp_path).evaluation_examples("test")
-
-
 def test_flip_flop_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked: list[tuple[str, str, bool]] = []
 
-    def load_dataset(path: str, split: str, **_: Any) -> Any:
+    def load_dataset(path: str, name: None, split: str, **_: Any) -> Any:
         asked.append((path, split, datasets.config.HF_HUB_OFFLINE))
         return datasets.Dataset.from_dict({"text": texts(40, 0)})
 
     before = datasets.config.HF_HUB_OFFLINE
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for reachable in (True, False):  # not reachable: what an earlier run downloaded
-        monkeypatch.setattr(flip_flop_files, "is_reachable", lambda url, reachable=reachable: reachable)
-        task = from_files("hub", tmp_path)
+        monkeypatch.setattr(hub, "is_reachable", lambda url, reachable=reachable: reachable)
+        task = from_files("hub")
         first, second = (joined(task, task.evaluation_examples(split)) for split in ("test", "validation"))
         assert first + second == texts(40, 0)
         task.evaluation_examples("ood_dense")
@@ -197,27 +191,35 @@ def test_flip_flop_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
-    assert not flip_flop_files.is_reachable(flip_flop_files.endpoint())
+    assert not hub.is_reachable(hub.endpoint())
     monkeypatch.setattr(flip_flop_files, "DATASET", "synthseq/never-downloaded")
     with pytest.raises(
         UserError,
         match=r"task\.source=hub: http://127\.0\.0\.1:1 cannot be reached.*task\.source=generator.*task\.source=/path",
     ):
-        FlipFlop(source="hub", data_dir=tmp_path).evaluation_examples("test")
+        configured(FlipFlop, source="hub").evaluation_examples("test")
 
 
 def test_flip_flop_refuses_settings_that_files_would_ignore(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.splits\.ood_sparse\.p_ignore=0\.9 .*0\.98"):
-        FlipFlop(source="hub", splits={"ood_sparse": {"p_ignore": 0.9}})
+        configured(FlipFlop, source="hub", splits={"ood_sparse": {"p_ignore": 0.9}})
     with pytest.raises(UserError, match=r"task\.p_ignore=0\.5 "):
-        FlipFlop(source="hub", p_ignore=0.5)
+        configured(FlipFlop, source="hub", p_ignore=0.5)
     with pytest.raises(UserError, match="Did you mean 'ood_sparse'"):
-        FlipFlop(source=str(tmp_path), splits={"sparse": {}})
+        configured(FlipFlop, source=str(tmp_path), splits={"sparse": {}})
 
 
 def test_files_are_opened_once(released: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
-    files = FlipFlopFiles(str(released[0]), tmp_path)
+    files = FlipFlopFiles(str(released[0]))
     files.first("test", 1, "task.num_test")
     opened = files._opened["val"]
     files.first("validation", 1, "task.num_validation")
     assert files._opened["val"] is opened
+
+
+def test_other_files_are_other_data(released: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
+    before = from_files(released[0]).fingerprint
+    copied = shutil.copytree(released[0], tmp_path / "copy")
+    assert from_files(copied).fingerprint == before != configured(FlipFlop).fingerprint
+    (copied / "data" / "val-00000-of-00001.parquet").write_bytes(b"other")
+    assert from_files(copied).fingerprint != before

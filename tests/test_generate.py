@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from runs import clean_environment
 
 from cope.building import build
-from cope.cli import INTERRUPTED
+from cope.cli import INTERRUPTED, read_settings
 from cope.errors import UserError
 from cope.functional import BACKENDS
 from cope.kernels import native, triton
@@ -30,7 +31,7 @@ from cope.run.checkpoint import save_checkpoint
 from cope.run.configuration import resolved
 from cope.run.experiment import build_model, model_shape
 from cope.run.folder import RunFolder
-from cope.run.generation import KEYS, _as_text, parse, text_pieces
+from cope.run.generation import GenerationSettings, _as_text, text_pieces
 from cope.run.trained import load_trained
 from cope.tasks.base import Task
 
@@ -164,13 +165,17 @@ def test_what_is_left_is_what_transformers_leaves(logits, temperature, top_k, to
         assert sorted(left.tolist()) == pytest.approx(sorted(kept), abs=1e-4)
 
 
+def parse(arguments: list[str]) -> GenerationSettings:
+    return read_settings(arguments, GenerationSettings, "python generate.py run=... prompt=...")
+
+
 # ---- what is refused, before the first token -----------------------------------------------------------------------------
 
 
 def test_longer_than_the_encoding_is_defined_for_is_refused_at_once(make_model):
     model = make_model("pe=absolute")
-    assert len(drawn(model, LONGEST - len(PROMPT))) == LONGEST - len(PROMPT)
-    with pytest.raises(UserError, match=f"a sequence of {LONGEST + 1} tokens is longer than the {LONGEST} positions"):
+    assert len(drawn(model, LONGEST - len(PROMPT))) == LONGEST - len(PROMPT)  # the last of which is not read
+    with pytest.raises(UserError, match=f"a sequence of {LONGEST} tokens is longer than the {LONGEST - 1} positions"):
         generate(model, PROMPT, LONGEST + 1 - len(PROMPT), generator=seeded())  # not even iterated
     with pytest.raises(UserError, match="no token"):
         generate(model, [], 1, generator=seeded())
@@ -207,7 +212,7 @@ def test_bad_settings_are_told_before_anything_is_read(argument, said):
 
 def test_run_and_prompt_are_needed():
     for arguments in ([], ["run=nowhere"], ["prompt=a"]):
-        with pytest.raises(UserError, match="name a run and a prompt"):
+        with pytest.raises(UserError, match=r"must be given: python generate\.py run="):
             parse(arguments)
     with pytest.raises(UserError, match="prompt= is empty"):
         parse(["run=nowhere", "prompt="])
@@ -231,7 +236,7 @@ def leave_run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..
         task = build(config.task, "task")
         folder = RunFolder(tmp_path / "outputs" / "seed=1")
         folder.write_config(resolved(config))
-        model = build_model(config, task, model_shape(config, task.context, task.longest))
+        model = build_model(config, task, model_shape(config, task))
         save_checkpoint(folder.best_checkpoint, {"model": model.state_dict(), "step": 0, "code": "", "data": ""})
         return folder
 
@@ -286,7 +291,7 @@ def test_stopping_promises_nothing(leave_run, monkeypatch, capsys):
 def test_help_names_every_key(monkeypatch, capsys):
     in_this_process(monkeypatch, "--help")
     shown = capsys.readouterr().out
-    assert all(f"{key}=" in shown for key in KEYS)
+    assert all(f"{key}=" in shown for key in get_type_hints(GenerationSettings))
 
 
 def test_what_a_run_cannot_do_is_told_before_any_text(leave_run):
@@ -298,7 +303,7 @@ def test_what_a_run_cannot_do_is_told_before_any_text(leave_run):
 
     refused("prompt: 'pas;' is not a word of task=counting; allowed: .*Did you mean 'pass;'", "prompt=a = 0 ; pas;")
     refused("prompt=' ' has no token of task=counting; allowed: at least one", "prompt= ")
-    refused("num_tokens=200 after a prompt of 9 .*a sequence of 209 tokens is longer than the 48", f"prompt={PROGRAM}")
+    refused("num_tokens=200 after a prompt of 9 .*a sequence of 208 tokens is longer than the 47", f"prompt={PROGRAM}")
     weights = folder.best_checkpoint.read_bytes()
     folder.best_checkpoint.write_bytes(weights[:1000])
     refused("best.pt cannot be read .*damaged", f"prompt={PROGRAM}")

@@ -22,7 +22,7 @@ def plan(*parts, **changes):
 def test_what_can_be_measured_is_and_what_cannot_says_why(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    gpu_training.main("to=found", "scale=smoke", "device=cpu", "seconds=0.1", "parts=alone,gpt2")
+    gpu_training.main(["to=found", "scale=smoke", "device=cpu", "seconds=0.1", "parts=alone,gpt2"])
     result = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {(row["setting"], row["precision"], row["way"]): row["found"] for row in result["cells"]}
     assert len(rows) == len(plan("alone", "gpt2"))
@@ -68,13 +68,13 @@ def test_a_cell_that_takes_too_long_is_given_up_and_the_next_is_measured(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "to=FOLDER must be given"),
+        ([], r"to=\.\.\. must be given: python benchmarks/gpu_training\.py to=FOLDER"),
         (["to=x", "parts=alone,togther"], "parts=togther is not known; allowed: check, alone.*Did you mean 'together'"),
-        (["to=x", "processes=1"], "processes=1 has the wrong form; allowed: whole numbers from 2"),
-        (["to=x", "seconds=long"], "seconds=long has the wrong type; allowed: seconds of measurement"),
+        (["to=x", "processes=1"], "processes=1 is too small; allowed: 2 or more"),
+        (["to=x", "seconds=long"], "seconds=long has the wrong type; allowed: a number"),
         (["to=x", "device=gpu"], "device=gpu is not known; allowed: auto, cpu, cuda"),
     ],
 )
 def test_bad_input_is_refused(arguments, told):
     with pytest.raises(UserError, match=told):
-        gpu_training.main(*arguments)
+        gpu_training.main(arguments)

@@ -158,7 +158,7 @@ def test_splits_read_the_same_tokens_in_other_contexts(task):
         windows = task.evaluation_examples(split)
         counts[split] = sum(int((windows.batch(np.array([index]))[1] != IGNORE).sum()) for index in range(len(windows)))
     assert set(counts.values()) == {len(task.prepared.test.tokens)}
-    assert task.views["longer_2"] == (32, 16) and task.views["test_disjoint"] == (16, 16) and task.longest == 40
+    assert task.views["longer_2"] == (32, 16) and task.views["test_disjoint"] == (16, 16) and task.longest_context == 40
 
 
 def test_whole_documents_are_taken_until_there_are_enough_tokens(compose, tmp_path, task):
@@ -216,9 +216,9 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
     folder, result = run(config)
     assert result["data"] == task.fingerprint
     assert result["splits"]["test"]["perplexity"] < 272
-    found, _ = reevaluate([f"run={folder.path}"])
+    found, _ = reevaluate(folder, [])
     assert found["splits"] == {split: scores for split, scores in result["splits"].items() if split != "validation"}
-    found, _ = reevaluate([f"run={folder.path}", "task.context=32"])
+    found, _ = reevaluate(folder, ["task.context=32"])
     assert found["splits"]["test"]["loss"] == pytest.approx(result["splits"]["longer_2"]["loss"], abs=1e-6)
     assert (folder.figures / "gates.npz").exists()
     metrics = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -226,7 +226,7 @@ def test_a_run_is_scored_again_at_another_context_and_belongs_to_its_corpus(comp
 
     (tmp_path / "train.txt").write_text("all the dogs sat " * 200)
     with pytest.raises(UserError, match=r"best.pt is of a model that was trained on other data than task=wikipedia has now"):
-        reevaluate([f"run={folder.path}"])
+        reevaluate(folder, [])
     with pytest.raises(UserError, match=r"result.json is of a model that was trained on other data"):
         run(config)
 
@@ -249,7 +249,7 @@ def test_models_of_the_paper_have_the_papers_sizes(task_name, encoding, millions
         config = hydra_compose("train", overrides=overrides)
     task = build(config.task, "task")
     with torch.device("meta"):
-        model = build_model(config, task, model_shape(config, task.context, task.longest))
+        model = build_model(config, task, model_shape(config, task))
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_encoding
 from torch import nn
 
 from cope.errors import UserError
-from cope.model.attention import SelfAttention
-from cope.model.transformer import Layer, Transformer, check_shape
+from cope.model.transformer import Layer, SelfAttention, Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.positions.contextual import Contextual
-from cope.positions.relative import Relative
 
 SHAPE = ModelShape(dim=12, num_layers=3, num_heads=4, context=10, longest=10)
 VOCABULARY = 7
@@ -77,7 +76,7 @@ def test_tied_embeddings_are_one_tensor():
 @pytest.mark.parametrize("multiple", [2, 4])
 def test_number_of_parameters(multiple):
     dim, hidden, num_positions = SHAPE.dim, multiple * SHAPE.dim, 5
-    model = Transformer(VOCABULARY, Contextual(SHAPE, num_positions=num_positions), feed_forward_multiple=multiple)
+    model = Transformer(VOCABULARY, make_encoding("cope", SHAPE, num_positions=num_positions), feed_forward_multiple=multiple)
     attention = (3 * dim * dim + 3 * dim) + (dim * dim + dim)
     feed_forward = (dim * hidden + hidden) + (hidden * dim + dim)
     tables = SHAPE.num_layers * num_positions * (dim // SHAPE.num_heads)
@@ -102,7 +101,9 @@ def test_dropout_only_in_training():
 
 
 @pytest.mark.parametrize(
-    "encoding", [PositionEncoding(SHAPE), Relative(SHAPE), Contextual(SHAPE)], ids=lambda e: type(e).__name__
+    "encoding",
+    [PositionEncoding(SHAPE), make_encoding("relative", SHAPE), make_encoding("cope", SHAPE)],
+    ids=lambda e: type(e).__name__,
 )
 def test_attention_drops_weights_only_in_training(encoding):
     # Each of the three has a path of its own through attention.
@@ -147,21 +148,14 @@ CHECK_ANNOTATED_SHAPES = """
         from cope import cope_attention
         from cope.model.inspection import gates_and_positions
         from cope.model.transformer import Transformer
-        from cope.positions.absolute import Absolute, Sinusoidal
+        from cope.positions import absolute, contextual_variants
         from cope.positions.base import ModelShape, PositionEncoding
-        from cope.positions.contextual import Contextual, ContextualRelative, ContextualRotary
-        from cope.positions.contextual_variants import ContextualAlibi, ContextualMlp
-        from cope.positions.relative import Relative
-        from cope.positions.rotary import Rotary
+    from conftest import ENCODINGS, make_encoding
 
     shape = ModelShape(dim=8, num_layers=2, num_heads=2, context=6, longest=6)
-    separate = Contextual(shape, gates="separate_keys")
-    encodings = [kind(shape) for kind in (
-        PositionEncoding, Absolute, Sinusoidal, Relative, Rotary, Contextual, ContextualRelative, ContextualRotary,
-        ContextualAlibi, ContextualMlp,
-    )]
+    encodings = [PositionEncoding(shape), *(make_encoding(name, shape) for name in ENCODINGS)]
     tokens = torch.randint(5, (3, 6))
-    for encoding in [*encodings, separate]:
+    for encoding in encodings:
         model = Transformer(5, encoding)
         model(tokens).sum().backward()
         model(tokens, where=torch.tensor([0, 17]))
@@ -193,5 +187,5 @@ CHECK_ANNOTATED_SHAPES = """
 def test_annotated_shapes_hold():
     # In a process of its own: the hook rewrites modules while they are imported, and here they are imported already.
     code = textwrap.dedent(CHECK_ANNOTATED_SHAPES)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
     assert found.returncode == 0, found.stderr

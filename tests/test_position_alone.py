@@ -13,12 +13,13 @@ from conftest import _composed
 from runs import run
 from scipy.stats import binom
 
+from cope.cli import read_settings
 from cope.corpora.tokenizer import Tokenizer, printable
 from cope.errors import UserError
 from cope.heads.boundaries import Line, find_lines, find_sentences
 from cope.heads.counted_tokens import LEAST_COUNT, CountedTokens
 from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
-from cope.heads.measure import Request, measure_position_alone, parse
+from cope.heads.measure import MeasurementSettings, measure_position_alone
 from cope.heads.shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
 from cope.heads.windows import Article, article_windows, chosen_windows
 from cope.model.inspection import LayerPositions, gates_and_positions, positions_by_layer
@@ -265,6 +266,10 @@ def trained(tmp_path_factory):
     return made
 
 
+def parse(arguments: list[str]) -> MeasurementSettings:
+    return read_settings(arguments, MeasurementSettings, "scripts/position_alone.py run=...")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cope_sep_keys", "relative"])
 def test_the_command_measures_and_draws(trained, encoding):
@@ -300,7 +305,7 @@ def test_the_command_measures_and_draws(trained, encoding):
 
 def test_share_and_excess_query_by_query(trained):
     folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
-    scores = read_scores(measure_position_alone(Request(folder, num_windows=num_windows, num_shifts=160)))
+    scores = read_scores(measure_position_alone(MeasurementSettings(folder.path, num_windows=num_windows, num_shifts=160)))
     _, task, model, _ = load_trained(folder)
     windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
     attention, text, begins = [], [], []
@@ -324,38 +329,38 @@ def test_share_and_excess_query_by_query(trained):
 
 def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):
     folder = trained("task=wikipedia", "pe=relative")
-    first = measure_position_alone(Request(folder, num_windows=40, num_shifts=160))
+    first = measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160))
     scores, arrays = read_scores(first), (first / "arrays.npz").read_bytes()
-    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=160, seed=2)) != first
+    assert measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160, seed=2)) != first
     assert (read_scores(first), (first / "arrays.npz").read_bytes()) == (scores, arrays)
-    assert measure_position_alone(Request(folder, num_windows=40, num_shifts=160)) == first
+    assert measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160)) == first
     assert read_scores(first) == scores
 
 
 def test_what_cannot_be_measured_is_said(trained):
     folder = trained("task=wikipedia", "pe=rope")
     with pytest.raises(UserError, match="its encoding adds nothing to the attention logits"):
-        measure_position_alone(Request(folder, num_windows=40, num_shifts=200))
+        measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=200))
     with pytest.raises(UserError, match=r"num_shifts=159 is too few for any of 4 heads .* allowed: 160 or more"):
-        measure_position_alone(Request(folder, num_shifts=159))
+        measure_position_alone(MeasurementSettings(folder.path, num_shifts=159))
     with pytest.raises(UserError, match=r"num_windows=1000000 is more than there are: .* allowed: 2 to \d+"):
-        measure_position_alone(Request(folder, num_windows=1_000_000))
+        measure_position_alone(MeasurementSettings(folder.path, num_windows=1_000_000))
     with pytest.raises(UserError, match=r"document=99 is not a test document .* allowed: 0, 1"):
-        measure_position_alone(Request(folder, document=99))
+        measure_position_alone(MeasurementSettings(folder.path, document=99))
     with pytest.raises(UserError, match=r"task=counting has no paragraphs and sections"):
-        measure_position_alone(Request(trained("task=counting", "pe=cope")))
+        measure_position_alone(MeasurementSettings(trained("task=counting", "pe=cope").path))
 
 
 def test_text_without_headings_is_refused(trained, monkeypatch):
     monkeypatch.setattr("cope.heads.boundaries.HEADING", re.compile("(?!)"))  # as in code
     with pytest.raises(UserError, match=r"no section begins inside the 40 windows .* headings such as ' = Title = '"):
-        measure_position_alone(Request(trained("task=wikipedia", "pe=relative"), num_windows=40))
+        measure_position_alone(MeasurementSettings(trained("task=wikipedia", "pe=relative").path, num_windows=40))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["num_windows=3"], "name a run"),
+        (["num_windows=3"], r"run=\.\.\. must be given: scripts/position_alone"),
         (["run=x", "num_window=3"], "num_window is not a setting; allowed: run, .*Did you mean 'num_windows'"),
         (["run=x", "seed"], "'seed' is not of the form key=value"),
         (["run=x", "num_windows=many"], "num_windows=many has the wrong type; allowed: a whole number"),

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from probe_server import KEY, Server, completion, refusal, settings
+from probe_server import KEY, Server, completion, everything_below, refusal, settings
 from runs import clean_environment
 
 from cope.errors import UserError
-from cope.probe.prompts import paper_questions
-from cope.probe.run import run_probe
+from cope.probe.questions import paper_questions
+from cope.probe.word_counting import run_probe
 
 # ---- settings ------------------------------------------------------------------------------------------------------------
 
@@ -28,21 +28,21 @@ from cope.probe.run import run_probe
         ({"endpoint": "localhost:8000/v1"}, r"endpoint=localhost:8000/v1 is not an address of a server; allowed: http://"),
         ({"endpoint": "http://host:port/v1"}, "endpoint is not an address that can be read"),
         ({"endpoint": "http:///v1"}, "endpoint=http:///v1 is not an address"),
-        ({"endpoint": 8000}, "endpoint=8000 is not a name"),
+        ({"endpoint": 8000}, "endpoint=8000 is not an address"),
         ({"model": None}, "model must be set"),
         ({"local": "/some/folder"}, "both set"),
-        ({"temperature": "warm"}, "temperature=warm is not a number; allowed: 0 to 2"),
+        ({"temperature": "warm"}, "temperature='warm' has the wrong type; allowed: float"),
         ({"temperature": float("nan")}, "temperature=nan is out of range"),
         ({"top_p": 1.5}, r"top_p=1\.5 is out of range; allowed: 0 to 1"),
         ({"samples": 0}, "samples=0 is too small; allowed: 1 or more"),
-        ({"samples": 2.5}, r"samples=2\.5 is not a whole number"),
-        ({"seed": True}, "seed=True is not a whole number"),
+        ({"samples": 2.5}, r"samples=2\.5 has the wrong type; allowed: int"),
+        ({"seed": True}, "seed=True has the wrong type"),
         ({"max_tokens": 0}, "max_tokens=0 is too small"),
         ({"prompts": -1}, "prompts=-1 is too small"),
-        ({"lengths": 4}, "lengths=4 is not a list"),
+        ({"lengths": 4}, "lengths=4 has the wrong type; allowed: list"),
         ({"lengths": [4, 1]}, "lengths=1 is too small; allowed: 2 or more"),
         ({"lengths": [4, 4]}, "names a length twice"),
-        ({"timeout_s": 0}, "timeout_s=0 is out of range"),
+        ({"timeout_s": 0}, r"timeout_s=0\.0 is out of range"),
         ({"endpoint": None, "local": "m"}, "model=m has no effect"),
         ({"endpoint": None, "model": None, "local": "m", "max_tokens": None}, "max_tokens=null"),
     ],

@@ -6,25 +6,20 @@ import logging
 from pathlib import Path
 
 import pytest
-from probe_server import KEY, Server, completion, refusal, settings
+from probe_server import KEY, Server, completion, everything_below, refusal, settings
 
 from cope.errors import UserError
-from cope.probe import client
-from cope.probe.run import run_probe
-from cope.probe.table import failures_line, probe_table
-
-
-def everything_below(folder: Path) -> str:
-    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+from cope.probe import models
+from cope.probe.word_counting import failures_line, probe_table, run_probe
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(
     server: Server, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(models.KEY_VARIABLE, KEY)
     # The server repeats the key wherever it can.
-    server.queue = [completion(f"0, and your key is {KEY}"), *[refusal(500, f"{'x' * 190} {KEY}")] * client.ATTEMPTS]
+    server.queue = [completion(f"0, and your key is {KEY}"), *[refusal(500, f"{'x' * 190} {KEY}")] * (models.RETRIES + 1)]
     with caplog.at_level(logging.DEBUG):
         result, _ = run_probe(settings(server), str(tmp_path), show_progress=True)
         print(probe_table(result), failures_line(result))
@@ -46,7 +41,7 @@ def test_a_refused_key_is_told_and_not_shown(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, key: str | None
 ) -> None:
     if key:
-        monkeypatch.setenv(client.KEY_VARIABLE, key)
+        monkeypatch.setenv(models.KEY_VARIABLE, key)
     server.queue = [refusal(status, f"Incorrect API key provided: {KEY[:8]}*****{KEY[-4:]}")]
     with pytest.raises(UserError) as told:
         run_probe(settings(server), str(tmp_path))
@@ -61,7 +56,7 @@ def test_a_refused_key_is_told_and_not_shown(
 def test_a_key_that_is_none_is_refused_and_not_shown(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setenv(client.KEY_VARIABLE, key)
+    monkeypatch.setenv(models.KEY_VARIABLE, key)
     with pytest.raises(UserError, match="OPENAI_API_KEY") as told:
         run_probe(settings(server), str(tmp_path))
     assert "secret" not in str(told.value)
@@ -69,7 +64,7 @@ def test_a_key_that_is_none_is_refused_and_not_shown(
 
 
 def test_redirects_are_not_followed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(models.KEY_VARIABLE, KEY)
     other = Server()
     try:
         server.queue = [refusal(302, Location=f"{other.address}/models")]
@@ -81,10 +76,10 @@ def test_redirects_are_not_followed(server: Server, tmp_path: Path, monkeypatch:
 
 
 def test_a_key_sent_without_encryption_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(models.KEY_VARIABLE, KEY)
     for endpoint in ("https://host.example/v1", "http://localhost:1/v1"):
-        client.Endpoint(settings(endpoint=endpoint, model="m"))
+        models.Endpoint(settings(endpoint=endpoint, model="m"))
     assert caplog.text == ""
-    client.Endpoint(settings(endpoint="http://host.example/v1", model="m"))
+    models.Endpoint(settings(endpoint="http://host.example/v1", model="m"))
     assert "is sent to http://host.example/v1 unencrypted" in caplog.text
     assert KEY not in caplog.text

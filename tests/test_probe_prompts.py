@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from cope.probe.prompts import FAMILIES, NOUNS, ORDINALS, TIMES, VERBS, count_word, generated_questions, paper_questions
-from cope.probe.scoring import NUMBER_WORDS, outcome, parse_answer
+from cope.probe.questions import (
+    FAMILIES,
+    NOUNS,
+    NUMBER_WORDS,
+    ORDINALS,
+    TIMES,
+    VERBS,
+    count_word,
+    generated_questions,
+    outcome,
+    paper_questions,
+    parse_answer,
+)
 
 # ---- prompts -------------------------------------------------------------------------------------------------------------
 

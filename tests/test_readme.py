@@ -12,7 +12,7 @@ from conftest import CONFIGS, ENCODINGS, ROOT, TASKS
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from cope.cli import check_overrides
+from cope.overrides import check_overrides
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}

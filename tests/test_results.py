@@ -24,9 +24,10 @@ from cope.metrics import METRICS, percent
 from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
 from cope.report.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
-from cope.report.tables import run_line, run_table, spread, sweep_table
+from cope.report.tables import run_table, spread, sweep_table
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
+from cope.run.summary import run_line
 
 Compose = Callable[..., DictConfig]
 
@@ -97,7 +98,8 @@ def result_of(
     return {
         "task": task, "encoding": encoding, "seed": seed, "scale": "smoke", "headline": "error", "num_parameters": 12345,
         "num_tokens": 678, "time_s": 9.1, "splits": {split: scored(wrong) for split, wrong in errors.items()},
-        "config": {"pe": {"name": encoding}, **(config or {})},
+        "config": {"pe": {"name": encoding}, **(config or {})}, "hardware": {"processor": "A", "threads": 1},
+        "versions": {"torch": "2"}, "commit": "0123", "code": "4567", "date": "2026-01-02",
     }  # fmt: skip
 
 
@@ -125,8 +127,9 @@ def test_table_of_a_sweep() -> None:
             result_of("cope", 1, {"test": 5}, task="flip_flop"),
         ]
     )
-    first, second = text.split("\n\n")
+    first, second, last = text.split("\n\n")
     assert first.startswith("counting: sequence error %") and second.startswith("flip_flop: ")
+    assert last.startswith("Scale smoke; seeds 1, 2; A, 1 thread(s) a run; ") and "; code 4567; " in last
     rows = [line.split() for line in first.splitlines()[1:]]
     assert rows[0] == ["encoding", "seeds", "test", "ood_longer"]
     assert rows[1] == ["rope", "2", "20.00", "(14.14)", "40.00", "(14.14)"]
@@ -221,7 +224,7 @@ def test_pictures_of_a_run(compose: Compose, encoding: str) -> None:
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20  # lines and letters, not a blank sheet
     if encoding == "cope":
         with np.load(folder.figures / "gates.npz") as arrays:
-            assert arrays["gates"].shape == arrays["positions"].shape == (1, 2, *arrays["gates"].shape[-1:] * 2)
+            assert arrays["gates"].shape == arrays["positions"].shape == (1, 2, int(arrays["query"]) + 1)
             assert arrays["words"][int(arrays["query"]) - 1] == "print"
             assert ((arrays["gates"] >= 0) & (arrays["gates"] <= 1)).all()
 
@@ -236,7 +239,7 @@ def test_an_empty_folder_can_be_drawn(tmp_path: Path) -> None:
 def test_wandb_offline_keeps_the_environment_to_itself(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     secrets = {"SOME_PASSWORD": "swordfish-4711", "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
     for variable, value in secrets.items():
         monkeypatch.setenv(variable, value)
@@ -250,6 +253,7 @@ def test_wandb_offline_keeps_the_environment_to_itself(
     experiment.logger.images(draw_run(experiment.folder))
     experiment.logger.finish(result["splits"])
     release(experiment.folder)
+    wandb.teardown()  # ends the process that writes the files
     files = contents(experiment.folder.path / "wandb")
     (stored,) = (content for name, content in files.items() if name.endswith(".wandb"))
     assert b"train/loss" in stored and b"eval/test/error" in stored  # in plain text, so that what is not found is not there

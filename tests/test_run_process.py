@@ -1,7 +1,8 @@
-"""A run of a table has a process of its own: its settings, environment, output and exit status are those of a command."""
+"""A job of a sweep has a process of its own, and a sweep that is stopped leaves every job's state saved and no process."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,27 +16,8 @@ import pytest
 from conftest import ROOT
 
 from cope.cli import INTERRUPTED
-from cope.sweep.process import RunProcesses
-
-SCRIPT = """
-import os, sys, time
-preloaded = all(name in sys.modules for name in ("torch", "cope.tasks.counting", "cope.positions.contextual"))
-print("settings", sys.argv[1:], "name", __name__, "variable", os.environ.get("COPE_TEST"), "here", os.getcwd())
-print("preloaded", preloaded, flush=True)
-os.system("echo and what its own processes print")
-if "wait" in sys.argv:
-    time.sleep(60)
-if "fail" in sys.argv:
-    raise ValueError("as it was told")
-sys.exit(int(sys.argv[-1]))
-"""
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT)
-    return path
+from cope.errors import Interrupted
+from cope.sweep.process import CONTEXT, Processes
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
@@ -46,69 +28,110 @@ def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_runs_get_their_settings_and_give_their_exit_statuses(script: Path, tmp_path: Path) -> None:
-    processes = RunProcesses()
-    (tmp_path / "3.log").write_text("what was there before\n")
+def test_jobs_side_by_side_give_their_own_answers() -> None:
+    processes = Processes()
 
-    def run(status: int) -> int:
-        return processes.run(script, ["pe=cope", str(status)], tmp_path / f"{status}.log", os.environ | {"COPE_TEST": "set"})
+    def call(number: int) -> object:
+        return processes.call(
+            lambda: (number, os.environ.get("COPE_TEST"), os.getcwd()), os.environ | {"COPE_TEST": f"{number}"}
+        )
 
-    statuses = [0, 3, 75, *range(10, 17)]
-    with ThreadPoolExecutor(4) as pool:  # side by side, as a table's
-        assert list(pool.map(run, statuses)) == statuses
-    said = (tmp_path / "3.log").read_text()
-    assert said.startswith("what was there before\n")
-    assert f"settings ['pe=cope', '3'] name __main__ variable set here {os.getcwd()}" in said
-    assert "and what its own processes print" in said
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(10))) == [(number, str(number), os.getcwd()) for number in range(10)]
     assert "COPE_TEST" not in os.environ
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each run imports for itself")
-def test_a_run_starts_with_the_code_imported(script: Path, tmp_path: Path) -> None:
-    assert RunProcesses().run(script, ["0"], tmp_path / "output.log", os.environ) == 0
-    assert "preloaded True" in (tmp_path / "output.log").read_text()
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each job imports for itself")
+def test_a_job_starts_with_the_code_imported() -> None:
+    wanted = {"torch", "cope.tasks.counting", "cope.positions.contextual"}
+    assert Processes().call(lambda: wanted - set(sys.modules), os.environ) == set()
 
 
-def test_a_run_that_breaks_leaves_its_trace_in_the_log(script: Path, tmp_path: Path) -> None:
-    log = tmp_path / "output.log"
-    assert RunProcesses().run(script, ["fail"], log, os.environ) == 1
-    assert "ValueError: as it was told" in log.read_text() and "variable None" in log.read_text()
+def test_a_job_that_ends_without_an_answer_is_told() -> None:
+    with pytest.raises(RuntimeError, match="ended with exit status 7"):
+        Processes().call(lambda: os._exit(7), os.environ)
+    with pytest.raises(RuntimeError, match="ended with exit status -9"):
+        Processes().call(lambda: os.kill(os.getpid(), signal.SIGKILL), os.environ)
 
 
-def test_runs_that_go_on_can_be_stopped_and_no_more_start(script: Path, tmp_path: Path) -> None:
-    log = tmp_path / "output.log"
-    processes = RunProcesses()
+def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> None:
+    processes = Processes()
+    sign = tmp_path / "sign"
+
+    def go_on() -> None:
+        sign.touch()
+        time.sleep(60)
+
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(processes.run, script, ["wait"], log, os.environ)
-        wait_until(lambda: log.exists() and "own processes" in log.read_text())
-        processes.terminate()
-        assert running.result(timeout=30) == 1
-    assert "KeyboardInterrupt" in log.read_text()
-    assert processes.run(script, ["0"], tmp_path / "another.log", os.environ) == INTERRUPTED
-    assert (tmp_path / "another.log").read_text() == ""
+        running = pool.submit(processes.call, go_on, os.environ)
+        wait_until(sign.exists)
+        processes.stop()
+        with pytest.raises(Interrupted, match="was stopped"):
+            running.result(timeout=30)
+    with pytest.raises(Interrupted, match="not begun"):
+        processes.call(go_on, os.environ)
 
 
-@pytest.mark.parametrize("trains_already", [False, True])
-def test_sigterm_stops_a_table_and_its_runs_wherever_they_are(tmp_path: Path, trains_already: bool) -> None:
+def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes()
+    start = CONTEXT.Process.start
+
+    def start_slowly(process: object) -> None:
+        start(process)
+        processes.stop()  # before it is among those that go on
+
+    monkeypatch.setattr(CONTEXT.Process, "start", start_slowly)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        processes.call(lambda: time.sleep(60), os.environ)
+    assert time.monotonic() - began < 30
+
+
+FIRST_CASES = [("table", signal.SIGTERM, True), ("sweep", signal.SIGINT, True), ("sweep", signal.SIGTERM, False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "trains_already"),
+    [
+        # Both signals, both commands, both moments; the other combinations repeat them.
+        pytest.param(*case, marks=() if case in FIRST_CASES else pytest.mark.slow)
+        for case in itertools.product(["table", "sweep"], [signal.SIGTERM, signal.SIGINT], [False, True])
+    ],
+)
+def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
+    tmp_path: Path, kind: str, number: signal.Signals, trains_already: bool
+) -> None:
+    """SIGTERM reaches the command alone, Ctrl-C all of its processes."""
     endless = ["scale=smoke", "logger=none", "trainer.steps=1000000", "trainer.eval_every=50", f"output_dir={tmp_path}"]
-    command = [sys.executable, str(ROOT / "scripts" / "table.py"), "table4", "--run", "--seeds", "1", "--jobs", "1", *endless]
-    table = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    endless += ["hydra.launcher.jobs=1"]
+    started = {
+        "table": [str(ROOT / "scripts" / "table.py"), "table=table4", "action=run", "seeds=1"],
+        "sweep": [str(ROOT / "train.py"), "-m", "pe=none,absolute,relative,rope,cope"],
+    }[kind]
+    sweep = subprocess.Popen(
+        [sys.executable, *started, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        assert table.stdout is not None
-        assert table.stdout.readline().startswith("0 of 5 runs are finished")
-        sign = "checkpoints/last.pt" if trains_already else "output.log"  # which is made before its process
-        wait_until(lambda: any(tmp_path.glob(f"counting/*/*/seed=1/{sign}")))
-        table.send_signal(signal.SIGTERM)
-        _, said = table.communicate(timeout=120)
-        assert table.returncode == INTERRUPTED
+        assert sweep.stdout is not None
+        assert sweep.stdout.readline() == "0 of 5 runs are finished\n"
+        assert sweep.stdout.readline() == "5 to do; 1 at a time\n"
+        if trains_already:
+            wait_until(lambda: any(tmp_path.glob("counting/*/*/seed=1/checkpoints/last.pt")))
+        if number == signal.SIGINT:
+            os.killpg(sweep.pid, number)
+        else:
+            sweep.send_signal(number)
+        _, said = sweep.communicate(timeout=120)
+        assert sweep.returncode == INTERRUPTED
         assert said == "Stopped; the same command goes on from there.\n"
-        wait_until(lambda: not alive(table.pid), seconds=30)
+        wait_until(lambda: not alive(sweep.pid), seconds=30)
     finally:
-        if alive(table.pid):
-            os.killpg(table.pid, signal.SIGKILL)
+        if alive(sweep.pid):
+            os.killpg(sweep.pid, signal.SIGKILL)
     logs = [path.read_text() for path in tmp_path.glob("counting/*/*/seed=1/output.log")]
-    assert len(logs) == 1
-    assert ("Stopped after step" in logs[0]) == trains_already
+    assert len(logs) <= 1
+    if trains_already:
+        assert "Stopped after step" in logs[0]
 
 
 def alive(group: int) -> bool:

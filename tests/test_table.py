@@ -6,24 +6,29 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import CONFIGS, ROOT
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 from plans import TABLES, composed, plan_in
 
-from cope.cli import BUSY, INTERRUPTED
-from cope.errors import UserError
-from cope.report.comparison import comparison_table, provenance
+from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
-from cope.report.paper import paper_figures
-from cope.run.experiment import Experiment
+from cope.report.markdown import comparison_table
+from cope.report.paper import paper_values
+from cope.report.provenance import provenance_line
+from cope.sweep.clock import Clock
+from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.places import gpu_names, memory_gib, num_places
-from cope.sweep.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
-from cope.sweep.process import RunProcesses
-from cope.sweep.queue import Clock, _conclude, check_settings, run_all
+from cope.sweep.plan import Plan, PlannedRun, all_runs, launcher_for, read_plan, read_plans
+from cope.sweep.plan import composed as composed_settings
+from cope.sweep.process import Processes
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -41,7 +46,7 @@ def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
     rows = {section: set(plan.rows(section)) for name in TABLES for plan in [composed(name)]
             for section in plan.sections}  # fmt: skip
-    for section, figures in paper_figures().items():
+    for section, figures in paper_values().items():
         assert set(figures) <= rows[section], section
 
 
@@ -60,11 +65,26 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
 
 
-def test_the_provenance_names_each_processor_and_its_vector_instructions() -> None:
+def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
     common = {"scale": "laptop", "versions": {"torch": "2"}, "commit": None, "date": "2026-01-02"}
-    machines = [{"processor": "A", "threads": 1}, {"processor": "A", "instructions": "AVX2", "threads": 1}]
-    said = provenance([common | {"seed": seed, "hardware": machine} for seed, machine in enumerate([*machines, machines[1]])])
-    assert said == "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; 2026-01-02."
+    common |= {"hardware": {"processor": "A", "threads": 1}}
+    return [common | {"seed": seed} | result for seed, result in enumerate(results)]
+
+
+def test_a_tables_last_line_names_each_processor_and_its_vector_instructions() -> None:
+    with_instructions = {"hardware": {"processor": "A", "instructions": "AVX2", "threads": 1}}
+    said = provenance_line(results_of({}, with_instructions, with_instructions))
+    assert said == (
+        "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; code not recorded; "
+        "2026-01-02."
+    )
+
+
+def test_a_tables_last_line_names_kernels_and_says_where_runs_are_of_different_code() -> None:
+    new = {"code": "0a1b", "kernel": "native (g++ 12)"}
+    assert "; attention by native (g++ 12); commit not known; code 0a1b; " in provenance_line(results_of(new, new))
+    said = provenance_line(results_of(new, {}, new | {"code": "2c3d"}, new))
+    assert "; **runs of different code**: 0a1b (2), not recorded (1), 2c3d (1); " in said
 
 
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:
@@ -131,15 +151,28 @@ def test_runs_that_are_judged_by_different_metrics_are_not_compared(tmp_path: Pa
         Findings([plan])
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.log_every=0", f"output_dir={tmp_path}"]
-    runs = read_plan(CONFIGS, "table4", overrides, 1).runs[:1]
-    assert run_all(runs, ROOT, 1) == list(runs)
-    assert "FAILED: python train.py task=counting pe=none scale=smoke" in capsys.readouterr().out
-    assert "trainer.log_every=0 is too small" in runs[0].log.read_text()
-    assert runs[0].failed
-    assert run_all(read_plan(CONFIGS, "table4", overrides[:3] + overrides[4:], 1).runs[:1], ROOT, 1) == []
+class Answers(Launcher):
+    """A launcher whose jobs end as it is told."""
+
+    def __init__(self, *raised: Exception) -> None:
+        self.raised = raised
+
+    def setup(self, **_: object) -> None: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        assert len(job_overrides) == len(self.raised)
+        return [JobReturn(status=JobStatus.FAILED, _return_value=error) for error in self.raised]
+
+
+def test_what_is_left_over_is_told_from_what_failed(tmp_path: Path) -> None:
+    runs = plan_in(tmp_path, "table4", 1).runs[:3]
+    for _ in range(2):  # again after a failure
+        left_over = run_jobs(Answers(Interrupted("Stopped."), AlreadyRunning("."), UserError("no.")), runs)
+        assert [said.partition(": ")[0] for said in left_over.values()] == ["stopped", "left alone", "failed"]
+        assert [run.failed for run in runs] == [False, False, True]
+    assert runs[2].mark_of_failure.read_text() == f"{runs[2].command}\nno.\n"
+    finish(runs[2].folder.path, "counting", 1.0)
+    assert list(run_jobs(Answers(UserError("no."), UserError("no.")), runs)) == [run.folder.path for run in runs[:2]]
 
 
 def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first() -> None:
@@ -150,18 +183,22 @@ def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first
 
 
 def finish(folder: Path, task: str, seconds: float) -> None:
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"task": task, "scale": "smoke", "time_s": seconds}))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(
+        json.dumps({"task": task, "scale": "smoke", "time_s": seconds, "headline": "error", "splits": {}})
+    )
 
 
 def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_path: Path) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs
-    assert Clock(tmp_path).seconds(runs, 2) is None
+    kinds = [(run.task, run.scale) for run in runs]
+    outputs = runs[0].folder.path.parents[3]
+    assert Clock(outputs, tmp_path).seconds(kinds, 2) is None
     finish(tmp_path / "docs" / "results" / "runs" / "counting" / "rope" / "0123" / "seed=1", "counting", 10.0)
     finish(tmp_path / "docs" / "results-night" / "runs" / "flip_flop" / "rope" / "0123" / "seed=1", "flip_flop", 1000.0)
-    assert Clock(tmp_path).seconds(runs, 2) == 10.0 * len(runs) / 2
+    assert Clock(outputs, tmp_path).seconds(kinds, 2) == 10.0 * len(runs) / 2
     finish(runs[0].folder.path, "counting", 30.0)
-    assert Clock(tmp_path).seconds(runs, 2) == 30.0 * (len(runs) - 1) / 2
+    assert Clock(outputs, tmp_path).seconds(kinds[1:], 2) == 30.0 * (len(runs) - 1) / 2
 
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
@@ -173,7 +210,7 @@ def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are
     ("override", "said"),
     [
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
-        ("seed=5", r"seed=5: a table has its own seeds; allowed: --seeds N"),
+        ("seed=5", r"seed=5: a table has its own seeds; allowed: seeds=N"),
         ("force=true", r"force=true: a table runs what is not finished"),
         ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
     ],
@@ -223,23 +260,24 @@ def test_only_gpus_that_may_be_used_are_used(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("num_jobs", [2, 6])
-def test_runs_at_once_share_the_gpus_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_jobs: int) -> None:
+def test_jobs_at_once_share_the_gpus_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_jobs: int) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs
     busy: list[str] = []
     seen: list[str] = []
 
-    def run_on_a_gpu(self: RunProcesses, script: Path, overrides: object, log: Path, environment: dict[str, str]) -> int:
+    def call_on_a_gpu(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
         gpu = environment["CUDA_VISIBLE_DEVICES"]
         assert busy.count(gpu) < num_jobs / 2
         busy.append(gpu)
         seen.append(gpu)
         time.sleep(0.05)
         busy.remove(gpu)
-        return 1
+        raise RuntimeError("it ended")
 
-    monkeypatch.setattr("cope.sweep.queue.gpu_names", lambda: ["2", "3"])
-    monkeypatch.setattr(RunProcesses, "run", run_on_a_gpu)
-    assert len(run_all(runs, ROOT, num_jobs)) == len(runs) == len(seen)
+    monkeypatch.setattr("cope.sweep.launcher.gpu_names", lambda: ["2", "3"])
+    monkeypatch.setattr(Processes, "call", call_on_a_gpu)
+    with launcher_for(CONFIGS, [f"hydra.launcher.jobs={num_jobs}"], lambda config: None) as launcher:
+        assert len(run_jobs(launcher, runs)) == len(runs) == len(seen)
     assert set(seen) == {"2", "3"}
 
 
@@ -261,7 +299,7 @@ def test_how_many_runs_a_machine_has_room_for(
     monkeypatch.setattr("cope.sweep.places.smallest_gpu_gib", lambda _: gib)
     monkeypatch.setattr("cope.sweep.places.num_cores", lambda: cores)
     runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}", *settings], 1).runs
-    number, why = num_places(runs, CONFIGS)
+    number, why = num_places(composed_settings(CONFIGS, run.settings) for run in runs)
     assert number == expected
     assert why.startswith(f"{expected} runs at once, ")
 
@@ -273,22 +311,24 @@ def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., Dic
     assert large > 80
 
 
-def test_a_run_that_was_stopped_or_is_busy_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = plan_in(tmp_path, "table4", 1).runs[0]
-    outcomes = ((INTERRUPTED, False, "stopped: "), (BUSY, False, "left alone: "), (1, True, "FAILED: "))
-    for status, failed, said in (*outcomes, *outcomes):  # the first three again, after a failure
-        monkeypatch.setattr(RunProcesses, "run", lambda *_, status=status: status)
-        assert run_all([run], ROOT, 1) == [run] and run.failed == failed
-        assert _conclude(run, status, []).startswith(said)
+def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]) -> None:
+    config = compose("trainer.devices=2", "trainer.strategy=ddp")
+    with pytest.raises(UserError, match=r"trainer\.devices=2 in a sweep on this machine; allowed: 1 a job"):
+        check_jobs([config], Answers())
 
 
 def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> None:
     overrides = ["scale=smoke", f"output_dir={tmp_path}"]
+
+    def configs(*more: str) -> list[DictConfig]:
+        plan = read_plan(CONFIGS, "figure2", [*overrides, *more], 2)
+        return [composed_settings(CONFIGS, settings) for settings in dict.fromkeys(run.settings for run in plan.runs)]
+
     with pytest.raises(UserError) as caught:
-        check_settings(read_plan(CONFIGS, "figure2", [*overrides, "trainer.steps=many"], 2).runs, CONFIGS, Experiment)
+        check_jobs(configs("trainer.steps=many"), Answers())
     assert str(caught.value) == "trainer.steps='many' has the wrong type; allowed: int."
     assert not list(tmp_path.iterdir())
-    check_settings(read_plan(CONFIGS, "figure2", overrides, 2).runs, CONFIGS, Experiment)
+    check_jobs(configs(), Answers())
 
 
 @pytest.mark.slow

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from cope.building import arguments
 from cope.corpora import gpt2
+from cope.corpora.encoding import load_tokenizer, train_tokenizer
 from cope.corpora.subwords import SEGMENT, SubwordTokenizer, segments
-from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, load_tokenizer, printable, train_tokenizer
+from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, printable
 from cope.errors import UserError
 
 SENTENCES = [
@@ -153,6 +156,11 @@ def test_nothing_can_be_learned_from_nothing() -> None:
         train_tokenizer(TokenizerSettings("bpe", 300, True), ["", "\0"], "corpus=x")
 
 
+def settings(values: dict[str, object]) -> TokenizerSettings:
+    """As a configuration has them."""
+    return TokenizerSettings(**arguments(OmegaConf.create(values), TokenizerSettings, "task.tokenizer"))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -160,7 +168,7 @@ def test_nothing_can_be_learned_from_nothing() -> None:
         ({"vocab_size": 260}, r"task\.tokenizer\.vocab_size=260 is too small; allowed: 261 or more"),
         ({"vocab_size": 4, "byte_fallback": False}, r"allowed: 5 or more"),
         ({"vocab_size": "many"}, r"task\.tokenizer\.vocab_size='many' has the wrong type; allowed: int"),
-        ({"byte_fallback": 1}, r"task\.tokenizer\.byte_fallback=1 has the wrong type; allowed: bool"),
+        ({"byte_fallback": "maybe"}, r"task\.tokenizer\.byte_fallback='maybe' has the wrong type; allowed: bool"),
         ({"vocab_sise": 300}, r"task\.tokenizer\.vocab_sise is not a setting.*Did you mean 'vocab_size'"),
         ({"kind": "gpt2"}, r"task\.tokenizer\.vocab_size=300 is not GPT-2's.*50257"),
         ({"kind": "gpt2", "vocab_size": 50257, "byte_fallback": False}, r"byte_fallback=false is not possible"),
@@ -168,12 +176,12 @@ def test_nothing_can_be_learned_from_nothing() -> None:
 )
 def test_settings_that_cannot_be(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TokenizerSettings.of({"kind": "bpe", "vocab_size": 300, "byte_fallback": True} | values)
+        settings({"kind": "bpe", "vocab_size": 300, "byte_fallback": True} | values)
 
 
 def test_settings_must_be_complete() -> None:
     with pytest.raises(UserError, match=r"task\.tokenizer\.byte_fallback must be set"):
-        TokenizerSettings.of({"kind": "bpe", "vocab_size": 300})
+        settings({"kind": "bpe", "vocab_size": 300})
 
 
 def test_gpt2_says_when_its_vocabulary_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

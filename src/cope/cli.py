@@ -1,32 +1,144 @@
-"""What stands between the command line and a run: overrides checked before Hydra composes them, errors told in one message."""
+"""The words of the commands: settings as ``key=value``, errors told in one message, exit statuses."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from cope.errors import UserError, nearest
-from cope.run.configuration import no_recipe
-from cope.run.folder import AlreadyRunning
-from cope.sweep.jobs import is_sweep, write_job
+from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
-LEFT_OVER = 3  # of a table, some of whose runs failed or were stopped; 1 is of a command that was refused
+LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
+
+Settings = TypeVar("Settings")
+
+# For each type of a setting: what makes a value of what was typed, and what may be typed.
+CONVERSIONS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    str: (str, "text"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: ({"true": True, "false": False}.__getitem__, "true, false"),
+    Path: (Path, "a path"),
+    tuple[str, ...]: (lambda text: tuple(text.split(",")), "values with commas between"),
+    tuple[int, ...]: (lambda text: tuple(map(int, text.split(","))), "whole numbers with commas between"),
+}
+
+
+def is_sweep() -> bool:
+    """Whether this process runs a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def read_settings(arguments: Sequence[str], settings: type[Settings], example: str) -> Settings:
+    """The settings that ``key=value`` arguments make, for a command that is not configured by Hydra: values may be any text.
+
+    Args:
+        settings: a dataclass: its fields are the keys, their types what may be typed, those without a default must be given.
+        example: a command that has what must be given.
+
+    Raises:
+        UserError: a key that is unknown, missing or given twice, a value of another type, or one that ``settings`` refuses.
+    """
+    values, others = _values(arguments, settings)
+    for argument in others:
+        key = argument.partition("=")[0]
+        names = list(get_type_hints(settings))
+        raise UserError(f"{key} is not a setting; allowed: {', '.join(names)}.{nearest(key, names)}")
+    return _made(settings, values, example)
+
+
+def split_settings(arguments: Sequence[str], settings: type[Settings], example: str) -> tuple[Settings, list[str]]:
+    """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``."""
+    values, others = _values(arguments, settings)
+    return _made(settings, values, example), others
+
+
+def _values(arguments: Sequence[str], settings: type[Settings]) -> tuple[dict[str, Any], list[str]]:
+    hints = get_type_hints(settings)
+    values: dict[str, Any] = {}
+    others = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not key or not (equals or argument.startswith("~")):  # Hydra's, which removes a key
+            raise UserError(
+                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(hints)}. Text with spaces needs quotes: "
+                f'key="...".{nearest(argument, hints)}'
+            )
+        if key not in hints:
+            others.append(argument)
+            continue
+        if key in values:
+            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
+        values[key] = _converted(argument, text, hints[key])
+    return values, others
+
+
+def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Settings:
+    required = [field.name for field in fields(settings) if field.default is MISSING]  # type: ignore[arg-type]  # a dataclass
+    if missing := [f"{name}=..." for name in required if name not in values]:
+        raise UserError(f"{' and '.join(missing)} must be given: {example}")
+    return settings(**values)
+
+
+def _converted(argument: str, text: str, hint: Any) -> Any:
+    may_be_null = type(None) in get_args(hint)
+    if may_be_null:
+        if text == "null":
+            return None
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    make, allowed = CONVERSIONS[hint]
+    try:
+        return make(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{argument} has the wrong type; allowed: {allowed}{', or null' if may_be_null else ''}.") from error
+
+
+def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
+    """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(documentation)
+    else:
+        with reporting_errors():
+            main(arguments)
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Print a UserError's message alone and exit with status 1; a job of a sweep says it, and lets its launcher go on."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        if is_sweep() and not isinstance(error, KeyboardInterrupt):
+            _tell(str(error))
+            raise KeyboardInterrupt from error  # the launcher's to end
+        _tell(str(error) or "Stopped; the same command goes on from there.")
+        sys.exit(INTERRUPTED)
+    except (UserError, OmegaConfBaseException, HydraException) as error:
+        message = message_of(error)
+        if is_sweep():
+            _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{message}")
+            raise
+        if wants_stack_trace() and not isinstance(error, AlreadyRunning):
+            raise
+        _tell(message)
+        sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
+    except Exception:
+        if is_sweep():  # a bug of ours: the others may be spared it, but its trace is wanted
+            _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{traceback.format_exc()}")
+        raise
 
 
 def wants_stack_trace() -> bool:
@@ -34,220 +146,13 @@ def wants_stack_trace() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 
-def check_overrides(arguments: Sequence[str], config_folder: str, config_name: str = "train") -> None:
-    """Exit with one message if an override names a choice or a key that does not exist.
-
-    Hydra refuses them too; this adds the nearest match, and says it of every override at once.
-    """
-    if {"-sc", "--shell-completion"} & set(arguments):
-        return
-    problems = override_problems(arguments, Path(sys.argv[0]).resolve().parent / config_folder, config_name)
-    if problems:
-        _tell("\n".join(problems))
-        sys.exit(1)
-
-
-def override_problems(arguments: Sequence[str], folder: Path, config_name: str = "train") -> list[str]:
-    """What is wrong with the names in overrides, given the configurations in ``folder``."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(
-            [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        )
-    except HydraException:
-        return []  # Hydra shows where the syntax goes wrong
-    overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
-    try:
-        return (
-            _unknown_choices(overrides, folder)
-            or _missing_recipes(overrides, folder, config_name)
-            or _unused_groups(overrides, folder, config_name)
-            or _unknown_keys(overrides, folder, config_name)
-        )
-    except HydraException:
-        return []  # a sweep that only Hydra can spell out, such as glob(*)
-
-
-def _choices(folder: Path, group: str) -> list[str]:
-    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
-
-
-def _is_group(override: Override, folder: Path) -> bool:
-    return (folder / override.key_or_group).is_dir()
-
-
-def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
-    problems = []
-    for override in overrides:
-        if _is_group(override, folder) and not override.is_delete():
-            choices = _choices(folder, override.key_or_group)
-            for value in _values(override):
-                if value not in choices:
-                    listed = ", ".join(choices)
-                    problems.append(
-                        f"{override.key_or_group}={value} is not known; allowed: {listed}.{nearest(value, choices)}"
-                    )
-    return problems
-
-
-def _missing_recipes(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    """Combinations of scale and task that have no recipe."""
-    chosen = [override for override in overrides if override.key_or_group in ("scale", "task")]
-    if not chosen:
-        return []  # the defaults have one
-    problems = []
-    for names in itertools.product(*[[f"{group.key_or_group}={value}" for value in _values(group)] for group in chosen]):
-        try:
-            with initialize_config_dir(str(folder), version_base="1.3"):
-                compose(config_name, overrides=list(names))
-        except MissingConfigException as error:
-            problem = no_recipe(error, folder)
-            problems += [problem] if problem else []
-    return problems
-
-
-def _unused_groups(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    """Groups that only some tasks have, such as ``corpus``, chosen for one that has none."""
-    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
-    problems = []
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        always = set(compose(config_name))
-        for override in groups:
-            if override.key_or_group not in always:
-                others = [f"{_prefix(group)}{group.key_or_group}={_values(group)[0]}" for group in groups if group != override]
-                if override.key_or_group not in compose(config_name, overrides=others):
-                    where = f"with {', '.join(others)}" if others else "by default"
-                    problems.append(
-                        f"{override.key_or_group}={_values(override)[0]} has no effect: {where} nothing has a "
-                        f"{override.key_or_group}."
-                    )
-    return problems
-
-
-def _unknown_keys(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
-    keys = [
-        override for override in overrides
-        if not _is_group(override, folder) and not (override.is_add() or override.is_force_add() or override.is_delete())
-    ]  # fmt: skip
-    if not keys:
-        return []
-    problems: dict[str, None] = {}
-    for choice in itertools.product(*[_values(group) for group in groups]):
-        names = [f"{_prefix(group)}{group.key_or_group}={value}" for group, value in zip(groups, choice, strict=True)]
-        try:
-            with initialize_config_dir(str(folder), version_base="1.3"):
-                config = compose(config_name, overrides=names)
-        except HydraException:
-            continue  # not a combination that exists: Hydra says why
-        known = _known_keys(config)
-        for override in keys:
-            key = override.key_or_group
-            if key not in known:
-                where = f" with {', '.join(names)}" if names else ""
-                siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-                allowed = f" Allowed{where}: {', '.join(sorted(siblings))}." if siblings else ""
-                guess = nearest(key, known)
-                problems[f"{key} is not a setting.{allowed}{guess}"] = None
-    return list(problems)
-
-
-def _prefix(override: Override) -> str:
-    return "+" if override.is_add() else "++" if override.is_force_add() else ""
-
-
-def _known_keys(config: DictConfig, prefix: str = "") -> set[str]:
-    known = set()
-    for key in config:
-        known.add(f"{prefix}{key!s}")
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            known |= _known_keys(node, f"{prefix}{key!s}.")
-    return known
-
-
-def key_values(arguments: Sequence[str], keys: Mapping[str, tuple[Callable[[str], Any], str]]) -> dict[str, Any]:
-    """The values of ``key=value`` arguments of a command that is not configured by Hydra: its values may be any text.
-
-    Args:
-        keys: what makes a value of what was typed, and what may be typed.
-
-    Raises:
-        UserError: a key that is unknown or given twice, or a value of another type.
-    """
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not key or not equals:
-            raise UserError(
-                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(keys)}. Text with spaces needs quotes: "
-                f'key="...".{nearest(key, keys)}'
-            )
-        if key not in keys:
-            raise UserError(f"{key} is not a setting; allowed: {', '.join(keys)}.{nearest(key, keys)}")
-        if key in values:
-            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
-        make, allowed = keys[key]
-        try:
-            values[key] = make(text)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{argument} has the wrong type; allowed: {allowed}.") from error
-    return values
-
-
-@dataclass
-class Outcome:
-    """What a run tells of itself: its folder, once it is known."""
-
-    folder: str | None = None
-
-
-@contextmanager
-def reporting_errors() -> Iterator[Outcome]:
-    """Print a UserError's message alone and exit with status 1; in a sweep, say which job failed and let the others go on."""
-    from cope.run.loop import Interrupted
-
-    outcome = Outcome()
-    try:
-        yield outcome
-    except Interrupted as error:
-        write_job("interrupted", outcome.folder, str(error))
-        _tell(str(error))
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:  # outside of training, where there is nothing to be saved
-        message = "Stopped; the same command goes on from the last checkpoint."
-        write_job("interrupted", outcome.folder, message)
-        _tell(message)
-        sys.exit(INTERRUPTED)
-    except (UserError, OmegaConfBaseException) as error:
-        message = message_of(error)
-        if not is_sweep():
-            if wants_stack_trace() and not isinstance(error, AlreadyRunning):
-                raise
-            _tell(message)
-            sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
-        _tell(f"FAILED: {write_job('failed', outcome.folder, message)}\n{message}")
-        if wants_stack_trace():
-            traceback.print_exc()
-    except Exception as error:
-        if not is_sweep():
-            raise
-        # A bug of ours: the others may be spared it, but its trace is wanted.
-        _tell(f"FAILED: {write_job('failed', outcome.folder, f'{type(error).__name__}: {error}')}\n{traceback.format_exc()}")
-    else:
-        write_job("done", outcome.folder, "")
-
-
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """What to tell the user of an error that a setting caused."""
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
-    return str(error)
+    if isinstance(error, (UserError, HydraException, RuntimeError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _tell(message: str) -> None:

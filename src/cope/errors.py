@@ -15,6 +15,14 @@ class UserError(ValueError):
     """Something the user can put right: a setting, a file, a folder, a missing package."""
 
 
+class Interrupted(UserError):
+    """What was running was asked to stop, has saved its state, and can go on."""
+
+
+class AlreadyRunning(UserError):
+    """Another process has the folder."""
+
+
 def nearest(value: object, allowed: Iterable[object]) -> str:
     """`` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
     matches = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1, cutoff=0.5)

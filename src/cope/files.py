@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, then put in place in one step."""
+"""Files that are whole or not there: written beside, then put in place in one step; and folders that one process has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from cope.errors import UserError
+from filelock import FileLock, Timeout
+
+from cope.errors import AlreadyRunning, UserError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -61,3 +63,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def lock(path: Path) -> FileLock:
+    """Keep ``path`` to this process until it ends or the lock is released; it may be any file, and stays empty.
+
+    Raises:
+        AlreadyRunning: another process has it.
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = FileLock(path)
+    try:
+        found.acquire(timeout=0)
+    except Timeout as error:
+        raise AlreadyRunning(f"{path.parent} is being written by another process.") from error
+    return found

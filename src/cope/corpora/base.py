@@ -13,14 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from cope.errors import UserError, check_between
+from cope.errors import UserError, check_between, nearest
 
 SPLITS = ("train", "validation", "test")
+
+
+class LeftOut(NamedTuple):
+    """Stands where a document would, so that what was left out can be counted."""
+
+    reason: str  # such as "files that are not UTF-8, in train"
 
 
 class Corpus(ABC):
@@ -30,12 +35,8 @@ class Corpus(ABC):
     license: str  # printed wherever the corpus is used
     if_empty: ClassVar[str] = "Give it a larger share: corpus.{split}_fraction."  # what to do about a split without documents
 
-    def __init__(self) -> None:
-        # Why documents() left something out -> how often, over all splits read so far; reported with the sizes.
-        self.left_out: Counter[str] = Counter()
-
     @abstractmethod
-    def documents(self, split: str) -> Iterator[str]:
+    def documents(self, split: str) -> Iterator[str | LeftOut]:
         """The texts of ``train``, ``validation`` or ``test``, one by one, in the same order each time.
 
         Raises:
@@ -74,3 +75,18 @@ def files_digest(files: Iterable[tuple[str, Path]]) -> str:
     """A digest of files by name, size and time of change, for :meth:`Corpus.identity`; their content is not read."""
     described = [[name, (status := path.stat()).st_size, status.st_mtime_ns] for name, path in files]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+NO_NETWORK_NEEDED = (
+    "Text that needs no network: corpus=enwiki_sample, corpus=python_stdlib, or your own with corpus=files "
+    "corpus.train=/path/to/text"
+)
+
+
+def check_source(source: str) -> None:
+    """Raise UserError unless ``source`` is ``hub`` or a folder."""
+    if source != "hub" and not Path(source).expanduser().is_dir():
+        raise UserError(
+            f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{nearest(source, ('hub',))} "
+            f"{NO_NETWORK_NEEDED}"
+        )

@@ -9,14 +9,21 @@ enough, once for each split.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
-from cope.corpora.hub import INSTEAD, load_hub_dataset
-from cope.corpora.rows import find_files, is_json_lines, read_columns
-from cope.errors import UserError, check_at_least, check_choice, nearest
+from cope.corpora.base import (
+    NO_NETWORK_NEEDED,
+    Corpus,
+    LeftOut,
+    check_fractions,
+    check_source,
+    files_digest,
+    split_by_hash,
+)
+from cope.corpora.hub import first_line, load_hub_dataset
+from cope.corpora.rows import find_files, has_rows, read_columns
+from cope.errors import UserError, check_at_least, check_choice
 
 DATASET = "codeparrot/codeparrot-clean-train"
 COLUMNS = ["repo_name", "license", "content"]
@@ -44,12 +51,11 @@ class Codeparrot(Corpus):
         self,
         *,
         licenses: list[str],
-        source: str = "hub",
-        num_documents: int | None = 100_000,
-        validation_fraction: float = 0.02,
-        test_fraction: float = 0.02,
+        source: str,
+        num_documents: int | None,
+        validation_fraction: float,
+        test_fraction: float,
     ) -> None:
-        super().__init__()
         check_fractions(validation_fraction, test_fraction)
         for wanted in licenses:
             check_choice("corpus.licenses", wanted, LICENSES)
@@ -57,19 +63,26 @@ class Codeparrot(Corpus):
             raise UserError(f"corpus.licenses is empty; allowed: some of {', '.join(LICENSES)}.")
         if num_documents is not None:
             check_at_least("corpus.num_documents", num_documents, 1)
-        if source != "hub" and not Path(source).expanduser().is_dir():
-            hint = nearest(source, ("hub",))
-            raise UserError(f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{hint} {INSTEAD}")
+        check_source(source)
         self.licenses = sorted(set(licenses))
         self.license = f"each file's own, one of: {', '.join(self.licenses)}"
         self.source = source
         self.num_documents = num_documents
         self.fractions = (validation_fraction, test_fraction)
 
-    def documents(self, split: str) -> Iterator[str]:
-        for repository, content in islice(self._wanted(split), self.num_documents):
-            if split_by_hash(repository, *self.fractions) == split:
+    def documents(self, split: str) -> Iterator[str | LeftOut]:
+        taken = 0
+        for repository, license, content in self._rows():
+            is_ours = split_by_hash(repository, *self.fractions) == split
+            if license not in self.licenses:
+                if is_ours:
+                    yield LeftOut(f"files under other licences, in {split}")
+                continue
+            if is_ours:
                 yield content
+            taken += 1
+            if taken == self.num_documents:
+                return
 
     def identity(self) -> dict[str, Any]:
         files = DATASET if self.source == "hub" else files_digest(self._files())
@@ -80,31 +93,24 @@ class Codeparrot(Corpus):
             "fractions": list(self.fractions),
         }
 
-    def _wanted(self, split: str) -> Iterator[tuple[str, str]]:
-        """``(repository, content)`` of every file under one of the licences, whatever its split."""
-        for repository, license, content in self._rows():
-            if license in self.licenses:
-                yield repository, content
-            elif split_by_hash(repository, *self.fractions) == split:
-                self.left_out[f"files under other licences, in {split}"] += 1
-
     def _rows(self) -> Iterator[list[str]]:
         if self.source != "hub":
             for _, path in self._files():
                 yield from read_columns(path, COLUMNS, f"corpus.source={self.source}: column")
             return
-        rows = load_hub_dataset(f"corpus={self.name}", DATASET, split="train", streaming=True)
+        rows = load_hub_dataset(f"corpus={self.name}", DATASET, split="train", streaming=True, instead=NO_NETWORK_NEEDED)
         try:
             for row in rows:
                 yield [row[column] for column in COLUMNS]
         except Exception as error:  # a network that fails on the way, in the words of half a dozen libraries
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"corpus={self.name}: {DATASET} cannot be read to the end ({reason}). {INSTEAD}") from error
+            raise UserError(
+                f"corpus={self.name}: {DATASET} cannot be read to the end ({first_line(error)}). {NO_NETWORK_NEEDED}"
+            ) from error
 
     def _files(self) -> list[tuple[str, Path]]:
         """The data files of a local folder; its README and the like are passed over."""
         files = find_files("corpus.source", self.source)
-        data = [(name, path) for name, path in files if is_json_lines(path) or path.suffix == ".parquet"]
+        data = [(name, path) for name, path in files if has_rows(path)]
         if not data:
             raise UserError(f"corpus.source={self.source} has no data files; allowed: .json.gz, .jsonl or .parquet.")
         return data

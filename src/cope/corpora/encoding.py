@@ -1,29 +1,25 @@
-"""The second step of a preparation: shards of text to shards of tokens in several processes, then to one array a split.
+"""The second step of a preparation: a vocabulary, and documents to token ids, in several processes and then one array a split.
 
-A shard is encoded by itself, so the result does not depend on the number of processes, and what was encoded before an
-interruption is not encoded again.
+A document is encoded by itself, so the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
-from cope.corpora.base import SPLITS
-from cope.corpora.storage import write, write_array_header
-from cope.corpora.text_shards import TextShards, read_shard, text_path
-from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, load_tokenizer
+from cope.corpora import gpt2, subwords
+from cope.corpora.documents import DOCUMENTS_AT_ONCE
+from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
 
-SHARDS_WORTH_A_PROCESS = 3  # starting a process takes about as long as encoding this many
+CHARACTERS_WORTH_A_PROCESS = 12_000_000  # starting a process takes about as long as encoding this much
 ARRAYS = ("tokens", "starts", "num_words", "num_bytes")
 
 
@@ -38,9 +34,34 @@ class SplitSizes:
     seconds: float  # of processor time spent encoding
 
 
-def array_path(folder: Path, split: str, array: str) -> Path:
-    """The file of one array of a split."""
-    return folder / f"{split}.{array}.npy"
+def check_available(settings: TokenizerSettings) -> None:
+    """Raise UserError if GPT-2's vocabulary or the package for it is missing: better said before a corpus is read."""
+    if settings.kind == "gpt2":
+        load_tokenizer(settings, b"")
+
+
+def train_tokenizer(settings: TokenizerSettings, lines: Iterable[str], source: str) -> bytes:
+    """What :func:`load_tokenizer` takes: a function of the settings and the lines alone.
+
+    Args:
+        settings: what to train.
+        lines: the text to learn from, without newlines, at most ``documents.LONGEST_LINE`` characters each.
+        source: the corpus, for messages.
+
+    Raises:
+        UserError: there is too little text for the vocabulary, or too much variety.
+    """
+    return b"" if settings.kind == "gpt2" else subwords.train(settings, lines, source)
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(settings: TokenizerSettings, model: bytes) -> Tokenizer:
+    """The tokenizer of what :func:`train_tokenizer` returned.
+
+    Raises:
+        UserError: GPT-2's vocabulary is not at hand.
+    """
+    return gpt2.Gpt2Tokenizer() if settings.kind == "gpt2" else subwords.SubwordTokenizer(model)
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -48,76 +69,71 @@ def token_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def encode_shards(folder: Path, shards: TextShards, settings: TokenizerSettings, model: bytes) -> None:
-    """Encode what is not encoded yet, in as many processes as there are cores and work for."""
-    pending = [
-        text_path(folder, split, number)
-        for split in SPLITS
-        for number in range(shards.num_shards[split])
-        if not _encoded(text_path(folder, split, number)).exists()
-    ]
-    processes = max(1, min(len(os.sched_getaffinity(0)), len(pending) // SHARDS_WORTH_A_PROCESS))
-    done = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        delayed(_encode_shard)(path, settings, model) for path in pending
+def array_path(folder: Path, split: str, array: str) -> Path:
+    """The file of one array of a split."""
+    return folder / f"{split}.{array}.npy"
+
+
+def encode(texts: Any, settings: TokenizerSettings, model: bytes) -> Any:
+    """The ``datasets.Dataset`` of token ids and sizes that belongs to one of texts."""
+    import datasets  # a second to import
+
+    num_characters = int(np.sum(texts["num_characters"]))
+    processes = min(len(os.sched_getaffinity(0)), len(texts), num_characters // CHARACTERS_WORTH_A_PROCESS)
+    numbers = {name: datasets.Value("int64") for name in ("num_tokens", "num_words", "num_bytes")}
+    tokens = datasets.List(datasets.Value(token_type(settings.vocab_size).name))
+    return texts.map(
+        _encode,
+        batched=True,
+        batch_size=DOCUMENTS_AT_ONCE,
+        writer_batch_size=DOCUMENTS_AT_ONCE,
+        remove_columns=texts.column_names,
+        features=datasets.Features({"tokens": tokens, "seconds": datasets.Value("float64"), **numbers}),
+        fn_kwargs={"settings": settings, "model": model},
+        num_proc=processes if processes > 1 else None,
+        new_fingerprint="tokens",
+        desc="encoding",
     )
-    for _ in tqdm(done, total=len(pending), desc="encoding", unit=" shards", leave=False, disable=not sys.stderr.isatty()):
-        pass
 
 
-def _encoded(text: Path) -> Path:
-    return text.with_suffix(".npz")
+def _encode(batch: dict[str, list[str]], settings: TokenizerSettings, model: bytes) -> dict[str, list[Any]]:
+    tokenizer = load_tokenizer(settings, model)
+    columns: dict[str, list[Any]] = {name: [] for name in ("tokens", "seconds", "num_tokens", "num_words", "num_bytes")}
+    for text in batch["text"]:
+        start = time.process_time()
+        tokens = np.array([*tokenizer.encode(text), tokenizer.separator], token_type(tokenizer.vocab_size))
+        columns["seconds"].append(time.process_time() - start)
+        columns["tokens"].append(tokens)
+        columns["num_tokens"].append(len(tokens))
+        columns["num_words"].append(len(text.split()))
+        columns["num_bytes"].append(len(text.encode()))
+    return columns
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(settings: TokenizerSettings, model: bytes) -> Tokenizer:
-    """Loaded once a process."""
-    return load_tokenizer(settings, model)
-
-
-def _encode_shard(path: Path, settings: TokenizerSettings, model: bytes) -> None:
-    tokenizer = _tokenizer(settings, model)
-    start = time.process_time()
-    documents = read_shard(path)
-    encoded = [np.array([*tokenizer.encode(text), tokenizer.separator], token_type(tokenizer.vocab_size)) for text in documents]
-    tokens = np.concatenate(encoded)
-    lengths = np.array([len(document) for document in encoded], np.int64)
-    num_words = np.array([len(text.split()) for text in documents], np.int64)
-    num_bytes = np.array([len(text.encode()) for text in documents], np.int64)
-    seconds = time.process_time() - start
-
-    def fill(file: IO[bytes]) -> None:
-        np.savez(file, tokens=tokens, lengths=lengths, num_words=num_words, num_bytes=num_bytes, seconds=np.array(seconds))
-
-    write(_encoded(path), fill)
-
-
-def join_shards(folder: Path, shards: TextShards, split: str, target: Path, vocab_size: int) -> SplitSizes:
-    """Put the shards of ``split`` one after another into the arrays of ``target``; memory holds the tokens of one shard."""
-    paths = [_encoded(text_path(folder, split, number)) for number in range(shards.num_shards[split])]
-    lengths, words, num_bytes, seconds = [], [], [], 0.0
-    for path in paths:
-        with np.load(path, allow_pickle=False) as shard:
-            lengths.append(shard["lengths"])
-            words.append(shard["num_words"])
-            num_bytes.append(shard["num_bytes"])
-            seconds += float(shard["seconds"])
-    starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    arrays = {"starts": starts, "num_words": np.concatenate(words), "num_bytes": np.concatenate(num_bytes)}
-    for name, values in arrays.items():
-
-        def fill(file: IO[bytes], values: np.ndarray = values) -> None:
-            write_array_header(file, len(values), values.dtype)
-            file.write(values.tobytes())
-
-        write(array_path(target, split, name), fill)
-
-    def fill_tokens(file: IO[bytes]) -> None:
-        write_array_header(file, int(starts[-1]), token_type(vocab_size))
-        for path in paths:
-            with np.load(path, allow_pickle=False) as shard:
-                file.write(shard["tokens"].tobytes())
-
-    write(array_path(target, split, "tokens"), fill_tokens)
+def write_arrays(encoded: Any, folder: Path, split: str, dtype: np.dtype) -> SplitSizes:
+    """Write the arrays of a split, the documents' tokens one after another."""
+    numbers = {name: np.array(encoded[name], np.int64) for name in ("num_tokens", "num_words", "num_bytes")}
+    starts = np.concatenate([[0], np.cumsum(numbers["num_tokens"])])
+    for name, values in (("starts", starts), ("num_words", numbers["num_words"]), ("num_bytes", numbers["num_bytes"])):
+        np.save(array_path(folder, split, name), values)
+    with array_path(folder, split, "tokens").open("wb") as file:
+        _write_header(file, int(starts[-1]), dtype)
+        for table in encoded.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
+            for chunk in table["tokens"].chunks:
+                file.write(chunk.flatten().to_numpy().tobytes())
     return SplitSizes(
-        len(starts) - 1, int(starts[-1]), int(arrays["num_words"].sum()), int(arrays["num_bytes"].sum()), round(seconds, 3)
+        len(starts) - 1,
+        int(starts[-1]),
+        int(numbers["num_words"].sum()),
+        int(numbers["num_bytes"].sum()),
+        round(sum(encoded["seconds"]), 3),
     )
+
+
+def _write_header(file: IO[bytes], length: int, dtype: np.dtype) -> None:
+    """The first part of a ``.npy`` file for ``length`` numbers, which are to follow as plain bytes.
+
+    A file made this way reports a full disk as an error; one written through a memory map kills the process.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -37,8 +37,7 @@ class EnwikiSample(Corpus):
     name = "enwiki_sample"
     license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
 
-    def __init__(self, *, source: str = "gensim", validation_fraction: float = 0.1, test_fraction: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, *, source: str, validation_fraction: float, test_fraction: float) -> None:
         check_fractions(validation_fraction, test_fraction)
         self.fractions = (validation_fraction, test_fraction)
         self.source = source

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
-from cope.corpora.rows import ROWS_AT_ONCE, find_files, is_json_lines, read_columns, read_lines, read_text
-from cope.errors import UserError, check_choice, nearest
-
-# What save_to_disk leaves in a folder: of several splits, or of one.
-SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+from cope.corpora.rows import find_files, has_rows, is_saved, read_columns, read_lines, read_text
+from cope.errors import check_choice
 
 
 class Files(Corpus):
@@ -43,14 +40,13 @@ class Files(Corpus):
         self,
         *,
         train: str,
-        validation: str | None = None,
-        test: str | None = None,
-        text_column: str = "text",
-        document: str = "file",
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        validation: str | None,
+        test: str | None,
+        text_column: str,
+        document: str,
+        validation_fraction: float,
+        test_fraction: float,
     ) -> None:
-        super().__init__()
         check_choice("corpus.document", document, ("file", "line"))
         check_fractions(validation_fraction, test_fraction)
         self.text_column = text_column
@@ -90,50 +86,16 @@ class Files(Corpus):
         }
 
     def _texts(self, split: str, source: str) -> Iterator[str]:
-        if _is_saved(Path(source).expanduser()):
-            yield from self._saved_texts(split, source)
-            return
-        for _, path in find_files(f"corpus.{split}", source):
-            if is_json_lines(path) or path.suffix == ".parquet":
-                for (text,) in read_columns(path, [self.text_column], "corpus.text_column"):
+        folder = Path(source).expanduser()
+        paths = [folder] if is_saved(folder) else [path for _, path in find_files(f"corpus.{split}", source)]
+        for path in paths:
+            if is_saved(path) or has_rows(path):
+                for (text,) in read_columns(path, [self.text_column], "corpus.text_column", split):
                     yield text
             elif self.document == "line":
                 yield from read_lines(path)
             else:
                 yield read_text(path)
-
-    def _saved_texts(self, split: str, source: str) -> Iterator[str]:
-        key = f"corpus.{split}={source}"
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError(f"{key} needs the package datasets: pip install -e '.[text]'") from error
-        try:
-            saved = datasets.load_from_disk(str(Path(source).expanduser()))
-        except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{key} cannot be read as a saved data set ({reason}).") from error
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise UserError(f"{key} has no split {split!r}; it has: {', '.join(saved)}.")
-            saved = saved[split]
-        if self.text_column not in saved.column_names:
-            there = saved.column_names
-            hint = nearest(self.text_column, there)
-            raise UserError(
-                f"corpus.text_column={self.text_column}: {source} has no such column; it has: {', '.join(there)}.{hint}"
-            )
-        for batch in saved.select_columns([self.text_column]).iter(ROWS_AT_ONCE):
-            for text in batch[self.text_column]:
-                if not isinstance(text, str):
-                    kind = type(text).__name__
-                    raise UserError(f"corpus.text_column={self.text_column}: {source} holds {kind} there; allowed: text.")
-                yield text
-
-
-def _is_saved(path: Path) -> bool:
-    """Whether ``save_to_disk`` wrote this folder."""
-    return any(all((path / name).is_file() for name in names) for names in SAVED)
 
 
 def _splits_of_saved(train: str) -> set[str]:

@@ -28,7 +28,9 @@ class Gpt2Tokenizer(Tokenizer):
         try:
             import tiktoken
         except ImportError as error:
-            raise UserError(f"task.tokenizer.kind=gpt2 needs the package tiktoken: pip install tiktoken\n{INSTEAD}") from error
+            raise UserError(
+                f"task.tokenizer.kind=gpt2 needs the package tiktoken: pip install -e '.[paper]'\n{INSTEAD}"
+            ) from error
         if not _is_downloaded() and not is_reachable(HOST):  # tiktoken itself would wait without limit
             raise UserError(
                 f"task.tokenizer.kind=gpt2: {HOST} cannot be reached, and the vocabulary was not downloaded before. {INSTEAD}"

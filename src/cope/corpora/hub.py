@@ -17,13 +17,9 @@ from urllib.request import getproxies
 from cope.errors import UserError
 
 CONNECT_SECONDS = 3.0
-INSTEAD = (
-    "Text that needs no network: corpus=enwiki_sample, corpus=python_stdlib, or your own with corpus=files "
-    "corpus.train=/path/to/text"
-)
 
 
-def load_hub_dataset(key: str, path: str, name: str | None = None, *, split: str, streaming: bool = False) -> Any:
+def load_hub_dataset(key: str, path: str, name: str | None = None, *, split: str, streaming: bool = False, instead: str) -> Any:
     """A split of a data set of the Hub; when that cannot be reached, of what an earlier run downloaded.
 
     Args:
@@ -32,27 +28,30 @@ def load_hub_dataset(key: str, path: str, name: str | None = None, *, split: str
         name: its configuration.
         split: its split.
         streaming: read it as it is downloaded, keeping nothing: for what is too large to keep.
+        instead: what to do without it, a sentence.
 
     Raises:
-        UserError: the package is missing, or the data set can be had neither from the Hub nor from the cache.
+        UserError: the data set can be had neither from the Hub nor from the cache.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{key} needs the package datasets: pip install -e '.[text]'\n{INSTEAD}") from error
+    import datasets  # a second to import
+
     online = not datasets.config.HF_HUB_OFFLINE and is_reachable(endpoint())
     try:
         if online:
             return datasets.load_dataset(path, name, split=split, streaming=streaming)
-        with offline(datasets):
+        with _offline(datasets):
             return datasets.load_dataset(path, name, split=split, streaming=streaming)
     except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
         if online:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{key}: cannot load {path} from the Hugging Face Hub ({reason}). {INSTEAD}") from error
+            raise UserError(f"{key}: cannot load {path} from the Hugging Face Hub ({first_line(error)}). {instead}") from error
         why = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else f"{endpoint()} cannot be reached"
         kept = "cannot be read without a network" if streaming else "was not downloaded before"
-        raise UserError(f"{key}: {why}, and {path} {kept}. {INSTEAD}") from error
+        raise UserError(f"{key}: {why}, and {path} {kept}. {instead}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the lines below."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def endpoint() -> str:
@@ -73,7 +72,7 @@ def is_reachable(url: str) -> bool:
 
 
 @contextmanager
-def offline(datasets: Any) -> Iterator[None]:
+def _offline(datasets: Any) -> Iterator[None]:
     """Both libraries read their environment variables when imported, which is too late now; these are what they set."""
     from huggingface_hub import constants
 

@@ -10,7 +10,8 @@ tokenizer's settings and the version of this code. Several runs that start at on
     train.starts.npy    where each document begins; train.num_words.npy and train.num_bytes.npy: its size as text
 
 and likewise for validation and test. The folder is made under another name (``<hash>.partial``) and moved into place when it is
-complete. An interrupted preparation goes on there; one that found the disk full leaves nothing.
+complete. An interrupted preparation goes on there, with the splits that were read or encoded to the end; one that found the
+disk full leaves nothing.
 
 Picture: the documents ``ab`` and ``c`` become
 
@@ -24,6 +25,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,10 +36,19 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cope.corpora.base import SPLITS, Corpus
-from cope.corpora.encoding import ARRAYS, array_path, encode_shards, join_shards
-from cope.corpora.storage import CannotWrite, write_bytes
-from cope.corpora.text_shards import TextShards, sample_lines, write_text_shards
-from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, check_available, load_tokenizer, train_tokenizer
+from cope.corpora.documents import read_texts, sample_lines
+from cope.corpora.encoding import (
+    ARRAYS,
+    array_path,
+    check_available,
+    encode,
+    load_tokenizer,
+    token_type,
+    train_tokenizer,
+    write_arrays,
+)
+from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
+from cope.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +146,7 @@ def _alone(folder: Path) -> Iterator[None]:
             log.info("Another process is preparing %s: waiting for it.", folder)
             lock.acquire()
     except OSError as error:
-        raise CannotWrite.because(folder.parent, error) from error
+        raise _cannot_write(folder.parent, error) from error
     try:
         yield
     finally:
@@ -146,53 +157,64 @@ def _make(
     corpus: Corpus, settings: TokenizerSettings, max_documents: int | None, key: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Prepare ``folder``, going on where an interrupted preparation stopped; returns the manifest."""
+    import datasets  # a second to import
+    import pyarrow
+
     check_available(settings)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        shards = TextShards.read(partial)
-        if shards is None:
+        manifest = _fill(partial, corpus, settings, max_documents, key)
+        if folder.exists():
+            shutil.rmtree(folder)  # damaged, or we would not be here
+        (partial / "complete").rename(folder)
+    except datasets.exceptions.DatasetGenerationError as error:  # of reading the corpus
+        cause = error.__cause__ or error
+        if isinstance(cause, (OSError, pyarrow.ArrowException)):
             shutil.rmtree(partial, ignore_errors=True)
-            shards = write_text_shards(corpus, partial, max_documents)
-        complete = partial / "complete"
-        if not (complete / MODEL).exists():
-            source = f"corpus={corpus.name}"
-            write_bytes(complete / MODEL, train_tokenizer(settings, sample_lines(partial, shards), source))
-        manifest = _make_arrays(settings, key, shards, partial, complete)
-        _move(complete, folder)
-    except CannotWrite:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            raise _cannot_write(partial, cause) from error
+        raise cause from None
+    except (OSError, pyarrow.ArrowException) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # gives back the room
+        raise _cannot_write(partial, error) from error
     shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
-def _make_arrays(
-    settings: TokenizerSettings, key: dict[str, Any], shards: TextShards, partial: Path, complete: Path
+def _fill(
+    partial: Path, corpus: Corpus, settings: TokenizerSettings, max_documents: int | None, key: dict[str, Any]
 ) -> dict[str, Any]:
-    """Encode every split and write the manifest."""
-    model = (complete / MODEL).read_bytes()
-    encode_shards(partial, shards, settings, model)
-    sizes = {split: asdict(join_shards(partial, shards, split, complete, settings.vocab_size)) for split in SPLITS}
+    """Read, learn, encode; all that is kept goes to ``partial/complete``, the manifest last."""
+    texts = read_texts(corpus, partial / "texts", max_documents)
+    complete = partial / "complete"
+    complete.mkdir(exist_ok=True)
+    model = train_tokenizer(settings, sample_lines(texts.by_split["train"]), f"corpus={corpus.name}")
+    (complete / MODEL).write_bytes(model)
+    dtype = token_type(settings.vocab_size)
+    sizes = {
+        split: asdict(write_arrays(encode(texts.by_split[split], settings, model), complete, split, dtype)) for split in SPLITS
+    }
     files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
-    content = json.dumps([shards.digest, hashlib.sha256(model).hexdigest(), settings.kind, VERSION])
+    model_digest = hashlib.sha256(model).hexdigest()
+    content = json.dumps([texts.digest, model_digest, settings.kind, VERSION])
     manifest = key | {
         "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
         "splits": sizes,
-        "left_out": shards.left_out,
-        "model_sha256": hashlib.sha256(model).hexdigest(),
+        "left_out": texts.left_out,
+        "model_sha256": model_digest,
         "file_sizes": {path.name: path.stat().st_size for path in files},
     }
-    write_bytes(complete / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+    (complete / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
-def _move(complete: Path, folder: Path) -> None:
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)  # damaged, or we would not be here
-        complete.rename(folder)
-    except OSError as error:
-        raise CannotWrite.because(folder, error) from error
+def _cannot_write(path: Path, error: BaseException) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UserError(
+        f"data_dir: cannot write {path} ({reason}). Make room or get write permission there, or choose another folder: "
+        "data_dir=/another/folder"
+    )
 
 
 def _documents(folder: Path, split: str) -> Documents:

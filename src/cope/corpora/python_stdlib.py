@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.corpora.base import Corpus, LeftOut, check_fractions, files_digest, split_by_hash
 from cope.errors import UserError
 
 INSTALLED = ("site-packages", "dist-packages")  # what others wrote
@@ -36,10 +36,7 @@ class PythonStdlib(Corpus):
 
     name = "python_stdlib"
 
-    def __init__(
-        self, *, packages: list[str], tests: bool = False, validation_fraction: float = 0.1, test_fraction: float = 0.1
-    ) -> None:
-        super().__init__()
+    def __init__(self, *, packages: list[str], tests: bool, validation_fraction: float, test_fraction: float) -> None:
         check_fractions(validation_fraction, test_fraction)
         self.tests = tests
         self.packages = sorted(set(packages))
@@ -49,13 +46,13 @@ class PythonStdlib(Corpus):
             self.license += f"; {', '.join(self.packages)}: see the packages' own"
         self.folders = {"stdlib": Path(sysconfig.get_path("stdlib")), **{name: _package(name) for name in self.packages}}
 
-    def documents(self, split: str) -> Iterator[str]:
+    def documents(self, split: str) -> Iterator[str | LeftOut]:
         for key, path in self._files():
             if split_by_hash(key, *self.fractions) == split:
                 try:
                     yield path.read_bytes().decode()
                 except UnicodeDecodeError:
-                    self.left_out[f"files that are not UTF-8, in {split}"] += 1
+                    yield LeftOut(f"files that are not UTF-8, in {split}")
                 except OSError as error:
                     raise UserError(f"corpus={self.name}: {path} cannot be read ({error.strerror}).") from error
 

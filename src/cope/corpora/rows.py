@@ -1,21 +1,22 @@
-"""Rows of local files, a few at a time: lines of text, JSON lines (also gzipped) and parquet.
+"""What local files hold: text exactly as it is, and rows (JSON lines, parquet, saved data sets) as ``datasets`` reads them.
 
-Files are read as bytes, so that nothing is translated and what is wrong can be said with its place.
+Text is read as bytes, so that nothing is translated and what is wrong can be said with its place.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cope.corpora.hub import first_line
 from cope.errors import UserError, nearest
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
-ROWS_AT_ONCE = 256
+# What save_to_disk leaves in a folder: of several splits, or of one.
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
 
 
 def find_files(key: str, pattern: str) -> list[tuple[str, Path]]:
@@ -39,9 +40,14 @@ def find_files(key: str, pattern: str) -> list[tuple[str, Path]]:
     return files
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether the name says JSON lines."""
-    return path.name.removesuffix(".gz").endswith(JSON_LINES)
+def has_rows(path: Path) -> bool:
+    """Whether the name says JSON lines (also gzipped) or parquet."""
+    return path.name.removesuffix(".gz").endswith(JSON_LINES) or path.suffix == ".parquet"
+
+
+def is_saved(path: Path) -> bool:
+    """Whether ``save_to_disk`` wrote this folder."""
+    return any(all((path / name).is_file() for name in names) for names in SAVED)
 
 
 def read_text(path: Path) -> str:
@@ -65,63 +71,48 @@ def read_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def read_columns(path: Path, columns: list[str], key: str) -> Iterator[list[str]]:
-    """The ``columns`` of each row of a JSON-lines or parquet file.
+def read_columns(path: Path, columns: list[str], key: str, split: str = "train") -> Iterator[list[str]]:
+    """The ``columns`` of each row of a JSON-lines or parquet file, or of a folder that ``save_to_disk`` wrote.
 
     Args:
-        path: the file.
+        path: the file or folder.
         columns: their names; all hold text.
         key: the setting that names them, for messages.
+        split: of a saved data set of several splits.
 
     Raises:
         UserError: the file is damaged, or a row has no such column or something else than text there.
     """
-    rows = _json_rows(path) if is_json_lines(path) else _parquet_rows(path, columns, key)
-    for number, row in enumerate(rows, 1):
-        values = []
-        for column in columns:
-            if column not in row:
-                there = ", ".join(row)
-                raise UserError(
-                    f"{key}={column}: row {number} of {path} has no such column; it has: {there}.{nearest(column, row)}"
-                )
-            if not isinstance(row[column], str):
-                kind = type(row[column]).__name__
-                raise UserError(f"{key}={column}: row {number} of {path} holds {kind} there; allowed: text.")
-            values.append(row[column])
-        yield values
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}); allowed: one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} holds {type(row).__name__}; allowed: one JSON object a line.")
-        yield row
-
-
-def _parquet_rows(path: Path, columns: list[str], key: str) -> Iterator[dict[str, Any]]:
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError(f"{path} needs the package pyarrow: pip install -e '.[text]'") from error
-    try:
-        with ParquetFile(path) as file:
-            there = file.schema_arrow.names
+        for number, row in enumerate(_rows(path, split), 1):
             for column in columns:
-                if column not in there:
-                    listed = ", ".join(there)
-                    raise UserError(f"{key}={column}: {path} has no such column; it has: {listed}.{nearest(column, there)}")
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}.") from error
+                if column not in row:
+                    there = ", ".join(row)
+                    hint = nearest(column, row)
+                    raise UserError(f"{key}={column}: row {number} of {path} has no such column; it has: {there}.{hint}")
+                if not isinstance(row[column], str):
+                    kind = type(row[column]).__name__
+                    raise UserError(f"{key}={column}: row {number} of {path} holds {kind} there; allowed: text.")
+            yield [row[column] for column in columns]
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
+        allowed = "allowed: one JSON object a line, parquet, or what save_to_disk wrote"
+        raise UserError(f"{path} cannot be read ({first_line(error)}); {allowed}.") from error
+
+
+def _rows(path: Path, split: str) -> Any:
+    import datasets  # a second to import
+
+    if not is_saved(path):
+        kind = "parquet" if path.suffix == ".parquet" else "json"
+        return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(saved)}.")
+        saved = saved[split]
+    return saved
 
 
 def _decoded(content: bytes, path: Path, offset: int) -> str:

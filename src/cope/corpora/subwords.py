@@ -20,23 +20,23 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
+import sentencepiece
+
+from cope.corpora.documents import LONGEST_LINE
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings, check_encodable, printable
 from cope.errors import UserError
 
 UNKNOWN, SEPARATOR = 0, 1
 SPACE = "\u2581"  # how SentencePiece writes a space
 NOT_LEARNED = str.maketrans(dict.fromkeys("\0\u2581\u2585"))  # characters SentencePiece gives a meaning of its own
-LONGEST_LINE = 1024  # characters of a line given to training
 SEGMENT = 1 << 16
 # Sums are taken thread by thread, so that the number decides the last digits, and with them the vocabulary: it is fixed.
 TRAINING_THREADS = 4
 
 
 def train(settings: TokenizerSettings, lines: Iterable[str], source: str) -> bytes:
-    """A SentencePiece model learned from ``lines``; see :func:`cope.corpora.tokenizer.train_tokenizer`."""
-    sentencepiece = sentencepiece_package()
+    """A SentencePiece model learned from ``lines``; see :func:`cope.corpora.encoding.train_tokenizer`."""
     learned = (line.translate(NOT_LEARNED) for line in lines)
     kept = (line for line in learned if line)
     first = next(kept, None)
@@ -79,20 +79,11 @@ def _explained(settings: TokenizerSettings, source: str, message: str) -> Except
     return RuntimeError(message)
 
 
-def sentencepiece_package() -> Any:
-    """The module, which is imported only where it is used; UserError if it is not installed."""
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise UserError("task.tokenizer needs the package sentencepiece: pip install -e '.[text]'") from error
-    return sentencepiece
-
-
 class SubwordTokenizer(Tokenizer):
     """A trained SentencePiece model."""
 
     def __init__(self, model: bytes) -> None:
-        self._model = sentencepiece_package().SentencePieceProcessor(model_proto=model)
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = int(self._model.get_piece_size())
         self.separator = SEPARATOR
         self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]

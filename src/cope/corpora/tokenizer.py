@@ -1,4 +1,4 @@
-"""Text to token ids and back: what a tokenizer offers, its settings, and where one comes from.
+"""Text to token ids and back: what a tokenizer offers, and its settings.
 
 Why: perplexities are only comparable between models that read the same text, so a tokenizer here loses nothing:
 ``decode(encode(text)) == text`` for every string that UTF-8 can hold (with ``byte_fallback``, the default). The separator
@@ -11,11 +11,10 @@ vocabulary (:mod:`cope.corpora.gpt2`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from cope.errors import UserError, check_at_least, check_choice, nearest
+from cope.errors import UserError, check_at_least, check_choice
 
 KINDS = ("bpe", "unigram", "gpt2")
 GPT2_VOCAB_SIZE = 50257
@@ -35,26 +34,7 @@ class TokenizerSettings:
     vocab_size: int  # token ids, the separator and the 256 bytes included
     byte_fallback: bool  # spell characters that are not in the vocabulary as bytes; else they become one unknown token
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> TokenizerSettings:
-        """The settings in a mapping, such as a part of a configuration.
-
-        Raises:
-            UserError: a key is unknown or missing, or a value cannot be.
-        """
-        names = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in names:
-                raise UserError(f"task.tokenizer.{key} is not a setting; allowed: {', '.join(names)}.{nearest(key, names)}")
-        if missing := [f"task.tokenizer.{name}" for name in names if name not in values]:
-            raise UserError(f"{', '.join(missing)} must be set.")
-        return cls(**values)
-
     def __post_init__(self) -> None:
-        if type(self.vocab_size) is not int:
-            raise UserError(f"task.tokenizer.vocab_size={self.vocab_size!r} has the wrong type; allowed: int.")
-        if type(self.byte_fallback) is not bool:
-            raise UserError(f"task.tokenizer.byte_fallback={self.byte_fallback!r} has the wrong type; allowed: bool.")
         check_choice("task.tokenizer.kind", self.kind, KINDS)
         if self.kind == "gpt2":
             if self.vocab_size != GPT2_VOCAB_SIZE:
@@ -91,49 +71,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What to print for each token: ``␣`` for a space, ``↵`` for a newline, ``⇥`` for a tab, ``<0xE2>`` for a byte."""
-
-
-def check_available(settings: TokenizerSettings) -> None:
-    """Raise UserError if a package or GPT-2's vocabulary is missing: better said before a corpus is read than after."""
-    if settings.kind == "gpt2":
-        load_tokenizer(settings, b"")
-    else:
-        from cope.corpora import subwords
-
-        subwords.sentencepiece_package()
-
-
-def train_tokenizer(settings: TokenizerSettings, lines: Iterable[str], source: str) -> bytes:
-    """What :func:`load_tokenizer` takes: a function of the settings and the lines alone.
-
-    Args:
-        settings: what to train.
-        lines: the text to learn from, without newlines, at most ``subwords.LONGEST_LINE`` characters each.
-        source: the corpus, for messages.
-
-    Raises:
-        UserError: there is too little text for the vocabulary, or too much variety.
-    """
-    if settings.kind == "gpt2":
-        return b""  # nothing to learn
-    from cope.corpora import subwords
-
-    return subwords.train(settings, lines, source)
-
-
-def load_tokenizer(settings: TokenizerSettings, model: bytes) -> Tokenizer:
-    """The tokenizer of what :func:`train_tokenizer` returned.
-
-    Raises:
-        UserError: a package is missing, or GPT-2's vocabulary is not at hand.
-    """
-    if settings.kind == "gpt2":
-        from cope.corpora.gpt2 import Gpt2Tokenizer
-
-        return Gpt2Tokenizer()
-    from cope.corpora.subwords import SubwordTokenizer
-
-    return SubwordTokenizer(model)
 
 
 def check_encodable(text: str) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cope.corpora.base import Corpus, files_digest
-from cope.corpora.hub import INSTEAD, load_hub_dataset
-from cope.corpora.rows import ROWS_AT_ONCE, read_columns
-from cope.errors import UserError, check_choice, nearest
+from cope.corpora.base import NO_NETWORK_NEEDED, Corpus, check_source, files_digest
+from cope.corpora.hub import load_hub_dataset
+from cope.corpora.rows import read_columns
+from cope.errors import UserError, check_choice
 
 DATASET = "Salesforce/wikitext"
 CONFIGURATIONS = {"raw": "wikitext-103-raw-v1", "tokenised": "wikitext-103-v1"}
@@ -37,12 +37,9 @@ class Wikitext103(Corpus):
     license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
     if_empty: ClassVar[str] = "There must be a line such as ' = Title = ' after an empty one."
 
-    def __init__(self, *, variant: str = "raw", source: str = "hub") -> None:
-        super().__init__()
+    def __init__(self, *, variant: str, source: str) -> None:
         check_choice("corpus.variant", variant, CONFIGURATIONS)
-        if source != "hub" and not Path(source).expanduser().is_dir():
-            hint = nearest(source, ("hub",))
-            raise UserError(f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{hint} {INSTEAD}")
+        check_source(source)
         self.variant = variant
         self.source = source
 
@@ -57,9 +54,10 @@ class Wikitext103(Corpus):
 
     def _lines(self, split: str) -> Iterator[str]:
         if self.source == "hub":
-            rows = load_hub_dataset(f"corpus={self.name}", DATASET, CONFIGURATIONS[self.variant], split=split)
-            for batch in rows.iter(ROWS_AT_ONCE):
-                yield from batch[COLUMN]
+            configuration = CONFIGURATIONS[self.variant]
+            key = f"corpus={self.name}"
+            for row in load_hub_dataset(key, DATASET, configuration, split=split, instead=NO_NETWORK_NEEDED):
+                yield row[COLUMN]
         else:
             for path in self._files(split):
                 for (line,) in read_columns(path, [COLUMN], f"corpus.source={self.source}: column"):

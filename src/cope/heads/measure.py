@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cope.cli import key_values
 from cope.errors import UserError, check_at_least
 from cope.files import write_atomically, write_json
 from cope.heads.counted_tokens import CountedTokens
@@ -32,8 +31,8 @@ from cope.heads.shares import (
 from cope.heads.windows import Article, Window, article_windows, chosen_windows, window_with_sections, windows_of
 from cope.model.inspection import LayerPositions, positions_by_layer
 from cope.model.transformer import Transformer
-from cope.run.experiment import commit
 from cope.run.folder import RunFolder
+from cope.run.provenance import commit
 from cope.run.trained import load_trained
 from cope.seeding import numpy_stream
 from cope.tasks.language import Language
@@ -43,28 +42,20 @@ SECTION, SECTION_AMONG_LINES = "section", "section, shifted by lines"
 DRAWN = (PARAGRAPH_AMONG_SENTENCES, SECTION_AMONG_LINES)  # the kinds whose best head is drawn
 SECTIONS_TO_DRAW = 3  # headings in the picture's window: fewer show little, more cannot be told apart
 
-# For each key: what makes a value of what was typed, and what may be typed.
-KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "run": (lambda text: RunFolder(Path(text)), "a run's folder"),
-    "num_windows": (int, "a whole number"),
-    "num_shifts": (int, "a whole number"),
-    "seed": (int, "a whole number"),
-    "document": (lambda text: None if text == "null" else int(text), "a whole number, or null"),
-}
-
 
 @dataclass(frozen=True)
-class Request:
-    """One command line of ``scripts/position_alone.py``.
+class MeasurementSettings:
+    """The keys of ``scripts/position_alone.py``.
 
     Args:
+        run: the run's folder.
         num_windows: windows of text that the shares are averaged over.
         num_shifts: how often the boundaries are shifted.
         seed: of the choice of windows and shifts.
         document: the test document to draw, by its number from 0 on; None: one of those that were measured.
     """
 
-    run: RunFolder
+    run: Path
     num_windows: int = 32
     num_shifts: int = 10_000
     seed: int = 1
@@ -76,46 +67,35 @@ class Request:
         check_at_least("seed", self.seed, 0)
 
 
-def parse(arguments: Sequence[str]) -> Request:
-    """The request that ``key=value`` arguments make.
-
-    Raises:
-        UserError: a key that is unknown, missing or given twice, or a value that is not allowed.
-    """
-    values = key_values(arguments, KEYS)
-    if "run" not in values:
-        raise UserError("name a run: python scripts/position_alone.py run=<run folder> [key=value ...]")
-    return Request(**values)
-
-
-def measure_position_alone(request: Request) -> Path:
+def measure_position_alone(settings: MeasurementSettings) -> Path:
     """Measure every head of a run, and keep the numbers and what is to be drawn.
 
     Returns:
-        the folder with ``scores.json``, written last, and ``arrays.npz``; another request has another folder.
+        the folder with ``scores.json``, written last, and ``arrays.npz``; other settings have another folder.
 
     Raises:
         UserError: no such run, one whose text has no sections or whose encoding adds nothing to the logits, fewer windows in
             its test split, no such document, or too few shifts for any head to be significant.
     """
-    config, task, model, step = load_trained(request.run)
+    config, task, model, step = load_trained(RunFolder(settings.run))
     if not isinstance(task, Language):
         raise UserError(
-            f"run={request.run.path}: task={task.name} has no paragraphs and sections; allowed: runs of a task of language "
+            f"run={settings.run}: task={task.name} has no paragraphs and sections; allowed: runs of a task of language "
             "modelling, such as wikipedia."
         )
     shape, context = model.encoding.shape, task.context
-    _check_num_shifts(request, shape.num_layers * shape.num_heads)
+    _check_num_shifts(settings, shape.num_layers * shape.num_heads)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    windows = article_windows(task, request.seed)
-    chosen = chosen_windows(windows, request.num_windows, task, request.seed)
-    candidates = chosen if request.document is None else windows_of(windows, request.document, context)
+    windows = article_windows(task, settings.seed)
+    chosen = chosen_windows(windows, settings.num_windows, task, settings.seed)
+    candidates = chosen if settings.document is None else windows_of(windows, settings.document, context)
     drawn = window_with_sections(candidates, SECTIONS_TO_DRAW, context)
-    tests = _tests(model, chosen, context, request)
+    tests = _tests(model, chosen, context, settings)
     best = [int(tests[kind].ranking[0]) for kind in DRAWN]
 
-    settings = {key: getattr(request, key) for key in ("num_windows", "num_shifts", "seed", "document")}
-    folder = request.run.figures / "position_alone" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    asked = {key: getattr(settings, key) for key in ("num_windows", "num_shifts", "seed", "document")}
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    folder = RunFolder(settings.run).figures / "position_alone" / name
     arrays = _arrays_to_draw(model, drawn, context, best)
     (folder / "scores.json").unlink(missing_ok=True)  # it stands for arrays that are about to be replaced
     write_atomically(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
@@ -125,7 +105,7 @@ def measure_position_alone(request: Request) -> Path:
         "training_seed": config.seed,
         "step": step,
         "context": context,
-        **settings,
+        **asked,
         "num_documents": len({window.article.number for window in chosen}),
         "level": LEVEL,
         "kinds": {kind: _described(test, shape.num_heads) for kind, test in tests.items()},
@@ -154,13 +134,13 @@ def _counted(model: Transformer, windows: list[Window], task: Language) -> list[
     return counted.described(task.prepared.tokenizer.pieces)
 
 
-def _check_num_shifts(request: Request, num_heads: int) -> None:
+def _check_num_shifts(settings: MeasurementSettings, num_heads: int) -> None:
     """Raise UserError if no head could be significant whatever it does."""
     # The smallest p-value is 1 / (num_shifts + 1), and claim 15 asks for both kinds of boundaries at once.
     needed = round(num_heads * len(DRAWN) / LEVEL)
-    if request.num_shifts < needed:
+    if settings.num_shifts < needed:
         raise UserError(
-            f"num_shifts={request.num_shifts} is too few for any of {num_heads} heads to be significant at {LEVEL}; allowed: "
+            f"num_shifts={settings.num_shifts} is too few for any of {num_heads} heads to be significant at {LEVEL}; allowed: "
             f"{needed} or more."
         )
 
@@ -173,14 +153,14 @@ class _Shifts(NamedTuple):
     offsets: np.ndarray
 
 
-def _shifts(article: Article, request: Request) -> dict[str, _Shifts]:
+def _shifts(article: Article, settings: MeasurementSettings) -> dict[str, _Shifts]:
     """The same for all windows of a document: they are shifted together."""
     every_token = np.arange(len(article.tokens))
     section_starts = article.line_starts[article.are_headings]
 
     def shifts(starts: np.ndarray, places: np.ndarray, unit: str) -> _Shifts:
-        stream = numpy_stream(request.seed, f"shifts by {unit}", article.number)
-        offsets = np.append(0, stream.integers(len(places), size=request.num_shifts))
+        stream = numpy_stream(settings.seed, f"shifts by {unit}", article.number)
+        offsets = np.append(0, stream.integers(len(places), size=settings.num_shifts))
         return _Shifts(np.isin(places, starts), places, offsets)
 
     return {
@@ -191,18 +171,18 @@ def _shifts(article: Article, request: Request) -> dict[str, _Shifts]:
     }
 
 
-def _segments(windows: list[Window], context: int, request: Request) -> list[dict[str, Segments]]:
+def _segments(windows: list[Window], context: int, settings: MeasurementSettings) -> list[dict[str, Segments]]:
     """Each window's segments under every shift."""
-    shifts = {window.article: _shifts(window.article, request) for window in windows}
+    shifts = {window.article: _shifts(window.article, settings) for window in windows}
     return [
         {kind: shifted_segments(*found, window.start, context) for kind, found in shifts[window.article].items()}
         for window in windows
     ]
 
 
-def _tests(model: Transformer, windows: list[Window], context: int, request: Request) -> dict[str, ShareTest]:
+def _tests(model: Transformer, windows: list[Window], context: int, settings: MeasurementSettings) -> dict[str, ShareTest]:
     """Each kind of boundary's test of all heads, over all windows together."""
-    found = _segments(windows, context, request)
+    found = _segments(windows, context, settings)
     in_text = [window.article.in_text[window.start : window.start + context] for window in windows]
     num_queries = {
         kind: np.sum([segments[kind].num_queries(counted) for segments, counted in zip(found, in_text, strict=True)], axis=0)
@@ -212,7 +192,7 @@ def _tests(model: Transformer, windows: list[Window], context: int, request: Req
     for kind, counts in num_queries.items():
         if not counts[0] or not counts[1:].any():
             raise UserError(
-                f"run={request.run.path}: no {kind.partition(',')[0]} begins inside the {len(windows)} windows of {context} "
+                f"run={settings.run}: no {kind.partition(',')[0]} begins inside the {len(windows)} windows of {context} "
                 "tokens of its test text; allowed: text with newlines and with headings such as ' = Title = ', as that of "
                 "task=wikipedia, or a larger num_windows."
             )
@@ -227,7 +207,7 @@ def _tests(model: Transformer, windows: list[Window], context: int, request: Req
             attention = next(walk).attention
             if attention is None:
                 raise UserError(
-                    f"run={request.run.path}: its encoding adds nothing to the attention logits, so that no head attends by "
+                    f"run={settings.run}: its encoding adds nothing to the attention logits, so that no head attends by "
                     "position alone; allowed: runs of an encoding that does (cope and its variants, relative)."
                 )
             total = total + attention * counted[:, None]

@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cope.errors import UserError, check_at_least
-from cope.model.attention import LayerCache
-from cope.model.transformer import Transformer
+from cope.model.transformer import LayerCache, Transformer
 
 
 def check_sampling(num_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -61,8 +60,7 @@ def generate(
     check_sampling(num_tokens, temperature, top_k, top_p)
     if not tokens:
         raise UserError("the prompt has no token; allowed: one or more.")
-    # The last token is only predicted, in training too: the position that it would have has seen no gradient.
-    model.encoding.check_length(len(tokens) + num_tokens)
+    model.encoding.check_length(len(tokens) + num_tokens - 1)  # the last token is only predicted, not read
     model.eval()
 
     def drawn() -> Iterator[int]:

@@ -86,11 +86,12 @@ def _block(model: Transformer, heads: Heads, num_tokens: int) -> tuple[np.ndarra
     found = model.encoding.gates_and_positions(heads)
     gates, positions = (None, None) if found is None else found
     # ``bias`` may look at the logits, so it gets those that it gets when the model attends.
-    bias = model.encoding.bias(heads, heads.q @ heads.k.transpose(-1, -2) / math.sqrt(heads.q.shape[-1]))
+    logits = heads.q @ heads.k.transpose(-1, -2) / math.sqrt(heads.q.shape[-1])
+    bias = model.encoding.bias(heads, logits)
     attention = None
     if bias is not None:
-        visible = causal_mask(bias.shape[-2], bias.shape[-1], bias.device)
-        attention = bias.float().masked_fill(~visible, -math.inf).softmax(-1)
+        visible = causal_mask(logits.shape[-2], logits.shape[-1], logits.device)
+        attention = bias.expand_as(logits).float().masked_fill(~visible, -math.inf).softmax(-1)
     return tuple(
         None if part is None else np.pad(part[0].float().cpu().numpy(), ((0, 0), (0, 0), (0, num_tokens - part.shape[-1])))
         for part in (gates, positions, attention)

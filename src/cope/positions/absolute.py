@@ -18,7 +18,7 @@ class Absolute(PositionEncoding):
         beyond: what stands beyond the trained length: ``untrained`` (vectors at their initial values) or ``error``.
     """
 
-    def __init__(self, shape: ModelShape, beyond: str = "untrained") -> None:
+    def __init__(self, shape: ModelShape, *, beyond: str) -> None:
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error"])
         self.max_tokens = positions_beyond_training(shape, beyond)
@@ -39,7 +39,7 @@ class Sinusoidal(PositionEncoding):
         base: ratio of the longest wavelength to the shortest.
     """
 
-    def __init__(self, shape: ModelShape, base: float = 10_000.0) -> None:
+    def __init__(self, shape: ModelShape, *, base: float) -> None:
         super().__init__(shape)
         check_at_least("pe.base", base, 1.0)
         self.base = base

@@ -38,8 +38,8 @@ class ModelShape:
     dim: int
     num_layers: int
     num_heads: int
-    context: int  # the most tokens a training sequence has
-    longest: int  # the most tokens any sequence has that will be evaluated; at least ``context``
+    context: int  # the most tokens that the model reads of a sequence in training
+    longest: int  # the most tokens that it reads of any sequence that will be evaluated; at least ``context``
 
     @property
     def head_dim(self) -> int:
@@ -92,10 +92,11 @@ class PositionEncoding(nn.Module):
         """Queries and keys of the tokens at ``start``, ``start + 1``, ..., turned by their positions."""
         return q, k
 
-    def bias(
-        self, heads: Heads, logits: Float[Tensor, "batch heads query key"]
-    ) -> Float[Tensor, "batch heads query key"] | None:
-        """What to add to ``logits``, the products q.k / sqrt(head_dim). Keys after the query are masked by the caller."""
+    def bias(self, heads: Heads, logits: Float[Tensor, "batch heads query key"]) -> Float[Tensor, "... query key"] | None:
+        """What to add to ``logits``, the products q.k / sqrt(head_dim); any shape that broadcasts to theirs.
+
+        Keys after the query are masked by the caller.
+        """
         return None
 
     def gates_and_positions(

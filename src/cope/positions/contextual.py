@@ -16,6 +16,7 @@ If every gate is 1, p_ij = i - j + 1: relative position is a special case.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,7 +39,7 @@ class Gated(PositionEncoding):
             their own, "sep-keys") or ``values`` ("val-gates").
     """
 
-    def __init__(self, shape: ModelShape, num_positions: int | None, gates: str = "keys") -> None:
+    def __init__(self, shape: ModelShape, *, num_positions: int | None, gates: str) -> None:
         super().__init__(shape)
         if num_positions is not None:
             check_at_least("pe.num_positions", num_positions, 1)
@@ -87,14 +88,15 @@ class Contextual(Gated):
     def __init__(
         self,
         shape: ModelShape,
-        num_positions: int = 64,
-        scale: str = "released",
-        share_layers: bool = False,
-        init_std: float = 0.0,
-        gates: str = "keys",
-        backend: str = "auto",
+        *,
+        num_positions: int,
+        scale: str,
+        share_layers: bool,
+        init_std: float,
+        gates: str,
+        backend: str = "auto",  # not in every choice of pe: cope_mlp has no kernel of its own
     ) -> None:
-        super().__init__(shape, num_positions, gates)
+        super().__init__(shape, num_positions=num_positions, gates=gates)
         check_choice("pe.scale", scale, SCALES)
         check_at_least("pe.init_std", init_std, 0.0)
         self.scale = scale
@@ -138,19 +140,9 @@ class ContextualRelative(Contextual):
         **contextual: as in :class:`Contextual`.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        num_positions: int = 64,
-        scale: str = "released",
-        share_layers: bool = False,
-        init_std: float = 0.0,
-        gates: str = "keys",
-        backend: str = "auto",
-        beyond: str = "untrained",
-    ) -> None:
-        super().__init__(shape, num_positions, scale, share_layers, init_std, gates, backend)
-        self.relative = Relative(shape, beyond)
+    def __init__(self, shape: ModelShape, *, beyond: str, **contextual: Any) -> None:
+        super().__init__(shape, **contextual)
+        self.relative = Relative(shape, beyond=beyond, backend=self.backend)
         self.max_tokens, self.num_untrained = self.relative.max_tokens, self.relative.num_untrained
 
     def relative_vectors(self, num_keys: int) -> Tensor:
@@ -172,19 +164,9 @@ class ContextualRotary(Contextual):
         **contextual: as in :class:`Contextual`.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        num_positions: int = 64,
-        scale: str = "released",
-        share_layers: bool = False,
-        init_std: float = 0.0,
-        gates: str = "keys",
-        backend: str = "auto",
-        base: float = 10_000.0,
-    ) -> None:
-        super().__init__(shape, num_positions, scale, share_layers, init_std, gates, backend)
-        self.rotary = Rotary(shape, base)
+    def __init__(self, shape: ModelShape, *, base: float, **contextual: Any) -> None:
+        super().__init__(shape, **contextual)
+        self.rotary = Rotary(shape, base=base)
 
     def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         return self.rotary.rotate(q, k, start)

@@ -6,6 +6,7 @@ Ablations of arXiv 2405.18719 (Appendix). ALiBi is Press et al. 2021, arXiv 2108
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +25,11 @@ class ContextualAlibi(Gated):
     Args:
         first_slope: size of the first head's slope; the paper tried 1, 1/4 and 1/16. Has no effect on learned slopes.
         learned: learn the slopes.
-        num_positions: positions are clamped to ``num_positions - 1``; null leaves them free, since there is no table to outrun.
-        gates: ``keys``, ``separate_keys`` or ``values``.
+        **gated: as in :class:`Gated`; ``num_positions`` may be null, since there is no table to outrun.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        first_slope: float = 1.0,
-        learned: bool = False,
-        num_positions: int | None = None,
-        gates: str = "keys",
-    ) -> None:
-        super().__init__(shape, num_positions, gates)
+    def __init__(self, shape: ModelShape, *, first_slope: float, learned: bool, **gated: Any) -> None:
+        super().__init__(shape, **gated)
         check_at_least("pe.first_slope", first_slope, 0.0)
         ratio = 2.0 ** (-8.0 / shape.num_heads)
         slopes = torch.tensor([-first_slope * ratio**head for head in range(shape.num_heads)])
@@ -64,21 +57,21 @@ class ContextualMlp(Contextual):
         first_layer_only: the MLP in the first layer, interpolation from a table in the others.
         init_std: standard deviation of the output layer's initial values, and of the tables'; 0 starts without position, as
             the paper's table does.
-        num_positions, scale, share_layers, gates: as in :class:`Contextual`; ``share_layers`` concerns the tables.
+        share_layers: concerns the tables.
+        **contextual: as in :class:`Contextual`.
     """
 
     def __init__(
         self,
         shape: ModelShape,
-        num_positions: int = 64,
-        width: int = 64,
-        first_layer_only: bool = False,
-        scale: str = "released",
-        share_layers: bool = False,
-        init_std: float = 0.0,
-        gates: str = "keys",
+        *,
+        width: int,
+        first_layer_only: bool,
+        share_layers: bool,
+        init_std: float,
+        **contextual: Any,
     ) -> None:
-        super().__init__(shape, num_positions, scale, share_layers, init_std, gates)
+        super().__init__(shape, share_layers=share_layers, init_std=init_std, **contextual)
         check_at_least("pe.width", width, 1)
         self.first_layer_only = first_layer_only
         if not first_layer_only or shape.num_layers == 1:

@@ -24,15 +24,12 @@ class Relative(PositionEncoding):
         backend: which implementation of :func:`cope.relative_attention` runs.
     """
 
-    def __init__(self, shape: ModelShape, beyond: str = "untrained", backend: str = "auto") -> None:
+    def __init__(self, shape: ModelShape, *, beyond: str, backend: str) -> None:
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error", "capped"])
         check_choice("pe.backend", backend, ["auto", *BACKENDS])
         self.backend = backend
         num_distances = positions_beyond_training(shape, beyond)
-        if beyond == "capped":
-            # A sequence's last token is only predicted, so the largest distance in training is context - 2.
-            num_distances = max(1, num_distances - 1)
         self.max_tokens = None if beyond == "capped" else num_distances
         self.num_untrained = max(0, num_distances - shape.context) * shape.head_dim
         self.vectors = nn.Parameter(torch.randn(num_distances, shape.head_dim) * shape.head_dim**-0.5)

@@ -20,7 +20,7 @@ class Rotary(PositionEncoding):
         base: ratio of the slowest rotation's wavelength to the fastest's.
     """
 
-    def __init__(self, shape: ModelShape, base: float = 10_000.0) -> None:
+    def __init__(self, shape: ModelShape, *, base: float) -> None:
         super().__init__(shape)
         if shape.head_dim % 2:
             raise UserError(

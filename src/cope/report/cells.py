@@ -8,15 +8,11 @@ import numpy as np
 import pandas as pd
 
 from cope.metrics import METRICS
-from cope.report.comparison import no_figure
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.paper import paper_figures
+from cope.report.markdown import no_figure
+from cope.report.paper import paper_values
 from cope.report.statistics import mean_and_spread, mean_interval, wilson_interval
 from cope.sweep.plan import Plan
-
-COLUMNS = ["table", "section", "row", "task", "encoding", "split", "metric"]
-COLUMNS += ["state", "mean", "std", "low", "high", "median", "seeds", "planned", "failed", "failed_to_learn"]
-COLUMNS += ["examples_low", "examples_high", "paper", "paper_std", "difference"]
 
 
 def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
@@ -34,7 +30,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     difference: our mean less the paper's; NaN for perplexities unless the scale is the paper's, since those of other texts and
         vocabularies cannot be compared
     """
-    published = paper_figures()
+    published = paper_values()
     rows = []
     for plan in plans:
         for section in plan.sections:
@@ -44,22 +40,34 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
             for label in runs:
                 for split in findings.shown_splits(plan, section):
                     values = list(findings.values(section, label, split).values())
-                    figures = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
+                    figure, spread = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
+                    task, encoding = task_and_encoding(runs[label])
+                    metric = METRICS[findings.headline(section)]
                     learned = findings.failed_to_learn(section, label)
-                    comparable = METRICS[findings.headline(section)].is_percentage or runs[label].scale == "paper"
+                    comparable = metric.is_percentage or runs[label].scale == "paper"
+                    examples_low, examples_high = _interval_over_examples(findings.counts(section, label, split))
                     rows.append(
-                        (
-                            *(plan.name, section, label, *task_and_encoding(runs[label]), split),
-                            METRICS[findings.headline(section)].label,
-                            _state(len(values), failed[label], len(plan.seeds)),
-                            *_statistics(values, 100.0 if METRICS[findings.headline(section)].is_percentage else np.inf),
-                            *(len(plan.seeds), failed[label], np.nan if learned is None else learned),
-                            *_interval_over_examples(findings.counts(section, label, split)),
-                            *figures,
-                            float(np.mean(values)) - figures[0] if values and comparable else np.nan,
-                        )
+                        {
+                            "table": plan.name,
+                            "section": section,
+                            "row": label,
+                            "task": task,
+                            "encoding": encoding,
+                            "split": split,
+                            "metric": metric.label,
+                            "state": _state(len(values), failed[label], len(plan.seeds)),
+                            **_statistics(values, 100.0 if metric.is_percentage else np.inf),
+                            "planned": len(plan.seeds),
+                            "failed": failed[label],
+                            "failed_to_learn": np.nan if learned is None else learned,
+                            "examples_low": examples_low,
+                            "examples_high": examples_high,
+                            "paper": figure,
+                            "paper_std": spread,
+                            "difference": float(np.mean(values)) - figure if values and comparable else np.nan,
+                        }
                     )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows)
 
 
 def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
@@ -68,16 +76,15 @@ def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
     return no_figure(num_failed, num_seeds)
 
 
-def _statistics(values: list[float], largest: float) -> tuple[float, float, float, float, float, int]:
-    """Mean, standard deviation, the mean's interval within 0 to ``largest``, median and number; NaN where there are too few
-    values.
-    """
+def _statistics(values: list[float], largest: float) -> dict[str, float]:
+    """Of the seeds, the mean's interval within 0 to ``largest``; NaN where there are too few values."""
     if not values:
-        return (np.nan,) * 5 + (0,)
+        return {**dict.fromkeys(("mean", "std", "low", "high", "median"), np.nan), "seeds": 0}
     low, high = np.clip(mean_interval(values) or (np.nan, np.nan), 0.0, largest)
     mean, deviation = mean_and_spread(values)
     spread = np.nan if deviation is None else deviation
-    return mean, spread, float(low), float(high), float(np.median(values)), len(values)
+    median = float(np.median(values))
+    return {"mean": mean, "std": spread, "low": float(low), "high": float(high), "median": median, "seeds": len(values)}
 
 
 def _interval_over_examples(counts: tuple[int, int] | None) -> tuple[float, float]:

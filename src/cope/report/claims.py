@@ -45,7 +45,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """One relation, and what was found."""
 
     outcome: Outcome
@@ -69,41 +69,41 @@ class Verdict:
     claim: str
     source: str  # where the paper makes it
     outcome: Outcome
-    findings: tuple[Finding, ...]
+    comparisons: tuple[Comparison, ...]
     scales: tuple[str, ...] = ()  # of the runs that were compared
 
     @property
     def summary(self) -> str:
         """Why the verdict is what it is."""
-        decisive = [finding for finding in self.findings if finding.outcome == self.outcome]
-        single = len(self.findings) == 1
+        decisive = [comparison for comparison in self.comparisons if comparison.outcome == self.outcome]
+        single = len(self.comparisons) == 1
         if self.outcome == Outcome.HOLDS:
             return (
                 "It comes out as the paper says." if single else f"All {len(decisive)} comparisons come out as the paper says."
             )
-        several_places = len({finding.where for finding in self.findings}) > 1
+        several_places = len({comparison.where for comparison in self.comparisons}) > 1
         claimed = [
-            (f"{finding.where}: {finding.claimed}" if several_places else finding.claimed)
-            + (f" ({finding.detail})" if finding.detail else "")
-            for finding in decisive
+            (f"{comparison.where}: {comparison.claimed}" if several_places else comparison.claimed)
+            + (f" ({comparison.detail})" if comparison.detail else "")
+            for comparison in decisive
         ]
         more = [f"and {len(claimed) - MOST_SHOWN} more"] if len(claimed) > MOST_SHOWN else []
-        counted = "The comparison" if single else f"{len(decisive)} of {len(self.findings)} comparisons"
+        counted = "The comparison" if single else f"{len(decisive)} of {len(self.comparisons)} comparisons"
         return f"{counted} {_WHY[self.outcome]}: {'; '.join([*claimed[:MOST_SHOWN], *more])}."
 
     @property
     def figures(self) -> str:
         """What was compared, place by place."""
         places: dict[str, dict[str, str]] = {}
-        for finding in self.findings:
-            places.setdefault(finding.where, {}).update(finding.figures)
+        for comparison in self.comparisons:
+            places.setdefault(comparison.where, {}).update(comparison.figures)
         return "; ".join(
             f"{where}: {', '.join(f'{name} {figure}' for name, figure in found.items())}" for where, found in places.items()
         )
 
     def as_json(self) -> dict[str, Any]:
         """What ``verdicts.json`` holds of it."""
-        found = [{"outcome": finding.outcome, "text": finding.text} for finding in self.findings]
+        found = [{"outcome": comparison.outcome, "text": comparison.text} for comparison in self.comparisons]
         described = {"number": self.number, "claim": self.claim, "source": self.source, "outcome": self.outcome}
         return described | {"summary": self.summary, "figures": self.figures, "scales": list(self.scales), "findings": found}
 
@@ -116,8 +116,8 @@ def read_claims() -> list[dict[str, Any]]:
 
 def judge(claim: dict[str, Any], findings: Findings) -> Verdict:
     """The verdict on one entry of ``claims.yaml``."""
-    found = [finding for relation in claim["relations"] for finding in _examine(relation, findings)]
-    outcomes = {finding.outcome for finding in found}
+    found = [comparison for relation in claim["relations"] for comparison in _examine(relation, findings)]
+    outcomes = {comparison.outcome for comparison in found}
     worst = (Outcome.CONTRADICTED, Outcome.MISSING, Outcome.OPEN, Outcome.HOLDS)
     outcome = next(candidate for candidate in worst if candidate in outcomes)
     cells = ((relation["section"], rows_of(relation)) for relation in claim["relations"])
@@ -130,14 +130,14 @@ def rows_of(relation: dict[str, Any]) -> list[str]:
     return list(relation["order"]) if "order" in relation else [relation[kind] for kind in KINDS if kind in relation]
 
 
-def _examine(relation: dict[str, Any], findings: Findings) -> list[Finding]:
+def _examine(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     for kind, examine in KINDS.items():
         if kind in relation:
             return examine(relation, findings)
     raise UserError(f"claims.yaml: {relation} has no relation; allowed: {', '.join(KINDS)}.")
 
 
-def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
+def _order(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
     found = []
     for lower, higher in pairwise(relation["order"]):
@@ -146,12 +146,12 @@ def _order(relation: dict[str, Any], findings: Findings) -> list[Finding]:
         seeds = sorted(low.keys() & high.keys())
         shown = _means(findings, section, {lower: low, higher: high}, seeds)
         examples = _difference_over_examples(findings, section, split, (lower, higher), factor, seeds)
-        finding = _compare(f"{section}, {split}", claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
-        found.append(_with_learning(finding, findings, section, (lower, higher)))
+        comparison = _compare(f"{section}, {split}", claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
+        found.append(_with_learning(comparison, findings, section, (lower, higher)))
     return found
 
 
-def _solved(relation: dict[str, Any], findings: Findings) -> list[Finding]:
+def _solved(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     section, split = relation["section"], relation["split"]
     row, sign, word = (relation["solved"], 1, "at most") if "solved" in relation else (relation["unsolved"], -1, "above")
     values = findings.values(section, row, split)
@@ -160,11 +160,11 @@ def _solved(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     counts = findings.counts(section, row, split)
     ends = None if counts is None else sorted(sign * (relation["by"] - 100 * end) for end in wilson_interval(*counts))
     examples = None if ends is None else (ends[0], ends[1])
-    finding = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown, examples)
-    return [_with_learning(finding, findings, section, (row,))]
+    comparison = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown, examples)
+    return [_with_learning(comparison, findings, section, (row,))]
 
 
-def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
+def _trend(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     section = relation["section"]
     row, sign, word = (relation["falls"], 1, "falls") if "falls" in relation else (relation["rises"], -1, "rises")
     found = []
@@ -177,30 +177,30 @@ def _trend(relation: dict[str, Any], findings: Findings) -> list[Finding]:
     return found
 
 
-def _attends(relation: dict[str, Any], findings: Findings) -> list[Finding]:
+def _attends(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
     row, by, kinds = relation["attends"], relation["by"], relation["kinds"]
     measured = findings.position_alone(relation["section"], row, kinds)
     where = f"{relation['section']}, {row}"
     claimed = f"some head keeps {by:.0%} more of its attention by position alone within its segment than chance explains"
     if not measured:
         shown = dict.fromkeys(kinds, MISSING)
-        return [Finding(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
+        return [Comparison(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
     shown = {kind: f"the best head {np.mean([found[kind] for found in measured.values()]):+.1%} on average" for kind in kinds}
     differences = [max(found.values()) - by for found in measured.values()]
     # Each seed's heads were tested by themselves: seeds that say the same, such as that none is significant, decide.
-    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)))]
+    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)), "the heads of each seed")]
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Finding]]] = {
+KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Comparison]]] = {
     "order": _order, "solved": _solved, "unsolved": _solved, "falls": _trend, "rises": _trend, "attends": _attends,
 }  # fmt: skip
 
 
-def _with_learning(finding: Finding, findings: Findings, section: str, rows: Sequence[str]) -> Finding:
-    """``finding``, with the seeds that never learned what they were trained on: theirs are figures of too little training."""
+def _with_learning(comparison: Comparison, findings: Findings, section: str, rows: Sequence[str]) -> Comparison:
+    """``comparison``, with the seeds that never learned what they were trained on: theirs come from too little training."""
     failed = {row: findings.failed_to_learn(section, row) for row in rows}
     told = [f"{row} did not learn the training data with {number} of the seeds" for row, number in failed.items() if number]
-    return replace(finding, detail="; ".join([finding.detail, *told])) if told and finding.detail else finding
+    return replace(comparison, detail="; ".join([comparison.detail, *told])) if told and comparison.detail else comparison
 
 
 def _compare(
@@ -208,28 +208,30 @@ def _compare(
     claimed: str,
     differences: Sequence[float],
     shown: dict[str, str],
-    examples: tuple[float, float] | None = None,
-) -> Finding:
+    otherwise: tuple[float, float] | None = None,
+    over: str = "the examples",
+) -> Comparison:
     """Whether ``differences``, one a seed, are positive.
 
     Args:
         shown: the figures behind them.
-        examples: the interval that decides if all seeds say the same.
+        otherwise: the interval that decides if all seeds say the same.
+        over: what that interval is over.
     """
     if not differences:
-        return Finding(Outcome.MISSING, where, claimed, shown)
+        return Comparison(Outcome.MISSING, where, claimed, shown)
     if len(differences) == 1:
-        return Finding(Outcome.OPEN, where, claimed, shown, "a single seed")
+        return Comparison(Outcome.OPEN, where, claimed, shown, "a single seed")
     number = f"{len(differences)} seeds"
     interval, basis = mean_interval(differences), number
     if interval is None:
         each = f"{differences[0]:.3g} in each of {number}"
-        if examples is None:
-            return Finding(Outcome.OPEN, where, claimed, shown, f"difference {each}, of which there is no interval")
-        interval, basis = examples, f"over the examples; {each}"
+        if otherwise is None:
+            return Comparison(Outcome.OPEN, where, claimed, shown, f"difference {each}, of which there is no interval")
+        interval, basis = otherwise, f"over {over}; {each}"
     low, high = interval
     outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
-    return Finding(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g}, {basis}")
+    return Comparison(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g}, {basis}")
 
 
 def _difference_over_examples(

@@ -13,8 +13,6 @@ from cope.report.statistics import mean_interval, newcombe_interval, paired_p_va
 from cope.sweep.plan import Plan
 
 BASELINE = "cope"
-COLUMNS = ["section", "row", "task", "encoding", "split", "metric", "difference", "low", "high", "p_value", "seeds"]
-COLUMNS += ["examples_low", "examples_high"]
 
 
 def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
@@ -26,7 +24,7 @@ def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     examples_low, examples_high: Newcombe's 95% interval of the difference of two proportions, from the answers of those
     seeds together, as if each were independent of the others
     """
-    rows: dict[tuple[str, str, str], tuple[object, ...]] = {}  # a section that several tables share is one
+    rows: dict[tuple[str, str, str], dict[str, object]] = {}  # a section that several tables share is one
     for plan in plans:
         for section in plan.sections:
             runs = {run.row: run for run in plan.runs if run.section == section}
@@ -36,28 +34,39 @@ def differences(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
                 for split in findings.shown_splits(plan, section):
                     own, baseline = (findings.values(section, row, split) for row in (label, BASELINE))
                     common = own.keys() & baseline.keys()
-                    rows[section, label, split] = (
-                        *(section, label, *task_and_encoding(runs[label]), split),
-                        METRICS[findings.headline(section)].label,
-                        *_over_seeds(own, baseline),
-                        *_over_examples(*(findings.counts(section, row, split, common) for row in (label, BASELINE))),
-                    )
-    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+                    task, encoding = task_and_encoding(runs[label])
+                    rows[section, label, split] = {
+                        "section": section,
+                        "row": label,
+                        "task": task,
+                        "encoding": encoding,
+                        "split": split,
+                        "metric": METRICS[findings.headline(section)].label,
+                        **_over_seeds(own, baseline),
+                        **_over_examples(*(findings.counts(section, row, split, common) for row in (label, BASELINE))),
+                    }
+    return pd.DataFrame(list(rows.values()))
 
 
-def _over_seeds(others: dict[int, float], baseline: dict[int, float]) -> tuple[float, float, float, float, int]:
+def _over_seeds(others: dict[int, float], baseline: dict[int, float]) -> dict[str, float]:
     seeds = sorted(others.keys() & baseline.keys())
     if not seeds:
-        return np.nan, np.nan, np.nan, np.nan, 0
+        return {**dict.fromkeys(("difference", "low", "high", "p_value"), np.nan), "seeds": 0}
     first, second = [others[seed] for seed in seeds], [baseline[seed] for seed in seeds]
     found = [one - other for one, other in zip(first, second, strict=True)]
     low, high = mean_interval(found) or (np.nan, np.nan)
     p_value = paired_p_value(first, second)
-    return float(np.mean(found)), low, high, np.nan if p_value is None else p_value, len(seeds)
+    return {
+        "difference": float(np.mean(found)),
+        "low": low,
+        "high": high,
+        "p_value": np.nan if p_value is None else p_value,
+        "seeds": len(seeds),
+    }
 
 
-def _over_examples(others: tuple[int, int] | None, baseline: tuple[int, int] | None) -> tuple[float, float]:
+def _over_examples(others: tuple[int, int] | None, baseline: tuple[int, int] | None) -> dict[str, float]:
     if others is None or baseline is None:
-        return np.nan, np.nan
+        return {"examples_low": np.nan, "examples_high": np.nan}
     low, high = newcombe_interval(others, baseline)
-    return 100 * low, 100 * high
+    return {"examples_low": 100 * low, "examples_high": 100 * high}

@@ -20,7 +20,7 @@ OURS, PAPER = "C0", "C1"
 class Drawing:
     """One picture of the report."""
 
-    path: Path  # what the page shows; a PNG may lie beside an SVG
+    path: Path
     title: str
     caption: str
     command: str  # that makes the runs behind it
@@ -36,11 +36,11 @@ def report_style(name: str) -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write ``figure`` as SVG and PNG, close it, and return the SVG's path."""
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", dpi=120)
+    """Write ``figure`` as SVG, close it, and return the file's path."""
+    path = folder / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-    return folder / f"{name}.svg"
+    return path
 
 
 def table_command(names: Sequence[str]) -> str:

@@ -66,7 +66,10 @@ def gates_figure(arrays: Path) -> Figure:
     with np.load(arrays, allow_pickle=False) as content:
         words, query = content["words"], int(content["query"])
         shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)
-        gates, positions = content["gates"][:, :, query, shown], content["positions"][:, :, query, shown]
+        gates, positions = (content[name] for name in ("gates", "positions"))  # (layers, heads, key)
+    if gates.ndim == 4:  # of every query: runs from before one was kept
+        gates, positions = gates[:, :, query], positions[:, :, query]
+    gates, positions = gates[:, :, shown], positions[:, :, shown]
     num_layers, num_heads, num_keys = gates.shape
     figure, axes = plt.subplots(
         num_layers * num_heads, 1, figsize=(max(6.0, 0.27 * num_keys), 1.7 * num_layers * num_heads + 0.8),

@@ -11,7 +11,7 @@ from typing import Any
 from cope.errors import UserError
 from cope.files import read_json
 from cope.metrics import METRICS
-from cope.report.paper import headline_of, paper_figures
+from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
 
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
@@ -72,7 +72,7 @@ class Findings:
 
     def shown_splits(self, plan: Plan, section: str) -> Sequence[str]:
         """The splits that a table shows: its own, else those of its runs, else those that the paper has figures of."""
-        paper = paper_figures().get(section, {})
+        paper = paper_values().get(section, {})
         return plan.splits or self.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
 
     def splits(self, section: str) -> tuple[str, ...]:
@@ -173,8 +173,11 @@ def _check_result(run: PlannedRun, result: dict[str, Any]) -> None:
 
 def _check_comparable(found: tuple[PlannedRun, dict[str, Any]], first: tuple[PlannedRun, dict[str, Any]]) -> None:
     """Raise UserError if two results of a section are of other texts, or judged by another metric."""
-    for key, what in (("data", "trained on different texts"), ("headline", "judged by different metrics")):
-        if found[1].get(key, "") != first[1].get(key, ""):
+    headlines = {result["headline"] for _, result in (found, first)}
+    # Results of generated tasks did not name their data at first, when every generator was of version 1.
+    data = {result.get("data") or f"{result.get('task')} 1" for _, result in (found, first)}
+    for values, what in ((data, "trained on different data"), (headlines, "judged by different metrics")):
+        if len(values) > 1:
             raise UserError(
                 f"{first[0].folder.path} and {found[0].folder.path} were {what}, so they cannot be compared. Run the older one "
                 f"again: {first[0].command} force=true, or {found[0].command} force=true."

@@ -1,9 +1,9 @@
-"""The report: verdicts, tables, figures and the runs behind them, as files and as one page that needs nothing else.
+"""The report: verdicts, tables, figures and the runs behind them, as files and as one page that shows them.
 
-    report/index.html            the page: no request to any other host
+    report/index.html            the page: no request to any host
     report/tables/<table>.csv    .md  .tex
     report/tables/differences.csv
-    report/figures/<figure>.svg  .png
+    report/figures/<figure>.svg
     report/verdicts.json
     report/runs/                 where asked for: what of each run it was made from
 
@@ -12,14 +12,11 @@ Everything is written into a folder beside the old report and put in its place w
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
@@ -28,14 +25,15 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from cope.errors import UserError
+from cope.errors import AlreadyRunning, UserError
+from cope.files import lock
 from cope.report.cells import cells
 from cope.report.claims import Verdict, judge, read_claims
-from cope.report.comparison import plan_tables
 from cope.report.differences import differences
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
-from cope.report.page_content import RunList, difference_sections, inlined, tables
+from cope.report.markdown import plan_tables
+from cope.report.page_content import RunList, difference_sections, tables
 from cope.report.paper_figures import FIGURES_DRAWN, draw_paper_figures
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
@@ -76,7 +74,7 @@ def verdict_reasons(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         lines.append(f"\n## {verdict.number}. {verdict.claim}: {verdict.outcome}\n\n{verdict.summary}\n")
-        lines += [f"- {finding.outcome}: {finding.text}" for finding in verdict.findings]
+        lines += [f"- {comparison.outcome}: {comparison.text}" for comparison in verdict.comparisons]
     return "\n".join(lines)
 
 
@@ -91,25 +89,14 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         UserError: the folder cannot be written, holds something that would be lost, or is being written by another process.
     """
     folder = folder.resolve()
-    with _alone(folder):
-        return _write_report(report, folder, command, with_runs)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other reports away from ``folder``: by a lock on the folder that it is in, which leaves no file behind."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.parent, os.O_RDONLY)
+        alone = lock(folder.with_name(f".{folder.name}.lock"))
+    except AlreadyRunning as error:
+        raise UserError(f"another process is writing {folder}; wait for it.") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.filename}: {error.strerror}).") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"another process is writing a report in {folder.parent}; wait for it.") from error
-    finally:
-        os.close(lock)
+    with alone:
+        return _write_report(report, folder, command, with_runs)
 
 
 def _check_folder(report: Report, folder: Path, with_runs: bool) -> None:
@@ -199,7 +186,7 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         counts=Counter(str(verdict.outcome) for verdict in report.verdicts),
         tables=tables(report.plans, table, runs),
         differences=difference_sections(beside_cope, runs),
-        figures=[(drawing, inlined(drawing.path), runs.behind(drawing)) for drawing in drawings],
+        figures=[(drawing, runs.behind(drawing)) for drawing in drawings],
         not_drawn=sorted({*TABLES_DRAWN, *FIGURES_DRAWN, "figure4"} & {plan.name for plan in report.plans} - drawn),
         runs=runs.entries(),
     )

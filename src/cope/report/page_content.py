@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +11,10 @@ import pandas as pd
 import yaml
 
 from cope.metrics import METRICS
-from cope.report.comparison import FAILED, num_runs_text
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings, task_and_encoding
+from cope.report.markdown import FAILED, num_runs_text
 from cope.sweep.plan import Plan, PlannedRun
-
-IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 class RunList:
@@ -155,9 +152,3 @@ def _as_printed(value: float, spread: float) -> str:
 
 def _interval(low: float, high: float) -> str:
     return "" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
-
-
-def inlined(picture: Path) -> str:
-    """The picture as a data URI: part of the page, and apart from its styles and names."""
-    content = base64.b64encode(picture.read_bytes()).decode()
-    return f"data:{IMAGE_TYPES[picture.suffix]};base64,{content}"

@@ -1,4 +1,4 @@
-"""The figures that the paper prints, from ``paper.yaml``."""
+"""The values that the paper prints, from ``paper.yaml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADLINES = dict.fromkeys(("flip_flop", "flip-flop"), "token_error") | dict.fro
 
 
 @cache
-def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
+def paper_values() -> dict[str, dict[str, dict[str, list[float]]]]:
     """``{section: {row: {split: [mean, standard deviation] or [value]}}}``: test error in percent, or perplexity."""
     content: dict[str, dict[str, dict[str, list[float]]]] = yaml.safe_load(
         files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
@@ -23,5 +23,5 @@ def paper_figures() -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def headline_of(section: str) -> str:
-    """The metric of a section's published figures."""
+    """The metric of a section's published values."""
     return _HEADLINES.get(section.partition(",")[0], "error")

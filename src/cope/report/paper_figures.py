@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from cope.report.drawing import Drawing, report_style, save, table_command
 from cope.report.findings import Findings
-from cope.report.paper import paper_figures
+from cope.report.paper import paper_values
 from cope.sweep.plan import Plan
 
 FIGURES_DRAWN = ("figure2", "figure3", "figure5")
@@ -71,7 +71,7 @@ def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
 
 
 def _draw_programs(axes: Any, findings: Findings) -> bool:
-    published, axis = paper_figures(), axes[0, 0]
+    published, axis = paper_values(), axes[0, 0]
     for index, row in enumerate(("relative", "cope")):
         values = [list(findings.values(section, row, "validation").values()) for section in PROGRAM_SECTIONS]
         _with_spread(axis, dict(zip(PROGRAMS, values, strict=True)), f"C{index}", row)
@@ -82,7 +82,7 @@ def _draw_programs(axes: Any, findings: Findings) -> bool:
 
 
 def _draw_contexts(axes: Any, findings: Findings) -> bool:
-    published = paper_figures()
+    published = paper_values()
     found = False
     for (ours, theirs), section in zip(axes.T, CONTEXT_SECTIONS, strict=True):
         for index, row in enumerate(("relative", "relative_capped", "cope")):

@@ -21,7 +21,7 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
     """Raise UserError if ``folder`` holds a run's file that would not be copied there again, or a run that is to be copied."""
     there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     if there and not with_runs:
-        raise UserError(f"{folder} holds {len(there)} files and would lose them; allowed: --with-runs, or another folder.")
+        raise UserError(f"{folder} holds {len(there)} files and would lose them; allowed: with_runs=true, or another folder.")
     if any(run.folder.path.resolve().is_relative_to(folder.resolve()) for run, _ in findings.runs()):
         raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
     kept = _files(findings)
@@ -30,7 +30,7 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
     if runs:
         raise UserError(
             f"{folder} holds {len(runs)} runs that this report has not, such as {runs[0]}, and would lose them. If they are "
-            "not finished here: make published-runs. If there are more seeds: SEEDS= as many (--seeds). If no table asks for "
+            "not finished here: make published-runs. If there are more seeds: SEEDS= as many (seeds=). If no table asks for "
             "them any more: delete them there first."
         )
     if lost:

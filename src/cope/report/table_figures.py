@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from cope.metrics import METRICS
-from cope.report.comparison import no_figure
 from cope.report.drawing import OURS, PAPER, Drawing, report_style, save, table_command
 from cope.report.findings import Findings
-from cope.report.paper import paper_figures
+from cope.report.markdown import no_figure
+from cope.report.paper import paper_values
 from cope.report.statistics import mean_and_spread
 from cope.sweep.plan import Plan
 
@@ -65,7 +65,7 @@ def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
     splits = findings.shown_splits(plan, section)
     if METRICS[findings.headline(section)].is_percentage:
         return [_Panel(section, split, rows, lost) for split in splits]
-    paper = paper_figures().get(section, {})
+    paper = paper_values().get(section, {})
     known = [split for split in splits if any(split in figures for figures in paper.values())] or list(splits)
     return [_Panel(section, split, rows, lost, ours, not ours) for split in known for ours in (True, False)]
 
@@ -93,7 +93,7 @@ def _draw(lines: Sequence[Sequence[_Panel]], findings: Findings, folder: Path, n
 
 def _draw_panel(axis: Axes, panel: _Panel, findings: Findings, has_names: bool) -> None:
     metric = METRICS[findings.headline(panel.section)]
-    paper = paper_figures().get(panel.section, {})
+    paper = paper_values().get(panel.section, {})
     for place, row in enumerate(panel.rows):
         values = list(findings.values(panel.section, row, panel.split).values())
         if panel.ours and values:

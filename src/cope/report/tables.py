@@ -10,6 +10,7 @@ import pandas as pd
 
 from cope.metrics import METRICS, Metric, percent
 from cope.report.collect import describe_differences
+from cope.report.provenance import provenance_line
 from cope.report.statistics import mean_and_spread, wilson_interval
 from cope.run.folder import RunFolder
 
@@ -58,14 +59,6 @@ def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
     return "\n".join(lines)
 
 
-def run_line(result: dict[str, Any]) -> str:
-    """One finished run in one line."""
-    metric = METRICS[result["headline"]]
-    splits = ", ".join(f"{split} {metric.text(found[result['headline']])}" for split, found in result["splits"].items())
-    run = f"{result['task']} {result['encoding']} seed={result['seed']}"
-    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s)"
-
-
 def sweep_table(results: list[dict[str, Any]]) -> str:
     """Mean (standard deviation over seeds) of the headline metric, a row for each encoding, a column for each split."""
     parts = []
@@ -86,7 +79,7 @@ def sweep_table(results: list[dict[str, Any]]) -> str:
             rows.append(row)
         title = f"{task}: {metric.label}, mean (standard deviation over seeds), scale {of_task[0]['scale']}"
         parts.append(title + "\n" + pd.DataFrame(rows).to_string(index=False))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, provenance_line(results)])
 
 
 def spread(values: list[float], metric: Metric) -> str:

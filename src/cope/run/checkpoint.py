@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-import cope
 from cope.errors import UserError
 from cope.files import write_atomically
 from cope.tasks.base import Task
-
-# What can change a run's numbers. Reports, figures and logging cannot.
-FINGERPRINTED = ("building.py", "functional.py", "seeding.py", "kernels", "positions", "model", "corpora", "tasks", "run")
-
-
-@cache
-def code_fingerprint() -> str:
-    """A hash of the package's code that can change a run's numbers, as it was when this was first asked."""
-    root = Path(cope.__file__).parent
-    files = [
-        path for name in FINGERPRINTED for path in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], copy_to: Path | None = None) -> None:
@@ -74,8 +55,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_data(state: dict[str, Any], task: Task, path: Path) -> None:
     """Raise UserError unless the run of ``state``, a checkpoint or result at ``path``, had the data that ``task`` has now."""
-    if state.get("data", "") != task.fingerprint:
+    if not task.has_data(state.get("data", "")):
         raise UserError(
-            f"{path} is of a model that was trained on other data than task={task.name} has now: its corpus or tokenizer "
-            "changed. Put the corpus back, or train on the new one with force=true."
+            f"{path} is of a model that was trained on other data than task={task.name} has now: its corpus, its tokenizer or "
+            "its generator changed. Put the old one back, or train on the new one with force=true."
         )

@@ -14,6 +14,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from cope.errors import UserError, check_choice
+from cope.run.folder import RunFolder
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
@@ -102,3 +103,8 @@ def run_hash(config: DictConfig) -> str:
     """Eight hexadecimal digits that stand for :func:`definition`."""
     text = json.dumps(definition(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_folder(config: DictConfig) -> RunFolder:
+    """Where the run of ``config`` is."""
+    return RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)

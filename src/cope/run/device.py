@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import resource
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -127,34 +123,11 @@ def keep_freed_memory() -> None:
 
 def peak_memory_mib() -> float:
     """The process's peak resident memory and the GPU's peak allocation, whichever is larger, in MiB."""
-    resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
+    try:
+        import resource  # which Windows has not
+    except ImportError:
+        resident_kib = 0.0
+    else:
+        resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
     allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return max(resident_kib / 1024, allocated / 2**20)
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the run ran on: processor, its vector instructions, cores, threads, device. No host name, no environment."""
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor that gives no name: the platform's own word stands
-    return {
-        "processor": model,
-        "instructions": torch.backends.cpu.get_cpu_capability(),  # others round differently, which shows like another seed
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("cope-lab", "torch", "numpy", "lightning-fabric", "hydra-core"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found

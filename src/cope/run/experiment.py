@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,13 +19,14 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint
-from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_hash
-from cope.run.device import TrainerSettings, hardware, keep_freed_memory, peak_memory_mib, versions
+from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
+from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
-from cope.run.folder import RunFolder
-from cope.run.loggers import NoLogger
+from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
+from cope.run.provenance import Provenance, code_fingerprint
+from cope.run.threads import num_threads
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 
@@ -59,23 +57,20 @@ class Experiment:
         with problems.collect():
             self.optimizer = OptimizerSettings(**arguments(config.optimizer, OptimizerSettings, "optimizer"))
         with problems.collect():
-            self.logger: NoLogger = build(config.logger, "logger")
+            self.logger: Logger = build(config.logger, "logger")
         with problems.collect():
             self.task: Task = build(config.task, "task")
-            shape = self._shape()
+            shape = model_shape(config, self.task)
             self.model = build_model(config, self.task, shape)
             self._check_lengths(self.model.encoding)
         problems.raise_if_any()
-        self.folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)
-
-    def _shape(self) -> ModelShape:
-        return model_shape(self.config, self.task.context, self.task.longest)
+        self.folder = run_folder(config)
 
     def _check_lengths(self, encoding: PositionEncoding) -> None:
-        if encoding.max_tokens is not None and self.task.longest > encoding.max_tokens:
+        if encoding.max_tokens is not None and self.task.longest_context > encoding.max_tokens:
             raise UserError(
-                f"pe={self.config.pe.name} with pe.beyond=error has positions for {encoding.max_tokens} tokens, but a split of "
-                f"task={self.config.task.name} has sequences of {self.task.longest}. Use pe.beyond=untrained, or test only "
+                f"pe={self.config.pe.name} with pe.beyond=error has positions for {encoding.max_tokens} tokens, but of a split "
+                f"of task={self.config.task.name} {self.task.longest_context} are read. Use pe.beyond=untrained, or test only "
                 "splits that fit."
             )
 
@@ -97,15 +92,17 @@ class Experiment:
         result = self.folder.read_result()
         if result is not None:
             check_data(result, self.task, self.folder.result)
-            log.info("This run is finished already; force=true starts it over.")
+            other = "" if result.get("code") == code_fingerprint() else f" by other code (commit {result.get('commit')})"
+            log.info("This run is finished already%s; force=true starts it over.", other)
             return result
-        commit()  # of the code that trains, not of what stands there when it has
         keep_freed_memory()
-        if self.trainer.threads is not None:
-            torch.set_num_threads(self.trainer.threads)
+        torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
+        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
         if fabric.is_global_zero:
             self.logger.start(
-                self.folder.path, resolved(self.config), f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}"
+                self.folder.path,
+                resolved(self.config) | {"provenance": asdict(provenance)},
+                f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
             )
         else:
             self.logger = NoLogger()
@@ -120,7 +117,7 @@ class Experiment:
             self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
         )  # fmt: skip
         loop.run()
-        return self._finish(loop, fabric)
+        return self._finish(loop, fabric, provenance)
 
     def _claim_folder(self) -> None:
         """Lock the folder and see to it that what is in it belongs to this run."""
@@ -138,7 +135,7 @@ class Experiment:
                 "was changed by hand. Put it back, or start the run over with force=true."
             )
 
-    def _finish(self, loop: TrainingLoop, fabric: Fabric) -> dict[str, Any]:
+    def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance) -> dict[str, Any]:
         """Score the best checkpoint on every test split and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
         self.model.load_state_dict(best["model"])
@@ -156,11 +153,7 @@ class Experiment:
             "num_tokens": loop.num_tokens,
             "time_s": round(loop.time_s, 2),
             "peak_memory_mib": round(peak_memory_mib(), 1),
-            "hardware": hardware(fabric.device),
-            "versions": versions(),
-            "data": self.task.fingerprint,
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
+            **asdict(provenance),
             "config": definition(self.config),
         }
         if fabric.is_global_zero:
@@ -177,18 +170,19 @@ class Experiment:
         return result
 
     def _save_gates(self) -> None:
-        """Keep gates and positions of one test example, for the picture."""
+        """Keep what is drawn: gates and positions of the query that answers one test example. Those of all are large."""
         specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
         inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(self.model.parameters()).device)
         arrays = gates_and_positions(self.model, inputs)
         if arrays is None:
             return
-        content = {"words": np.array(specimen.words), "query": np.array(specimen.query), **arrays}
+        content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}
+        content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
         write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 
 
-def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
-    """The shape that ``config.model`` asks for.
+def model_shape(config: DictConfig, task: Task) -> ModelShape:
+    """The shape that ``config.model`` asks for, of a model that reads what ``task`` has.
 
     Raises:
         UserError: a shape that no Transformer can have.
@@ -198,7 +192,7 @@ def model_shape(config: DictConfig, context: int, longest: int) -> ModelShape:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"model.{key}={value} has the wrong type; allowed: int.")
     check_shape(**keys)
-    return ModelShape(**keys, context=context, longest=longest)
+    return ModelShape(**keys, context=task.context_of("train"), longest=task.longest_context)
 
 
 def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transformer:
@@ -212,24 +206,3 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
     assert isinstance(rest, DictConfig)
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the code when first asked, ``+changes`` where it was changed since; None outside a git checkout."""
-    root = Path(__file__).resolve().parent
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision + ("+changes" if changed else "")

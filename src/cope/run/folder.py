@@ -9,20 +9,16 @@ figures/          pictures, and the arrays they are drawn from
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import FileLock
 
-from cope.errors import UserError
-from cope.files import write_text
-
-
-class AlreadyRunning(UserError):
-    """Another process has the run's folder."""
+from cope.errors import AlreadyRunning, UserError
+from cope.files import lock, write_text
 
 
 class RunFolder:
@@ -36,7 +32,7 @@ class RunFolder:
         self.last_checkpoint = path / "checkpoints" / "last.pt"
         self.best_checkpoint = path / "checkpoints" / "best.pt"
         self.figures = path / "figures"
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     @classmethod
     def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
@@ -47,21 +43,22 @@ class RunFolder:
         """Keep the folder to this process until it ends.
 
         Raises:
-            UserError: another process has it, or it cannot be made.
+            AlreadyRunning: another process has it.
+            UserError: it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = lock(self.path / ".lock")
+        except AlreadyRunning as error:
+            raise AlreadyRunning(f"{error} The same command is already running.") from error
         except OSError as error:
             raise UserError(
                 f"output_dir: {self.path} cannot be written: {error.strerror}. Choose another with output_dir=..."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(
-                f"{self.path} is being written by another process: the same command is already running."
-            ) from error
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def start_over(self) -> None:
         """Delete what an earlier run left."""

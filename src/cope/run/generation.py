@@ -6,11 +6,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cope.cli import key_values
 from cope.errors import UserError, check_at_least
 from cope.model.generate import check_sampling, generate
 from cope.run.folder import RunFolder
@@ -21,29 +19,18 @@ log = logging.getLogger(__name__)
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer puts where bytes are no character, or not yet one
 
-# For each key: what makes a value of what was typed, and what may be typed.
-KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "run": (lambda text: RunFolder(Path(text)), "a run's folder"),
-    "prompt": (str, "text"),
-    "num_tokens": (int, "a whole number"),
-    "temperature": (float, "a number"),
-    "top_k": (lambda text: None if text == "null" else int(text), "a whole number, or null"),
-    "top_p": (lambda text: None if text == "null" else float(text), "a number, or null"),
-    "seed": (int, "a whole number"),
-    "stream": ({"true": True, "false": False}.__getitem__, "true, false"),
-}
-
 
 @dataclass(frozen=True)
-class Request:
-    """One command line of ``generate.py``; the settings of sampling are those of :func:`cope.model.generate.generate`.
+class GenerationSettings:
+    """The keys of ``generate.py``; those of sampling are those of :func:`cope.model.generate.generate`.
 
     Args:
+        run: the run's folder.
         seed: of the draws: the same seed, settings and run give the same text.
         stream: show each piece of text as it comes, not all of it at the end.
     """
 
-    run: RunFolder
+    run: Path
     prompt: str
     num_tokens: int = 200
     temperature: float = 1.0
@@ -59,52 +46,38 @@ class Request:
         check_at_least("seed", self.seed, 0)
 
 
-def parse(arguments: Sequence[str]) -> Request:
-    """The request that ``key=value`` arguments make.
-
-    Not with Hydra's parser: a prompt is any text, with quotes, braces and equals signs of its own.
-
-    Raises:
-        UserError: a key that is unknown, missing or given twice, or a value that is not allowed.
-    """
-    values = key_values(arguments, KEYS)
-    if not {"run", "prompt"} <= values.keys():
-        raise UserError('name a run and a prompt: python generate.py run=<run folder> prompt="..." [key=value ...]')
-    return Request(**values)
-
-
-def text_pieces(request: Request) -> Iterator[str]:
+def text_pieces(settings: GenerationSettings) -> Iterator[str]:
     """The prompt as the model reads it, then what it adds to it, piece by piece.
 
     Raises:
         UserError: at once: no such run, a prompt that its task has no tokens for, or more tokens than its encoding has
             positions for.
     """
-    trained = load_trained(request.run)
+    trained = load_trained(RunFolder(settings.run))
     try:
-        prompt = trained.task.encode(request.prompt)
+        prompt = trained.task.encode(settings.prompt)
     except UserError as error:
         raise UserError(f"prompt: {error}") from error
     if not prompt:
-        raise UserError(f"prompt={request.prompt!r} has no token of task={trained.task.name}; allowed: at least one.")
+        raise UserError(f"prompt={settings.prompt!r} has no token of task={trained.task.name}; allowed: at least one.")
     try:
         tokens = generate(
             trained.model.to("cuda" if torch.cuda.is_available() else "cpu"),
             prompt,
-            request.num_tokens,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
+            settings.num_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
             stop=trained.task.separator,
-            generator=torch.Generator().manual_seed(stream_seed(request.seed, "generation")),
+            generator=torch.Generator().manual_seed(stream_seed(settings.seed, "generation")),
         )
     except UserError as error:
-        raise UserError(f"num_tokens={request.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
-    trained_length = trained.model.encoding.shape.context
-    if trained.model.encoding.num_untrained and len(prompt) + request.num_tokens > trained_length:
+        raise UserError(f"num_tokens={settings.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
+    num_read, trained_length = len(prompt) + settings.num_tokens - 1, trained.model.encoding.shape.context
+    if trained.model.encoding.num_untrained and num_read > trained_length:
         log.warning(
-            "prompt and num_tokens make %d tokens, but this encoding's positions are trained for %d: the rest is written with "
-            "untrained ones.", len(prompt) + request.num_tokens, trained_length,
+            "the model will read %d tokens, but this encoding's positions are trained for %d: the rest is written with "
+            "untrained ones.", num_read, trained_length,
         )  # fmt: skip
     return _as_text(trained.task.decode, prompt, tokens)
 

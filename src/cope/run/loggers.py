@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,20 +18,36 @@ from cope.errors import UserError, check_choice
 log = logging.getLogger(__name__)
 
 
-class NoLogger:
-    """``logger=none``: the run folder is all there is."""
+class Logger(ABC):
+    """What the training loop tells of a run, beside what it writes to the run's folder."""
 
+    @abstractmethod
     def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
         """Begin a run."""
 
+    @abstractmethod
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Mirror one line of ``metrics.jsonl``."""
 
+    @abstractmethod
     def images(self, paths: dict[str, Path]) -> None:
         """Mirror pictures, by key."""
 
+    @abstractmethod
     def finish(self, summary: dict[str, Any]) -> None:
         """End the run with its final numbers."""
+
+
+class NoLogger(Logger):
+    """``logger=none``: the run folder is all there is."""
+
+    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None: ...
+
+    def metrics(self, values: dict[str, float], step: int) -> None: ...
+
+    def images(self, paths: dict[str, Path]) -> None: ...
+
+    def finish(self, summary: dict[str, Any]) -> None: ...
 
 
 def _is_logged_in() -> bool:
@@ -44,7 +61,7 @@ def _is_logged_in() -> bool:
         return False
 
 
-class WandbLogger(NoLogger):
+class WandbLogger(Logger):
     """``logger=wandb``: runs grouped by task and named by encoding, so that encodings lie over each other in one chart.
 
     Args:

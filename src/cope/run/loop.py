@@ -21,26 +21,23 @@ from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
-from cope.run.checkpoint import check_data, code_fingerprint, load_checkpoint, save_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.evaluation import score
 from cope.run.folder import RunFolder
-from cope.run.loggers import NoLogger
+from cope.run.loggers import Logger
 from cope.run.optimizer import OptimizerSettings
+from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(UserError):
-    """The run was asked to stop, has saved its state, and can go on."""
 
 
 class Diverged(UserError):
@@ -65,7 +62,7 @@ class TrainingLoop:
         optimizer: OptimizerSettings,
         fabric: Fabric,
         folder: RunFolder,
-        logger: NoLogger,
+        logger: Logger,
         label: str,
         show_progress: bool,
     ) -> None:

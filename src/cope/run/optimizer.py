@@ -72,8 +72,11 @@ class OptimizerSettings:
         """The rate of step ``step`` (from 0) of ``num_steps``."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
         if self.schedule == "constant":
             return self.lr
-        fall = 1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        if self.schedule == "linear":
+            fall = (num_steps - 1 - step) / max(1, num_steps - 1 - self.warmup_steps)
+        else:
+            progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+            fall = 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.lr * (self.final_fraction + (1.0 - self.final_fraction) * fall)

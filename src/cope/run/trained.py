@@ -46,7 +46,7 @@ def load_trained(folder: RunFolder) -> Trained:
     config = OmegaConf.create(found)
     task: Task = build(config.task, "task")
     # The model keeps the shape it was trained with: a table of positions does not grow.
-    model = build_model(config, task, model_shape(config, task.context, task.longest))
+    model = build_model(config, task, model_shape(config, task))
     state = load_checkpoint(folder.best_checkpoint)
     check_data(state, task, folder.best_checkpoint)
     try:

@@ -1,64 +1,139 @@
-"""What a job of a sweep (``python train.py -m ...``) knows of its sweep, and what it leaves there for the closing table."""
+"""The jobs of a sweep: each is one run of ``train.py``, and all go to a launcher of Hydra's kind."""
 
 from __future__ import annotations
 
-import json
-import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
 
-from cope.errors import UserError
-from cope.files import write_json
-
-
-def is_sweep() -> bool:
-    """Whether this process runs a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from cope.cli import message_of
+from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.files import write_text
+from cope.run.configuration import Problems, run_folder
+from cope.run.folder import RunFolder
 
 
-def take_share_of_cores(config: DictConfig) -> None:
-    """Settle ``trainer.threads``: all cores, or an equal share where several jobs or devices run at once.
+@dataclass(frozen=True)
+class Job:
+    """One run, and what its files say of it."""
+
+    overrides: tuple[str, ...]
+    folder: RunFolder
+    scale: str
+
+    @property
+    def task(self) -> str:
+        """The folder's is ``<task>/<encoding>/<hash>/seed=<n>``."""
+        return self.folder.path.parts[-4]
+
+    @property
+    def encoding(self) -> str:
+        """See :attr:`task`."""
+        return self.folder.path.parts[-3]
+
+    @property
+    def command(self) -> str:
+        """What to type for it."""
+        return shlex.join(["python", "train.py", *self.overrides])
+
+    @property
+    def log(self) -> Path:
+        """Where the local launcher puts its output."""
+        return log_of(self.folder)
+
+    @property
+    def mark_of_failure(self) -> Path:
+        """The file that says that its last try ended with an error."""
+        return self.folder.path / "failed.txt"
+
+    def result(self) -> dict[str, Any] | None:
+        """Its result, None while it is not finished."""
+        return self.folder.read_result()
+
+    @property
+    def failed(self) -> bool:
+        """Whether its last try ended with an error."""
+        return self.mark_of_failure.exists() and self.result() is None
+
+
+def log_of(folder: RunFolder) -> Path:
+    """Where the local launcher puts the output of the run in ``folder``."""
+    return folder.path / "output.log"
+
+
+def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
+    """The job that composes to ``config``."""
+    return Job(tuple(overrides), run_folder(config), config.scale)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """What a job sees of a sweep's configuration: all but Hydra's own part."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def error_of(outcome: JobReturn) -> BaseException | None:
+    """What a job raised. Not by ``return_value``, which prints at each look that there was an error."""
+    return None if outcome.status == JobStatus.COMPLETED else outcome._return_value
+
+
+def check_jobs(configs: Sequence[DictConfig], launcher: Launcher) -> None:
+    """Raise UserError with everything that is wrong with the settings, so that no job begins only to fail."""
+    from cope.run.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
+
+    problems = Problems()
+    for config in configs:
+        with problems.collect():
+            devices = Experiment(config).trainer.devices
+            if devices > 1 and "Submitit" not in type(launcher).__name__:  # the others' processes would start the sweep again
+                raise UserError(
+                    f"trainer.devices={devices} in a sweep on this machine; allowed: 1 a job. Run the jobs one by one, or with "
+                    "hydra/launcher=submitit_slurm."
+                )
+    problems.messages = list(dict.fromkeys(problems.messages))  # a wrong override is wrong in every row
+    problems.raise_if_any()
+
+
+def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> dict[Path, str]:
+    """Run those that are not finished; one that fails does not stop the others.
+
+    Args:
+        again: the finished ones too.
+
+    Returns:
+        of each folder whose run failed, was stopped, or belongs to another process, what to tell of it.
 
     Raises:
-        UserError: a sweep of this machine's own asks for several processes a job; they would start the whole sweep again.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; those that went on have saved their state.
     """
-    devices = config.trainer.devices
-    if not isinstance(devices, int) or devices < 1 or config.trainer.threads is not None:
-        return  # nothing to settle, or wrong: the check of all settings says so
-    launcher = HydraConfig.get().launcher if is_sweep() else {}
-    target = str(launcher.get("_target_", ""))
-    if is_sweep() and devices > 1 and "submitit" not in target:
-        raise UserError(
-            f"trainer.devices={config.trainer.devices} in a local sweep: each job can have one device only. Run the jobs "
-            "one by one, or with hydra/launcher=submitit_slurm."
-        )
-    cores = num_cores()
-    num_jobs = 1
-    if "joblib" in target:
-        num_jobs = launcher["n_jobs"] if launcher["n_jobs"] > 0 else cores
-    config.trainer.threads = max(1, cores // (num_jobs * devices))
+    waiting = [job for job in jobs if again or job.result() is None]
+    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
+    for job in waiting:
+        job.mark_of_failure.unlink(missing_ok=True)
+    returned = launcher.launch([job.overrides for job in waiting], initial_job_idx=0) if waiting else []
+    left_over = {}
+    for job, outcome in zip(waiting, returned, strict=True):
+        error = error_of(outcome)
+        if isinstance(error, Interrupted):  # by somebody else: after Ctrl-C there is no outcome
+            left_over[job.folder.path] = f"stopped: {job.command}; the same command goes on from there"
+        elif isinstance(error, AlreadyRunning):
+            left_over[job.folder.path] = f"left alone: {job.command}; another process is running it"
+        elif error is not None:
+            write_text(job.mark_of_failure, f"{job.command}\n{message_of(error)}\n")
+            see = f"; see {job.log}" if job.log.exists() else ""
+            left_over[job.folder.path] = f"failed: {job.command}: {message_of(error)}{see}"
+    return left_over
 
 
-def write_job(status: str, folder: str | None, message: str) -> str:
-    """Leave ``job.json`` in the sweep's folder; outside a sweep do nothing. Returns the job's own overrides."""
-    if not is_sweep():
-        return ""
-    hydra = HydraConfig.get()
-    overrides = [str(override) for override in hydra.overrides.task]
-    content = {"overrides": overrides, "status": status, "folder": folder, "message": message}
-    write_json(Path(hydra.runtime.output_dir) / "job.json", content)
-    return " ".join(overrides)
-
-
-def read_jobs(sweep_folder: Path) -> list[dict[str, object]]:
-    """Every ``job.json`` below ``sweep_folder``, in the order of the jobs."""
-    paths = sorted(sweep_folder.glob("*/job.json"), key=lambda path: int(path.parent.name))
-    return [json.loads(path.read_text()) for path in paths]
+def tell_left_over(left_over: dict[Path, str], num_jobs: int) -> None:
+    """Say at the end what is not finished."""
+    for told in left_over.values():
+        print(told, file=sys.stderr)
+    if left_over:
+        print(f"{len(left_over)} of {num_jobs} runs are not finished; the same command runs only those.", file=sys.stderr)

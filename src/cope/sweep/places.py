@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from cope.building import build
-from cope.sweep.jobs import num_cores
-from cope.sweep.plan import PlannedRun, composed
+from cope.run.threads import num_cores
 from cope.tasks.base import Task
 
 CORES_PER_RUN = 2  # on a GPU: one starts its kernels, one prepares batches
 BASE_GIB = 1.5  # CUDA's own, the kernels, and PyTorch's reserve
 FLOATS_PER_TOKEN = 40  # kept for the backward pass, for each layer and dimension: attention, feed-forward, norms, with a margin
 COPIES_OF_LOGITS = 4  # with their gradient
+ANOTHER_NUMBER = "(hydra.launcher.jobs= or JOBS= for another number)"
 
 
 def gpu_names() -> list[str]:
@@ -29,20 +28,17 @@ def gpu_names() -> list[str]:
     return allowed[:number] if allowed else [str(index) for index in range(number)]
 
 
-def num_places(runs: Iterable[PlannedRun], configs: Path) -> tuple[int, str]:
-    """How many of those of ``runs`` that are not finished to run at once, and why."""
+def num_places(configs: Iterable[DictConfig]) -> tuple[int, str]:
+    """How many runs to do at once of those with these settings, and why."""
     cores = num_cores()
     gpus = gpu_names()
     if not gpus:
-        return cores, f"{cores} runs at once, one a core (JOBS= or --jobs for another number)"
-    settings = dict.fromkeys(run.settings for run in runs if run.result() is None)
-    needed = max((memory_gib(composed(configs, own)) for own in settings), default=BASE_GIB)
+        return cores, f"{cores} runs at once, one a core {ANOTHER_NUMBER}"
+    needed = max((memory_gib(config) for config in configs), default=BASE_GIB)
     there = smallest_gpu_gib(len(gpus))
     each = max(1, min(math.floor(there / needed), cores // len(gpus) // CORES_PER_RUN))
     room = f"it has {there:.0f} GiB, of which a run may need {needed:.0f}, and {cores // len(gpus)} cores, of which it needs"
-    return each * len(gpus), (
-        f"{each * len(gpus)} runs at once, {each} a GPU: {room} {CORES_PER_RUN} (JOBS= or --jobs for another number)"
-    )
+    return each * len(gpus), (f"{each * len(gpus)} runs at once, {each} a GPU: {room} {CORES_PER_RUN} {ANOTHER_NUMBER}")
 
 
 def smallest_gpu_gib(number: int) -> float:
@@ -56,6 +52,6 @@ def memory_gib(config: DictConfig) -> float:
     """Roughly what a run needs of a GPU, from above: its activations and logits in float32."""
     model, trainer = config.model, config.trainer
     task: Task = build(config.task, "task")
-    tokens = trainer.batch_size / trainer.accumulate / trainer.devices / trainer.num_nodes * task.context
+    tokens = trainer.batch_size / trainer.accumulate / trainer.devices / trainer.num_nodes * task.context_of("train")
     floats = tokens * (FLOATS_PER_TOKEN * model.num_layers * model.dim + COPIES_OF_LOGITS * task.vocab_size)
     return BASE_GIB + 4 * floats / 2**30

@@ -2,68 +2,47 @@
 
 A table has sections, a section has rows, and a row is a list of overrides of ``train.py``; each is run with every seed. At
 some scale a task may need further ones (``at_scale``). What identifies a run is what ``train.py`` would compose, so that a run
-made by hand counts as well. ``run_all.py`` runs what is not finished.
+made by hand counts as well. ``jobs.py`` runs what is not finished.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from cope.cli import override_problems
 from cope.errors import UserError, check_at_least, check_choice
+from cope.overrides import override_problems
 from cope.run.configuration import check_top_level, no_recipe, run_hash
 from cope.run.folder import RunFolder
+from cope.sweep.jobs import Job
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One run of a table."""
+class PlannedRun(Job):
+    """One run of a table; the last of its overrides is its seed's."""
 
     section: str
     row: str
     seed: int
-    scale: str
-    overrides: tuple[str, ...]  # the seed's comes last
-    folder: RunFolder
 
     @property
     def settings(self) -> tuple[str, ...]:
         """What its seeds share."""
         return self.overrides[:-1]
-
-    @property
-    def command(self) -> str:
-        """What to type for it."""
-        return shlex.join(["python", "train.py", *self.overrides])
-
-    @property
-    def log(self) -> Path:
-        """Where its output goes."""
-        return self.folder.path / "output.log"
-
-    @property
-    def mark_of_failure(self) -> Path:
-        """The file that says that its last try ended with an error."""
-        return self.folder.path / "failed.txt"
-
-    def result(self) -> dict[str, Any] | None:
-        """Its result, None while it is not finished."""
-        return self.folder.read_result()
-
-    @property
-    def failed(self) -> bool:
-        """Whether its last try ended with an error."""
-        return self.mark_of_failure.exists() and self.result() is None
 
 
 @dataclass(frozen=True)
@@ -117,7 +96,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
             check_top_level(config)
             for seed in seeds:
                 folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                runs.append(PlannedRun(section, row, seed, config.scale, (*own, *overrides, f"seed={seed}"), folder))
+                runs.append(PlannedRun((*own, *overrides, f"seed={seed}"), folder, config.scale, section, row, seed))
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
@@ -148,7 +127,7 @@ def _check_overrides(name: str, sections: Mapping[str, Mapping[str, Sequence[str
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         if key == "seed":
-            raise UserError(f"{override}: a table has its own seeds; allowed: --seeds N (SEEDS=N), for 1 to N.")
+            raise UserError(f"{override}: a table has its own seeds; allowed: seeds=N (SEEDS=N), for 1 to N.")
         if key == "force":
             raise UserError(
                 f"{override}: a table runs what is not finished; to start a run over, add it to that run's command."
@@ -184,3 +163,15 @@ def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:
     """The runs of several tables, each once, seed by seed: every table has all of its rows before any has its second seed."""
     found = {run.folder.path: run for plan in plans for run in plan.runs}
     return sorted(found.values(), key=lambda run: run.seed)
+
+
+@contextmanager
+def launcher_for(configs: Path, overrides: Sequence[str], task_function: TaskFunction) -> Iterator[Launcher]:
+    """The launcher that ``python train.py -m`` would have with these overrides of Hydra's own settings."""
+    with initialize_config_dir(str(configs), version_base="1.3", job_name="train"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config("train", list(overrides), run_mode=RunMode.MULTIRUN)
+        HydraConfig.instance().set_config(config)
+        context = HydraContext(hydra.config_loader, Callbacks(config))
+        yield Plugins.instance().instantiate_launcher(context, task_function, config)

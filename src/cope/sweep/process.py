@@ -1,4 +1,4 @@
-"""One run of ``train.py`` in a process of its own, which on Linux is forked from one that has imported everything.
+"""One job of a sweep in a process of its own, which on Linux is forked from one that has imported everything.
 
 To start Python and import PyTorch, Lightning, SciPy and W&B takes a processor some six seconds, a tenth of a short run's time.
 """
@@ -7,84 +7,124 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+from typing import Any
+
+import cloudpickle
 
 from cope.cli import INTERRUPTED
+from cope.errors import Interrupted
 
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # what runs are stopped by; the process they are forked from is not
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # what jobs are stopped by; the process that they are forked from is not
 
 # A process's exit status can be read once, and starting one reads the status of all that have ended: one thread at a time.
 _one_thread = threading.Lock()
 
 
-class RunProcesses:
-    """The processes of runs that go on, started and waited for by several threads."""
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that are started inside begin with both signals blocked: one that comes then waits until they are ready."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # where this is the first to need it, it unblocks both for those after it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def __init__(self) -> None:
+
+class Processes:
+    """The processes of jobs that go on, started and waited for by several threads.
+
+    Args:
+        preload: modules that jobs need beside those of a run, imported once.
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self._preload = ["cope.sweep.preload", *preload]
         self._running: list[BaseProcess] = []
         self._stopping = False
 
-    def run(self, script: Path, overrides: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-        """Run ``script`` with ``overrides``, its output appended to ``log``; returns its exit status once it has ended.
+    def is_stopping(self) -> bool:
+        """Whether :meth:`stop` was called; it may be at any time, by a signal."""
+        return self._stopping
+
+    def call(self, function: Callable[[], Any], environment: Mapping[str, str]) -> Any:
+        """What ``function()`` returns, called in a process of its own.
 
         Args:
             environment: all of its variables.
 
         Raises:
-            OSError, EOFError: ``log`` cannot be written, or the process cannot be started.
+            Interrupted: it was stopped, or was not begun since no more are.
+            RuntimeError: its process cannot be started, or ended without an answer.
         """
-        log.open("ab").close()  # told here, where somebody sees it
+        receiver, sender = CONTEXT.Pipe(duplex=False)
         with _one_thread:
-            if self._stopping:
-                return INTERRUPTED
-            CONTEXT.set_forkserver_preload(["cope.sweep.preload"])  # without effect where nothing is forked
-            process = CONTEXT.Process(target=_run, args=(script, overrides, log, dict(environment)))
-            process.start()
+            if self.is_stopping():
+                raise Interrupted("It was not begun.")
+            CONTEXT.set_forkserver_preload(self._preload)  # without effect where nothing is forked
+            process = CONTEXT.Process(target=_answer, args=(cloudpickle.dumps(function), sender, dict(environment)))
+            try:
+                with _signals_blocked():
+                    process.start()
+            except (OSError, EOFError) as error:
+                raise RuntimeError(f"its process could not be started: {error}") from error
+            sender.close()
             self._running.append(process)
+            if self.is_stopping():  # asked for while it started, and so not told
+                process.terminate()
+        wait([receiver, process.sentinel])
+        try:
+            answer = receiver.recv_bytes() if receiver.poll() else None
+        except EOFError:
+            answer = None
         wait([process.sentinel])
         with _one_thread:
             process.join()
-            status = process.exitcode
             self._running.remove(process)
+            status = process.exitcode
             process.close()  # it holds two files open
-        assert status is not None
-        return status
+        receiver.close()
+        if answer is not None:
+            return cloudpickle.loads(answer)
+        if status == INTERRUPTED or self.is_stopping():
+            raise Interrupted("It was stopped.")
+        raise RuntimeError(f"its process ended with exit status {status}")
 
-    def start_no_more(self) -> None:
-        """From now on :meth:`run` starts nothing, and returns the status of a run that was stopped."""
+    def stop(self) -> None:
+        """Start no more, and ask those that go on to save their state and end; the second time they end at once."""
+        end = "kill" if self._stopping else "terminate"
         self._stopping = True
-
-    def terminate(self) -> None:
-        """Start no more, and ask those that go on to save their state and end."""
-        with _one_thread:
-            self._stopping = True
-            for process in self._running:
-                process.terminate()
+        for process in list(self._running):
+            with suppress(ValueError):  # it has ended in the meantime
+                getattr(process, end)()
 
 
-def _run(script: Path, overrides: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """What the process does: what a shell would, which starts ``script`` with its output in ``log``."""
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training, too, it ends as after Ctrl-C
+def _answer(pickled: bytes, sender: Connection, environment: Mapping[str, str]) -> None:
+    """What the process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it as well, but it is the launcher that asks it to stop
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [str(script), *overrides]
-    sys.path.insert(0, str(script.parent))
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-        runpy.run_path(str(script), run_name="__main__")
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        sender.send_bytes(cloudpickle.dumps(cloudpickle.loads(pickled)()))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     finally:
         if "wandb" in sys.modules:  # whose own hook at the exit of Python is not called in such a process
             sys.modules["wandb"].teardown()

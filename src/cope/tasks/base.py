@@ -8,9 +8,10 @@ a resumed run identical to an unbroken one. What a model scored on them the task
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -78,13 +79,22 @@ class Examples:
         return tokens[:, :-1], targets[:, 1:]
 
 
+@dataclass(kw_only=True)
 class Task(ABC):
-    """What every task offers. Subclasses are dataclass-like: their constructor's arguments are the keys of ``configs/task``."""
+    """What every task offers. The fields of a task are the keys of its file in ``configs/task``, where their defaults are.
 
-    name: str
+    Raises:
+        UserError: a setting that cannot be.
+    """
+
     headline: ClassVar[str] = "error"  # the metric by which checkpoints are chosen and tables are made: less is better
-    loss: str = "answers"  # or "everywhere"
-    context: int  # the most tokens a training sequence has
+
+    name: str  # the folder that runs go to
+    loss: str = field(init=False, default="answers")  # or "everywhere": what training learns to predict
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"task.name={self.name} cannot name a folder; allowed: letters, digits, '_', '-' and '.'.")
 
     @property
     @abstractmethod
@@ -114,9 +124,13 @@ class Task(ABC):
         return " ".join(self.vocabulary[token] for token in tokens)
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Of data that the settings do not determine, such as a text corpus: a checkpoint belongs to it. Empty without such."""
-        return ""
+        """Of the data, as far as the settings do not determine it: the content of a corpus, the version of a generator."""
+
+    def has_data(self, fingerprint: str) -> bool:
+        """Whether a run with ``fingerprint`` had the data that this task has now."""
+        return fingerprint == self.fingerprint
 
     @property
     def separator(self) -> int | None:
@@ -129,13 +143,16 @@ class Task(ABC):
         """Names of the splits scored once, at the end: ``test`` first, then the out-of-distribution ones."""
 
     @abstractmethod
-    def longest_of(self, split: str) -> int:
-        """The most tokens that a sequence of ``split`` has."""
+    def context_of(self, split: str) -> int:
+        """The most tokens that a model reads of a sequence of ``train``, ``validation`` or a test split.
+
+        A sequence's last token is only predicted: it is not among them.
+        """
 
     @property
-    def longest(self) -> int:
-        """The most tokens a sequence of any split has; more than ``context`` where a split tests longer sequences."""
-        return max(self.longest_of(split) for split in ("validation", *self.test_splits))
+    def longest_context(self) -> int:
+        """The most tokens that a model reads of any sequence; more than in training where a split tests longer ones."""
+        return max(self.context_of(split) for split in ("train", "validation", *self.test_splits))
 
     @abstractmethod
     def training_examples(self, seed: int, epoch: int) -> ExampleSet:

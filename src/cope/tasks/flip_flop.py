@@ -21,24 +21,23 @@ that (``flip_flop_files.py``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from cope.errors import UserError
 from cope.tasks.base import Examples
 from cope.tasks.flip_flop_files import PUBLISHED_P_IGNORE, FlipFlopFiles
-from cope.tasks.synthetic import Settings, SyntheticTask, check_number, check_whole_number, smallest_integer
+from cope.tasks.synthetic import SyntheticTask, check_number, check_whole_number, smallest_integer
 
 VOCABULARY = ("w", "r", "i", "0", "1")
 WRITE, READ, IGNORE_NEXT, ZERO, ONE = range(5)
-DEFAULT_SPLITS: dict[str, dict[str, Any]] = {"test": {}, "ood_sparse": {"p_ignore": 0.98}, "ood_dense": {"p_ignore": 0.1}}
 
 
+@dataclass(kw_only=True)
 class FlipFlop(SyntheticTask):
-    """The flip-flop task; the arguments are the keys of ``configs/task/flip_flop.yaml``, explained there."""
+    """The flip-flop task; its fields are the keys of ``configs/task/flip_flop.yaml``, explained there."""
 
     kind: ClassVar[str] = "flip_flop"
     version: ClassVar[int] = 1
@@ -46,52 +45,38 @@ class FlipFlop(SyntheticTask):
     headline: ClassVar[str] = "token_error"
     split_keys: ClassVar[tuple[str, ...]] = ("p_ignore", "num_pairs")
 
-    def __init__(
-        self,
-        *,
-        name: str = "flip_flop",
-        source: str = "generator",
-        num_pairs: int = 256,
-        p_ignore: float = 0.8,
-        num_train: int | None = None,
-        num_validation: int = 1000,
-        num_test: int = 1000,
-        loss: str = "answers",
-        splits: Mapping[str, Mapping[str, Any]] | None = None,
-        data_seed: int = 0,
-        data_dir: str | Path = "data",
-    ) -> None:
-        super().__init__(
-            name=name,
-            settings={"num_pairs": num_pairs, "p_ignore": p_ignore},
-            splits=DEFAULT_SPLITS if splits is None else splits,
-            num_train=num_train,
-            num_validation=num_validation,
-            num_test=num_test,
-            loss=loss,
-            data_seed=data_seed,
-            data_dir=data_dir,
-        )
-        self.files = None if source == "generator" else FlipFlopFiles(source, Path(data_dir).expanduser() / name)
-        if self.files is not None:
+    source: str
+    num_pairs: int
+    p_ignore: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.files: FlipFlopFiles | None = None
+        if self.source != "generator":
+            self.files = FlipFlopFiles(self.source)
             self._check_against_files(self.files)
 
-    def check_settings(self, settings: Settings, where: str) -> None:
-        check_whole_number(f"{where}.num_pairs", settings["num_pairs"], 2)  # the first writes, the last reads
-        check_number(f"{where}.p_ignore", settings["p_ignore"], 0, 1)
+    def check_settings(self, where: str) -> None:
+        check_whole_number(f"{where}.num_pairs", self.num_pairs, 2)  # the first writes, the last reads
+        check_number(f"{where}.p_ignore", self.p_ignore, 0, 1)
 
-    def length_limit(self, settings: Settings) -> int:
-        return int(2 * settings["num_pairs"])
+    @property
+    def longest_sequence(self) -> int:
+        return 2 * self.num_pairs
+
+    @property
+    def fingerprint(self) -> str:
+        return super().fingerprint if self.files is None else self.files.fingerprint
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return VOCABULARY
 
-    def generate(self, settings: Settings, num: int, random: np.random.Generator) -> Examples:
-        shape = (num, settings["num_pairs"])
-        p_ignore = settings["p_ignore"]
+    def generate(self, num: int, random: np.random.Generator) -> Examples:
+        shape = (num, self.num_pairs)
         draw = random.random(shape, dtype=np.float32)
-        instructions = np.where(draw < p_ignore, IGNORE_NEXT, np.where(draw < (1 + p_ignore) / 2, WRITE, READ)).astype(np.int8)
+        write_or_read = np.where(draw < (1 + self.p_ignore) / 2, WRITE, READ)
+        instructions = np.where(draw < self.p_ignore, IGNORE_NEXT, write_or_read).astype(np.int8)
         instructions[:, 0] = WRITE
         instructions[:, -1] = READ
         bits = random.integers(ZERO, ONE, size=shape, dtype=np.int8, endpoint=True)
@@ -102,24 +87,26 @@ class FlipFlop(SyntheticTask):
         if self.files is None or self.num_train is not None:
             return super().training_examples(seed, epoch)
         texts = self.files.passing_through(self.epoch_size, (self.data_seed, seed), epoch)
-        return parse(texts, self.settings["num_pairs"], f"task.source={self.files.source}")
+        return parse(texts, self.num_pairs, f"task.source={self.source}")
 
-    def fixed_examples(self, stream: str, settings: Settings, num: int, seed: int | None) -> Examples:
+    def fixed_examples(self, stream: str, num: int, seed: int | None) -> Examples:
         if self.files is None:
-            return super().fixed_examples(stream, settings, num, seed)
+            return super().fixed_examples(stream, num, seed)
         key = {"train": "num_train", "validation": "num_validation"}.get(stream, "num_test")
-        return parse(self.files.first(stream, num, f"task.{key}"), settings["num_pairs"], f"task.source={self.files.source}")
+        texts = self.files.first(stream, num, f"task.{key}")
+        return parse(texts, self.variant(stream).num_pairs, f"task.source={self.source}")
 
     def _check_against_files(self, files: FlipFlopFiles) -> None:
         """Files have the splits and settings they have: a setting that could only be ignored is an error."""
         for split in self.test_splits:
             files.check_split(split)
         if files.source == "hub":
-            for split, settings in {"validation": self.settings, **self.split_settings}.items():
-                if settings["p_ignore"] != PUBLISHED_P_IGNORE[split]:
+            for split in ("validation", *self.test_splits):
+                p_ignore = self.variant(split).p_ignore
+                if p_ignore != PUBLISHED_P_IGNORE[split]:
                     where = "task" if split == "validation" else f"task.splits.{split}"
                     raise UserError(
-                        f"{where}.p_ignore={settings['p_ignore']} cannot be had with task.source=hub; allowed: "
+                        f"{where}.p_ignore={p_ignore} cannot be had with task.source=hub; allowed: "
                         f"{PUBLISHED_P_IGNORE[split]}, as published. Other values can be generated: task.source=generator"
                     )
 

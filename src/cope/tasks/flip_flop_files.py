@@ -14,12 +14,14 @@ Picture: the text ``w1i0r1`` becomes
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cope.corpora.hub import endpoint, is_reachable, offline
+from cope.corpora.hub import first_line, load_hub_dataset
 from cope.errors import UserError, check_choice, nearest
 from cope.seeding import stream_seed
 
@@ -42,16 +44,23 @@ class FlipFlopFiles:
 
     Args:
         source: ``hub``, or the path of a local folder.
-        cache_dir: where local parquet files are kept in the form that ``datasets`` reads.
     """
 
-    def __init__(self, source: str, cache_dir: Path) -> None:
-        if source != "hub" and not Path(str(source)).expanduser().is_dir():
+    def __init__(self, source: str) -> None:
+        if source != "hub" and not Path(source).expanduser().is_dir():
             hint = nearest(source, ("generator", "hub"))
             raise UserError(f"task.source={source} is not a folder; allowed: generator, hub, or the path of a folder.{hint}")
         self.source = source
-        self.cache_dir = cache_dir
         self._opened: dict[str, Any] = {}  # by their split names
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files, by their names and sizes: they may be too large to be read for it."""
+        if self.source == "hub":
+            return DATASET
+        folder = Path(self.source).expanduser()
+        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def check_split(self, split: str) -> None:
         """Raise UserError unless the data set has our ``split``."""
@@ -96,40 +105,22 @@ class FlipFlopFiles:
         return rows, start, stop
 
     def _open(self, theirs: str) -> Any:
+        if self.source == "hub":
+            return load_hub_dataset("task.source=hub", DATASET, split=theirs, instead=INSTEAD)
         try:
-            import datasets
-        except ImportError as error:
-            raise UserError(
-                f"task.source={self.source} needs the package datasets: pip install -e '.[hub]'\n"
-                "Or generate the data: task.source=generator"
-            ) from error
-        try:
-            if self.source == "hub":
-                return _open_hub(datasets, theirs)
-            return _open_folder(datasets, Path(self.source).expanduser(), theirs, self.cache_dir)
+            return _open_folder(Path(self.source).expanduser(), theirs)
         except UserError:
             raise
         except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            what = f"{DATASET} from the Hugging Face Hub" if self.source == "hub" else f"split {theirs!r}"
-            raise UserError(f"task.source={self.source}: cannot load {what} ({reason}). {INSTEAD}") from error
-
-
-def _open_hub(datasets: Any, theirs: str) -> Any:
-    """From the Hub; when that cannot be reached, what an earlier run downloaded."""
-    if is_reachable(endpoint()):
-        return datasets.load_dataset(DATASET, split=theirs, download_config=datasets.DownloadConfig(max_retries=1))
-    with offline(datasets):
-        try:
-            return datasets.load_dataset(DATASET, split=theirs)
-        except Exception as error:  # whatever it is, the way out is the same
             raise UserError(
-                f"task.source=hub: {endpoint()} cannot be reached, and {DATASET} was not downloaded before. {INSTEAD}"
+                f"task.source={self.source}: cannot load split {theirs!r} ({first_line(error)}). {INSTEAD}"
             ) from error
 
 
-def _open_folder(datasets: Any, folder: Path, theirs: str, cache_dir: Path) -> Any:
+def _open_folder(folder: Path, theirs: str) -> Any:
     """A split of a saved data set, or of parquet files named after their split."""
+    import datasets  # a second to import
+
     if (folder / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(str(folder))
         if theirs not in saved:
@@ -141,4 +132,4 @@ def _open_folder(datasets: Any, folder: Path, theirs: str, cache_dir: Path) -> A
         raise UserError(
             f"task.source={folder}: there is no file {theirs}.parquet or {theirs}-*.parquet, and no dataset_dict.json."
         )
-    return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_dir))
+    return datasets.Dataset.from_parquet([str(file) for file in files])

@@ -11,19 +11,17 @@ split is the same text read with another context, a multiple of the trained one,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from cope.building import arguments, build
 from cope.corpora.base import Corpus
 from cope.corpora.prepared import Documents, PreparedCorpus, prepare
 from cope.corpora.tokenizer import TokenizerSettings
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, check_at_least, check_choice
 from cope.seeding import numpy_stream
 from cope.tasks.base import Specimen, Task
 from cope.tasks.scores import Score
@@ -34,13 +32,13 @@ SPLIT_KEYS = ("context_factor", "stride")
 LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
 
 
+@dataclass(kw_only=True)
 class Language(Task):
     """``task=wikipedia`` and ``task=code``.
 
     Args:
-        name: the folder that runs go to.
         corpus: the text, a choice of ``configs/corpus``.
-        tokenizer: ``kind``, ``vocab_size`` and ``byte_fallback``.
+        tokenizer: what to learn from it.
         context: tokens that the model reads at once.
         stride: tokens by which a scoring window moves: a number, ``half`` (of the context) or ``context`` (side by side).
         num_validation, num_test: tokens to be scored, in whole documents chosen at random but always the same; None: all.
@@ -51,56 +49,43 @@ class Language(Task):
 
     headline: ClassVar[str] = "perplexity"
 
-    def __init__(
-        self,
-        name: str,
-        corpus: Mapping[str, Any],
-        tokenizer: Mapping[str, Any],
-        context: int,
-        stride: int | str = "half",
-        num_validation: int | None = None,
-        num_test: int | None = None,
-        max_documents: int | None = None,
-        splits: Mapping[str, Mapping[str, Any]] | None = None,
-        data_dir: str | Path = "data",
-    ) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise UserError(f"task.name={name} cannot name a folder; allowed: letters, digits, '_', '-' and '.'.")
-        check_whole_number("task.context", context, 2)
-        for key, number in (("num_validation", num_validation), ("num_test", num_test), ("max_documents", max_documents)):
-            if number is not None:
-                check_whole_number(f"task.{key}", number, 1)
-        self.name, self.context, self.data_dir = name, context, data_dir
-        self.corpus: Corpus = build(OmegaConf.create(dict(corpus)), "corpus")
-        self.tokenizer_settings = TokenizerSettings(
-            **arguments(OmegaConf.create(dict(tokenizer)), TokenizerSettings, "task.tokenizer")
-        )
-        self.max_documents = max_documents
-        self.num_scored = {"validation": num_validation, "test": num_test}
-        self.views = self._views(stride, splits)
-        self._prepared: PreparedCorpus | None = None
+    corpus: Corpus
+    tokenizer: TokenizerSettings
+    context: int
+    stride: int | str
+    num_validation: int | None
+    num_test: int | None
+    max_documents: int | None
+    splits: Mapping[str, Mapping[str, Any]]
+    data_dir: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("task.context", self.context, 2)
+        for key in ("num_validation", "num_test", "max_documents"):
+            if getattr(self, key) is not None:
+                check_at_least(f"task.{key}", getattr(self, key), 1)
+        self.views = self._views()
         self._windows: dict[str, Windows] = {}
 
-    def _views(self, stride: int | str, splits: Mapping[str, Mapping[str, Any]] | None) -> dict[str, tuple[int, int]]:
+    def _views(self) -> dict[str, tuple[int, int]]:
         """(context, stride) of each split; ``validation`` and ``test`` are always there."""
-        table = check_mapping("task.splits", splits)
-        views = {"validation": (self.context, _tokens("task.stride", stride, self.context))}
+        table = check_mapping("task.splits", self.splits)
+        views = {"validation": (self.context, _tokens("task.stride", self.stride, self.context))}
         for split, changes in ({"test": table.get("test")} | table).items():
             where = f"task.splits.{split}"
             if split in ("train", "validation"):
                 raise UserError(f"{where}: the name {split!r} is taken; choose another, such as test_{split}.")
-            settings = {"context_factor": 1.0, "stride": stride} | check_mapping(where, changes, SPLIT_KEYS)
+            settings = {"context_factor": 1.0, "stride": self.stride} | check_mapping(where, changes, SPLIT_KEYS)
             check_number(f"{where}.context_factor", settings["context_factor"], 1 / self.context, 1e6)
             context = round(self.context * settings["context_factor"])
             views[split] = (context, _tokens(f"{where}.stride", settings["stride"], context))
         return views
 
-    @property
+    @cached_property
     def prepared(self) -> PreparedCorpus:
         """The corpus as tokens; made on first use, which may take minutes."""
-        if self._prepared is None:
-            self._prepared = prepare(self.corpus, self.tokenizer_settings, self.data_dir, self.max_documents)
-        return self._prepared
+        return prepare(self.corpus, self.tokenizer, self.data_dir, self.max_documents)
 
     @property
     def fingerprint(self) -> str:
@@ -112,7 +97,7 @@ class Language(Task):
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer_settings.vocab_size
+        return self.tokenizer.vocab_size
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -128,8 +113,8 @@ class Language(Task):
     def test_splits(self) -> tuple[str, ...]:
         return tuple(split for split in self.views if split != "validation")
 
-    def longest_of(self, split: str) -> int:
-        return self.views[split][0]
+    def context_of(self, split: str) -> int:
+        return self.context if split == "train" else self.views[split][0]
 
     def training_examples(self, seed: int, epoch: int) -> Windows:
         stream = self.prepared.train.tokens
@@ -156,7 +141,7 @@ class Language(Task):
         part = "validation" if split == "validation" else "test"
         documents: Documents = getattr(self.prepared, part)
         order = numpy_stream(0, f"language/{part}").permutation(len(documents.num_words))
-        limit = self.num_scored[part]
+        limit = self.num_validation if part == "validation" else self.num_test
         if limit is not None:
             taken = np.diff(documents.starts)[order].cumsum()
             order = order[: int(np.searchsorted(taken, limit)) + 1]

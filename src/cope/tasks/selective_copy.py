@@ -20,72 +20,47 @@ gives the same error as decoding greedily: up to the first mistake both see the 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from cope.tasks.base import Examples
-from cope.tasks.synthetic import Settings, SyntheticTask, check_whole_number, smallest_integer
+from cope.tasks.synthetic import SyntheticTask, check_whole_number, smallest_integer
 
 NUM_SYMBOLS = 14
 BLANK, SEPARATOR, FIRST_SYMBOL = range(3)
-DEFAULT_SPLITS: dict[str, dict[str, Any]] = {"test": {}, "ood_dense": {"num_blanks": 128}, "ood_sparse": {"num_blanks": 512}}
 
 
+@dataclass(kw_only=True)
 class SelectiveCopy(SyntheticTask):
-    """The selective copying task; the arguments are the keys of ``configs/task/selective_copy.yaml``, explained there."""
+    """The selective copying task; its fields are the keys of ``configs/task/selective_copy.yaml``, explained there."""
 
     kind: ClassVar[str] = "selective_copy"
     version: ClassVar[int] = 1
     epoch_size: ClassVar[int] = 4096
-    headline: ClassVar[str] = "error"
     split_keys: ClassVar[tuple[str, ...]] = ("num_copied", "num_blanks")
 
-    def __init__(
-        self,
-        *,
-        name: str = "selective_copy",
-        num_copied: int = 256,
-        num_blanks: int = 256,
-        num_train: int | None = None,
-        num_validation: int = 1000,
-        num_test: int = 1000,
-        loss: str = "answers",
-        splits: Mapping[str, Mapping[str, Any]] | None = None,
-        data_seed: int = 0,
-        data_dir: str | Path = "data",
-    ) -> None:
-        super().__init__(
-            name=name,
-            settings={"num_copied": num_copied, "num_blanks": num_blanks},
-            splits=DEFAULT_SPLITS if splits is None else splits,
-            num_train=num_train,
-            num_validation=num_validation,
-            num_test=num_test,
-            loss=loss,
-            data_seed=data_seed,
-            data_dir=data_dir,
-        )
+    num_copied: int
+    num_blanks: int
 
-    def check_settings(self, settings: Settings, where: str) -> None:
-        check_whole_number(f"{where}.num_copied", settings["num_copied"], 1)
-        check_whole_number(f"{where}.num_blanks", settings["num_blanks"], 0)
+    def check_settings(self, where: str) -> None:
+        check_whole_number(f"{where}.num_copied", self.num_copied, 1)
+        check_whole_number(f"{where}.num_blanks", self.num_blanks, 0)
 
-    def length_limit(self, settings: Settings) -> int:
-        return int(2 * settings["num_copied"] + settings["num_blanks"] + 1)
+    @property
+    def longest_sequence(self) -> int:
+        return 2 * self.num_copied + self.num_blanks + 1
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return ("<blank>", "<copy>", *string.ascii_lowercase[:NUM_SYMBOLS])
 
-    def generate(self, settings: Settings, num: int, random: np.random.Generator) -> Examples:
-        num_copied = settings["num_copied"]
-        num_shown = num_copied + settings["num_blanks"]  # tokens before the separator
-        length = self.length_limit(settings)
-        content = random.integers(FIRST_SYMBOL, FIRST_SYMBOL + NUM_SYMBOLS, size=(num, num_copied), dtype=np.int8)
-        is_content = np.tile(np.arange(num_shown) < num_copied, (num, 1))
+    def generate(self, num: int, random: np.random.Generator) -> Examples:
+        num_shown = self.num_copied + self.num_blanks  # tokens before the separator
+        length = self.longest_sequence
+        content = random.integers(FIRST_SYMBOL, FIRST_SYMBOL + NUM_SYMBOLS, size=(num, self.num_copied), dtype=np.int8)
+        is_content = np.tile(np.arange(num_shown) < self.num_copied, (num, 1))
         random.permuted(is_content, axis=1, out=is_content)  # each row by itself: every choice of places is equally likely
         tokens = np.full((num, length), BLANK, dtype=np.int8)
         tokens[:, :num_shown][is_content] = content.ravel()  # row by row, from left to right: the order is kept

@@ -1,11 +1,11 @@
-"""What the generated tasks share: settings and their checks, test splits that change some settings, streams, and the cache.
+"""What the generated tasks share: checks, test splits that change some settings, and random streams.
 
 A subclass names its settings, checks them and generates examples from them; the rest is here. A test split is the training
 distribution with some settings changed, so ``splits: {ood_longer: {pass_weight: 100}}`` is a complete description of one.
 
 Random streams: an evaluation split depends on ``data_seed`` and its name alone, so every run is scored on the same examples.
-Training examples depend also on the run's seed and, unless the training set is fixed, on the epoch. Fixed sets are kept on
-disk (``cache.py``) and in memory; endless ones are generated afresh each epoch and never stored.
+Training examples depend also on the run's seed and, unless the training set is fixed, on the epoch. What is fixed is kept in
+memory; it takes less than half a second to make, so nothing is kept on disk.
 
 Picture: :meth:`Examples.batch` turns ``w 1 i 0 r 1`` (the flip-flop task) into inputs over labels, ``.`` where no loss is due
 
@@ -15,23 +15,20 @@ Picture: :meth:`Examples.batch` turns ``w 1 i 0 r 1`` (the flip-flop task) into 
 
 from __future__ import annotations
 
+import copy
 import logging
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from cope.errors import UserError, check_at_least, check_between, check_choice, nearest
 from cope.seeding import numpy_stream
 from cope.tasks.base import Examples, Specimen, Task
-from cope.tasks.cache import load_or_generate
 
 log = logging.getLogger(__name__)
-
-Settings = dict[str, Any]
 
 
 def check_whole_number(key: str, value: object, low: int, high: int | None = None) -> None:
@@ -69,75 +66,91 @@ def smallest_integer(largest: int) -> np.dtype[Any]:
     return np.min_scalar_type(-largest - 1)
 
 
+@dataclass(kw_only=True)
 class SyntheticTask(Task):
-    """A task whose examples come from a generator."""
+    """A task whose examples come from a generator.
+
+    Args:
+        num_train: examples of the training set; None makes new ones every epoch.
+        num_validation: examples.
+        num_test: examples of each test split.
+        loss: ``answers``, or ``everywhere``.
+        splits: the test splits by name, each with the settings that it changes.
+        data_seed: of the data alone; evaluation splits are the same whatever a run's seed.
+    """
 
     kind: ClassVar[str]  # prefix of its random streams: unlike ``name``, not the user's to change
-    version: ClassVar[int]  # of the generator: raise it when the same settings give other examples, or stale files are used
-    split_keys: ClassVar[tuple[str, ...]]  # the settings a test split may change
+    version: ClassVar[int]  # of the generator: raise it when the same settings give other examples
+    split_keys: ClassVar[tuple[str, ...]]  # what a test split may change
     epoch_size: ClassVar[int]  # examples in an epoch of an endless training set
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        settings: Settings,
-        splits: Mapping[str, Mapping[str, Any]] | None,
-        num_train: int | None,
-        num_validation: int,
-        num_test: int,
-        loss: str,
-        data_seed: int,
-        data_dir: str | Path,
-    ) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise UserError(f"task.name={name} cannot name a folder; allowed: letters, digits, '_', '-' and '.'.")
-        if num_train is not None:
-            check_whole_number("task.num_train", num_train, 1)
-        check_whole_number("task.num_validation", num_validation, 1)
-        check_whole_number("task.num_test", num_test, 1)
-        check_choice("task.loss", loss, ("answers", "everywhere"))
-        check_whole_number("task.data_seed", data_seed, 0)
-        if not isinstance(data_dir, (str, Path)) or not str(data_dir):
-            raise UserError(f"data_dir={data_dir} is not a folder's name.")
-        self.check_settings(settings, "task")
-        self.name, self.loss = name, loss
-        self.num_train, self.num_validation, self.num_test = num_train, num_validation, num_test
-        self.data_seed, self.data_dir = data_seed, data_dir
-        self.settings = settings
-        self.split_settings = self._resolve(splits)
-        self.context = self.length_limit(settings)
-        self._held: dict[tuple[str, int | None], Examples] = {}  # fixed sets already loaded, by (stream, seed)
+    num_train: int | None
+    num_validation: int
+    num_test: int
+    loss: str = field()
+    splits: Mapping[str, Mapping[str, Any]]
+    data_seed: int
+    _held: dict[tuple[str, int | None], Examples] = field(init=False, repr=False)  # fixed sets made before, by (stream, seed)
+    _variants: dict[str, Self] = field(init=False, repr=False)  # the task of each test split
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_train is not None:
+            check_at_least("task.num_train", self.num_train, 1)
+        check_at_least("task.num_validation", self.num_validation, 1)
+        check_at_least("task.num_test", self.num_test, 1)
+        check_choice("task.loss", self.loss, ("answers", "everywhere"))
+        check_at_least("task.data_seed", self.data_seed, 0)
+        self.check_settings("task")
+        self._held = {}
+        self._variants = self._resolve()  # type: ignore[assignment]
 
     @abstractmethod
-    def check_settings(self, settings: Settings, where: str) -> None:
+    def check_settings(self, where: str) -> None:
         """Raise UserError unless every setting is sound; ``where`` is the key they were typed under, as ``task``."""
 
+    @property
     @abstractmethod
-    def length_limit(self, settings: Settings) -> int:
-        """The most tokens a sequence has under these settings."""
+    def longest_sequence(self) -> int:
+        """The most tokens a sequence has."""
 
     @abstractmethod
-    def generate(self, settings: Settings, num: int, random: np.random.Generator) -> Examples:
+    def generate(self, num: int, random: np.random.Generator) -> Examples:
         """Generate ``num`` examples."""
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """This task with some of its ``split_keys`` changed."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def variant(self, split: str) -> Self:
+        """This task with the settings of ``split``."""
+        return self._variants.get(split, self)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.kind} {self.version}"
+
+    def has_data(self, fingerprint: str) -> bool:
+        """Runs did not say it at first, when every generator was of version 1."""
+        return fingerprint == self.fingerprint or (not fingerprint and self.version == 1)
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        return tuple(self.split_settings)
+        return tuple(self._variants)
 
-    def longest_of(self, split: str) -> int:
-        return self.length_limit(self.settings if split == "validation" else self.split_settings[split])
+    def context_of(self, split: str) -> int:
+        return self.variant(split).longest_sequence - 1
 
     def training_examples(self, seed: int, epoch: int) -> Examples:
         if self.num_train is not None:
-            return self._hold("train", self.settings, self.num_train, seed)
-        return self.generate(self.settings, self.epoch_size, numpy_stream(self.data_seed, f"{self.kind}/train", seed, epoch))
+            return self._hold("train", self.num_train, seed)
+        return self.generate(self.epoch_size, numpy_stream(self.data_seed, f"{self.kind}/train", seed, epoch))
 
     def evaluation_examples(self, split: str) -> Examples:
-        if split == "validation":
-            return self._hold(split, self.settings, self.num_validation, None)
         check_choice("evaluation split", split, ("validation", *self.test_splits))
-        return self._hold(split, self.split_settings[split], self.num_test, None)
+        return self._hold(split, self.num_validation if split == "validation" else self.num_test, None)
 
     def specimen(self, num_tokens: int) -> Specimen:
         """The most varied test example of those short enough, or the shortest; its first answer is what is predicted."""
@@ -148,45 +161,32 @@ class SyntheticTask(Task):
         query = int(np.flatnonzero(examples.answers[index])[0]) - 1
         return Specimen(tokens, query, tuple(self.vocabulary[token] for token in tokens))
 
-    def fixed_examples(self, stream: str, settings: Settings, num: int, seed: int | None) -> Examples:
-        """A set that never changes, from disk if it is there. ``seed`` is the run's, or None for evaluation."""
-        key = {
-            "generator": self.kind,
-            "version": self.version,
-            "settings": settings,
-            "num": num,
-            "data_seed": self.data_seed,
-            "stream": stream,
-            "seed": seed,
-        }
+    def fixed_examples(self, stream: str, num: int, seed: int | None) -> Examples:
+        """A set that never changes. ``seed`` is the run's, or None for evaluation."""
         counters = () if seed is None else (seed,)
+        return self.variant(stream).generate(num, numpy_stream(self.data_seed, f"{self.kind}/{stream}", *counters))
 
-        def make() -> Examples:
-            return self.generate(settings, num, numpy_stream(self.data_seed, f"{self.kind}/{stream}", *counters))
-
-        return load_or_generate(self.data_dir, self.name, key, make)
-
-    def _hold(self, stream: str, settings: Settings, num: int, seed: int | None) -> Examples:
+    def _hold(self, stream: str, num: int, seed: int | None) -> Examples:
         if (stream, seed) not in self._held:
-            examples = self.fixed_examples(stream, settings, num, seed)
+            examples = self.fixed_examples(stream, num, seed)
             self._held[stream, seed] = examples
             if examples.num_cut:
                 log.info(
-                    "%s, %s: %d of %d sequences did not fit the context of %d tokens.",
-                    *(self.name, stream, examples.num_cut, num, self.length_limit(settings)),
+                    "%s, %s: %d of %d sequences did not fit in %d tokens.",
+                    *(self.name, stream, examples.num_cut, num, self.variant(stream).longest_sequence),
                 )
         return self._held[stream, seed]
 
-    def _resolve(self, splits: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Settings]:
-        """Each split's full settings; ``test`` is always there, and first."""
-        resolved: dict[str, Settings] = {}
-        table = check_mapping("task.splits", splits)
+    def _resolve(self) -> dict[str, Self]:
+        """The task of each test split; ``test`` is always there, and first."""
+        table = check_mapping("task.splits", self.splits)
+        resolved: dict[str, Self] = {}
         for split, changes in ({"test": table.get("test")} | table).items():
             where = f"task.splits.{split}"
             if split in ("train", "validation"):
                 raise UserError(f"{where}: the name {split!r} is taken; choose another, such as ood_{split}.")
-            resolved[split] = self.settings | check_mapping(where, changes, self.split_keys)
-            self.check_settings(resolved[split], where)
+            resolved[split] = self.changed(check_mapping(where, changes, self.split_keys))
+            resolved[split].check_settings(where)
         return resolved
 
 

@@ -1,0 +1,46 @@
+"""How long runs take: as long as finished ones of the same task and scale."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cope
+from cope.files import read_json
+
+PROJECT = Path(cope.__file__).resolve().parents[2]
+RUNS = "*/*/*/seed=*/result.json"
+PUBLISHED = f"docs/results*/runs/{RUNS}"  # the results that come with the project
+
+
+class Clock:
+    """Guesses from the runs of this machine, or from published ones until there are any.
+
+    Args:
+        outputs: the folder of all runs.
+        project: with the published ones.
+    """
+
+    def __init__(self, outputs: Path, project: Path = PROJECT) -> None:
+        self._own = _times(read_json(path) for path in outputs.glob(RUNS))
+        self._published = _times(read_json(path) for path in project.glob(PUBLISHED))
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Take in a run that was finished just now."""
+        self._own.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
+
+    def seconds(self, kinds: Iterable[tuple[str, str]], at_once: int) -> float | None:
+        """For runs of these tasks and scales, ``at_once`` at a time; None where nothing like them was run."""
+        expected = [self._own.get(kind) or self._published.get(kind) for kind in kinds]
+        if not all(expected):
+            return None
+        return sum(statistics.fmean(times) for times in expected if times) / at_once
+
+
+def _times(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
+    return times

@@ -1,0 +1,211 @@
+"""The queue behind ``hydra/launcher=local``: several jobs at a time, each in a process of its own.
+
+It tells of each job as it ends, guesses the time that is left, and on Ctrl-C or SIGTERM lets every job save its state.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from cope.cli import message_of
+from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.run.configuration import run_folder
+from cope.run.summary import run_line
+from cope.run.threads import num_cores
+from cope.sweep.clock import Clock
+from cope.sweep.jobs import error_of, job_of, log_of, without_hydra
+from cope.sweep.places import gpu_names, num_places
+from cope.sweep.process import Processes
+
+
+@dataclass(frozen=True)
+class Call:
+    """What Hydra gives a launcher to run one job with."""
+
+    context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig  # of the sweep
+    overrides: tuple[str, ...]
+    number: int
+    singletons: Any
+
+    def composed(self) -> DictConfig:
+        """The job's own configuration."""
+        return self.context.config_loader.load_sweep_config(self.config, list(self.overrides))
+
+    def __call__(self) -> JobReturn:
+        """Run the job in this process, its output in its run's folder."""
+        setup_globals()
+        Singleton.set_state(self.singletons)
+        config = self.composed()
+        with open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = self.number, f"{config.hydra.job.name}_{self.number}"
+        HydraConfig.instance().set_config(config)
+        log = log_of(run_folder(without_hydra(config)))
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+        except OSError as error:
+            return _failed(UserError(f"output_dir: {log} cannot be written: {error.strerror}."))
+        returned = run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+        raised = error_of(returned)
+        if raised is not None and not isinstance(raised, UserError):
+            return _failed(RuntimeError(message_of(raised)))  # others may not survive the way back
+        return returned
+
+
+def _failed(error: Exception) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+class LocalQueue:
+    """Runs the jobs of one sweep.
+
+    Args:
+        jobs_at_once: None takes as many as the machine has room for.
+        preload: modules that the task function imports, apart from those of a run.
+    """
+
+    def __init__(
+        self,
+        context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+        jobs_at_once: int | None,
+        preload: Sequence[str],
+    ) -> None:
+        self.context = context
+        self.task_function = task_function
+        self.config = config
+        self.jobs_at_once = jobs_at_once
+        self.processes = Processes(preload)
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """The outcome of each; whatever it is, the others go on.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM, once the jobs that went on have saved their state.
+        """
+        calls = [
+            Call(self.context, self.task_function, self.config, tuple(overrides), first + index, Singleton.get_state())
+            for index, overrides in enumerate(jobs)
+        ]
+        at_once, why = self._places(calls)
+        at_once = min(at_once, len(jobs))
+        gpus = gpu_names()
+        self.gpus = queue.SimpleQueue[str]()  # each as often as jobs share it, in turn
+        for place in range(at_once if gpus else 0):
+            self.gpus.put(gpus[place % len(gpus)])
+        self.threads = max(1, num_cores() // at_once)
+        pool = ThreadPoolExecutor(at_once)
+        with self._stops_on_signals():
+            print(f"{len(jobs)} to do; {why}", flush=True)
+            futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
+            progress = Progress(calls, at_once)
+            for future in as_completed(futures):
+                if not self.processes.is_stopping():
+                    progress.tell(futures[future], future, sum(other.running() for other in futures))
+        if self.processes.is_stopping():
+            raise KeyboardInterrupt
+        return [future.result()[0] for future in futures]
+
+    def _places(self, calls: Sequence[Call]) -> tuple[int, str]:
+        """How many jobs at once, and why."""
+        if self.jobs_at_once is not None:
+            return self.jobs_at_once, f"{self.jobs_at_once} at a time"
+        needed = {tuple(o for o in call.overrides if not o.startswith("seed=")): call for call in calls}  # a seed needs nothing
+        return num_places(call.composed() for call in needed.values())
+
+    def _outcome(self, call: Call, needs_gpu: bool) -> tuple[JobReturn, float]:
+        """Of a job's own process, and the seconds it took."""
+        gpu = self.gpus.get() if needs_gpu else None
+        environment = (
+            {"OMP_NUM_THREADS": str(self.threads)} | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        )
+        began = time.monotonic()
+        try:
+            outcome: JobReturn = self.processes.call(call, environment)
+        except (Interrupted, RuntimeError) as error:
+            outcome = _failed(error)
+        finally:
+            if gpu is not None:
+                self.gpus.put(gpu)
+        return outcome, time.monotonic() - began
+
+    @contextmanager
+    def _stops_on_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: object) -> None:
+            self.processes.stop()
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Progress:
+    """Tells of each job as it ends: how many are done, how long it took and may still take."""
+
+    def __init__(self, calls: Sequence[Call], at_once: int) -> None:
+        self.at_once = at_once
+        self.clock = Clock(Path(calls[0].composed().output_dir))
+        self.waiting = {call.number: _kind(call) for call in calls}
+        self.num_jobs = len(calls)
+        self.started = time.monotonic()
+        self.besides: list[float] = []  # seconds that jobs took apart from training: to start, and to score their splits
+
+    def tell(self, call: Call, future: Future[tuple[JobReturn, float]], num_running: int) -> None:
+        """Print a line."""
+        outcome, seconds = future.result()
+        del self.waiting[call.number]
+        told = self._told(call, outcome, seconds)
+        left = self.clock.seconds(self.waiting.values(), self.at_once)
+        if left is not None and self.besides:
+            left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
+        guess = "" if left is None else f", about {left / 60:.0f} min left"
+        done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
+        print(f"[{done}, {num_running} running, {(time.monotonic() - self.started) / 60:.0f} min{guess}] {told}", flush=True)
+
+    def _told(self, call: Call, outcome: JobReturn, seconds: float) -> str:
+        job = job_of(without_hydra(call.composed()), call.overrides)
+        error = error_of(outcome)
+        if isinstance(error, Interrupted):
+            return f"stopped: {job.command}"
+        if isinstance(error, AlreadyRunning):
+            return f"left alone: {job.command}; another process is running it"
+        if error is not None:
+            return f"FAILED: {job.command}: {message_of(error)}; see {job.log}"
+        result = job.result()
+        assert result is not None
+        self.clock.add(result)
+        self.besides.append(max(0.0, seconds - result["time_s"]))
+        return run_line(result)
+
+
+def _kind(call: Call) -> tuple[str, str]:
+    """The task and scale of a job, without composing it, which takes a tenth of a second."""
+    chosen = dict(override.split("=", 1) for override in call.overrides if "=" in override)
+    return chosen.get("task", call.config.task.name), chosen.get("scale", call.config.scale)

@@ -1,0 +1,67 @@
+"""What ``python train.py -m`` is by default, where Hydra looks for it: every combination of the values, in our own queue."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+PRELOAD = ("cope.report.figures", "cope.report.tables")  # what train.py imports when a run is done
+
+
+class GridSweeper(BasicSweeper):
+    """``hydra/sweeper=grid``: like Hydra's own, but one failed job leaves the others and the closing table alone."""
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=None)
+
+    def sweep(self, arguments: list[str]) -> None:
+        # Imported here, since Hydra imports this module before every command.
+        from cope.cli import LEFT_OVER, reporting_errors
+        from cope.report.tables import sweep_table
+        from cope.sweep.jobs import check_jobs, job_of, run_jobs, tell_left_over, without_hydra
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        (combinations,) = self.split_arguments(overrides, None)
+        with reporting_errors():
+            configs = [without_hydra(loader.load_sweep_config(self.config, list(combination))) for combination in combinations]
+            check_jobs(configs, self.launcher)
+            jobs = [job_of(config, combination) for config, combination in zip(configs, combinations, strict=True)]
+            left_over = run_jobs(self.launcher, jobs, again=any(config.force for config in configs))
+            results = [result for job in jobs if (result := job.result()) is not None]
+            if results:
+                print("\n" + sweep_table(results), flush=True)
+            tell_left_over(left_over, len(jobs))
+        if left_over:
+            sys.exit(LEFT_OVER)
+
+
+class LocalLauncher(Launcher):
+    """``hydra/launcher=local``: see :mod:`cope.sweep.launcher`.
+
+    Args:
+        jobs: at once; null takes as many as GPUs have room for, or one a core where there is none.
+    """
+
+    def __init__(self, jobs: int | None) -> None:
+        self.jobs = jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from cope.errors import check_at_least
+        from cope.sweep.launcher import LocalQueue
+
+        if self.jobs is not None:
+            check_at_least("hydra.launcher.jobs", self.jobs, 1)
+        jobs = LocalQueue(self.hydra_context, self.task_function, self.config, self.jobs, PRELOAD)
+        return jobs.run(job_overrides, initial_job_idx)
