@@ -128,7 +128,7 @@ def test_interrupting_loses_nothing(
 def table_of(output: str) -> list[list[str]]:
     """The rows of the one table that ends a sweep's output."""
     assert output.count("mean (standard deviation over seeds)") == 1
-    table = output.split("mean (standard deviation over seeds)")[1]
+    table = output.split("mean (standard deviation over seeds)")[1].split("\n\n")[0]
     return [line.split() for line in table.splitlines()[1:]]
 
 
