@@ -133,6 +133,15 @@ def test_the_page_shows_the_tower() -> None:
     assert [names & {name for floor in FLOORS for name in floor} for names in shown[1:]] == FLOORS
 
 
+def test_a_run_can_be_followed_in_twenty_files() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walk = page[page.index("## A run, file by file") : page.index("## Many runs")]
+    entered = re.findall(r"^\d+\. \[.*?\]\((.*?)\)", walk, re.MULTILINE)
+    assert entered[0] == "../train.py" and len(entered) <= 20
+    assert len(set(entered)) == len(entered)
+    assert all((ROOT / "docs" / name).is_file() for name in entered)
+
+
 def test_no_file_of_the_repository_is_large() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -19,13 +19,15 @@ def plan(*parts, **changes):
     return gpu_training.cells(list(parts), **({"scale": "smoke", "seconds": 0.2, "device": "cpu", "processes": [2]} | changes))
 
 
-def test_what_can_be_measured_is_and_what_cannot_says_why(tmp_path, monkeypatch):
+# The other part has more settings of the same kinds.
+@pytest.mark.parametrize("parts", ["gpt2", pytest.param("alone", marks=pytest.mark.slow)])
+def test_what_can_be_measured_is_and_what_cannot_says_why(tmp_path, monkeypatch, parts):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    gpu_training.main(["to=found", "scale=smoke", "device=cpu", "seconds=0.1", "parts=alone,gpt2"])
+    gpu_training.main(["to=found", "scale=smoke", "device=cpu", "seconds=0.1", f"parts={parts}"])
     result = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {(row["setting"], row["precision"], row["way"]): row["found"] for row in result["cells"]}
-    assert len(rows) == len(plan("alone", "gpt2"))
+    assert len(rows) == len(plan(parts)) > 1
     for (_, precision, way), found in rows.items():
         if way == "graphs":
             told = "precision=tf32 has no effect" if precision == "tf32" else "cuda_graphs=true needs a GPU"

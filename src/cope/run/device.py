@@ -33,7 +33,7 @@ class TrainerSettings:
         compile: run the model through ``torch.compile``, as a whole.
         cuda_graphs: whether steps are recorded and replayed as CUDA graphs; ``auto`` does so where it can be done: on one GPU,
             with one micro-batch.
-        threads: CPU threads; null takes an equal share of the cores for each job and device.
+        threads: CPU threads; null takes what OMP_NUM_THREADS says, or an equal share of the cores for each job and device.
     """
 
     steps: int
