@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
@@ -37,8 +38,10 @@ CONVERSIONS: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 
 def is_sweep() -> bool:
-    """Whether this process runs a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    """Whether this process runs a job of a sweep now; the one that launches the jobs does not, unless they run in it."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
 def read_settings(arguments: Sequence[str], settings: type[Settings], example: str) -> Settings:
