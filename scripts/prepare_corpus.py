@@ -14,24 +14,17 @@ import hydra
 from omegaconf import DictConfig
 
 from cope.building import arguments, build
-from cope.cli import INTERRUPTED
+from cope.cli import reporting_errors
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
-from cope.errors import UserError
 from cope.overrides import check_overrides
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
 def main(config: DictConfig) -> None:
-    try:
+    with reporting_errors():
         settings = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
         prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on where it was.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     splits = json.loads((prepared.folder / MANIFEST).read_bytes())["splits"].values()
     seconds = sum(sizes["seconds"] for sizes in splits)
     if seconds:

@@ -15,8 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments
-from cope.cli import INTERRUPTED
-from cope.errors import UserError
+from cope.cli import reporting_errors
 from cope.overrides import check_overrides
 
 
@@ -27,15 +26,9 @@ def main(config: DictConfig) -> None:
     from cope.probe.word_counting import failures_line, probe_table, run_probe
 
     names = [field.name for field in fields(ProbeSettings)]
-    try:
+    with reporting_errors():
         settings = ProbeSettings(**arguments(OmegaConf.masked_copy(config, names), ProbeSettings, ""))
         result, path = run_probe(settings, config.output_dir, show_progress=sys.stderr.isatty())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on where it was.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     print(probe_table(result))
     print(f"\nwritten to: {path}")
     if failed := failures_line(result):

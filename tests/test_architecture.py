@@ -29,7 +29,7 @@ FLOORS = [
     {"corpora"},
     {"functional"},
     {"kernels"},
-    {"building", "files", "metrics", "seeding", "errors"},
+    {"building", "files", "metrics", "seeding", "threads", "errors"},
 ]
 LONGEST_COMMAND = 60  # lines
 LARGEST_FILE = 1_000_000  # bytes

@@ -5,7 +5,6 @@ A document is encoded by itself, so the result does not depend on the number of 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from cope.corpora import gpt2, subwords
 from cope.corpora.documents import DOCUMENTS_AT_ONCE
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
+from cope.threads import num_cores
 
 CHARACTERS_WORTH_A_PROCESS = 12_000_000  # starting a process takes about as long as encoding this much
 ARRAYS = ("tokens", "starts", "num_words", "num_bytes")
@@ -79,7 +79,7 @@ def encode(texts: Any, settings: TokenizerSettings, model: bytes) -> Any:
     import datasets  # a second to import
 
     num_characters = int(np.sum(texts["num_characters"]))
-    processes = min(len(os.sched_getaffinity(0)), len(texts), num_characters // CHARACTERS_WORTH_A_PROCESS)
+    processes = min(num_cores(), len(texts), num_characters // CHARACTERS_WORTH_A_PROCESS)
     numbers = {name: datasets.Value("int64") for name in ("num_tokens", "num_words", "num_bytes")}
     tokens = datasets.List(datasets.Value(token_type(settings.vocab_size).name))
     return texts.map(

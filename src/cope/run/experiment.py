@@ -26,9 +26,9 @@ from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import Provenance, code_fingerprint
-from cope.run.threads import num_threads
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
+from cope.threads import num_threads
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from cope.cli import message_of
 from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
-from cope.run.threads import num_cores
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import error_of, job_of, log_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
 from cope.sweep.process import Processes
+from cope.threads import num_cores
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from omegaconf import DictConfig
 
 from cope.building import build
-from cope.run.threads import num_cores
 from cope.tasks.base import Task
+from cope.threads import num_cores
 
 CORES_PER_RUN = 2  # on a GPU: one starts its kernels, one prepares batches
 BASE_GIB = 1.5  # CUDA's own, the kernels, and PyTorch's reserve

@@ -75,7 +75,8 @@ class Processes:
         with _one_thread:
             if self.is_stopping():
                 raise Interrupted("It was not begun.")
-            CONTEXT.set_forkserver_preload(self._preload)  # without effect where nothing is forked
+            if CONTEXT.get_start_method() == "forkserver":
+                CONTEXT.set_forkserver_preload(self._preload)
             process = CONTEXT.Process(target=_answer, args=(cloudpickle.dumps(function), sender, dict(environment)))
             try:
                 with _signals_blocked():
