@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         for picture in draw(plans, findings, overrides):
             print(f"picture: {picture}", flush=True)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
-        not_measured = measure_heads(looked_at, ROOT, settings.windows)
+        not_measured = measure_heads(looked_at, settings.windows)
     tell_left_over(left_over, len(runs))
     for run in not_measured:
         print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)

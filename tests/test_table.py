@@ -332,6 +332,18 @@ def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_table_takes_another_launcher(tmp_path: Path) -> None:
+    settings = ["scale=smoke", "logger=none", "trainer.steps=2", "trainer.eval_every=2", f"output_dir={tmp_path / 'outputs'}"]
+    table = [sys.executable, str(ROOT / "scripts" / "table.py"), "table=table4", "action=run", "seeds=1", *settings]
+    made = subprocess.run([*table, "hydra/launcher=joblib"], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("0 of 5 runs are finished\n") and made.stdout.count("done: counting ") == 5
+    again = subprocess.run(table, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout.startswith("5 of 5 runs are finished\n") and "done: " not in again.stdout
+    assert again.stdout.split("# table4")[1] == made.stdout.split("# table4")[1]
+
+
+@pytest.mark.slow
 def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: Path) -> None:
     """At the smallest scale, with one seed: some ten minutes on two cores."""
     outputs, installed = tmp_path / "outputs", tmp_path / "installed"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
+from cope.errors import UserError
 from cope.files import read_json
+from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
 from cope.report.findings import measurement
 from cope.sweep.plan import PlannedRun
 
 MEASURED_TABLE = "figure4"  # the table whose runs are looked at: Figures 4 and 6 are not of scores
 
 
-def measure_heads(runs: Iterable[PlannedRun], root: Path, num_windows: int) -> list[PlannedRun]:
-    """Let ``scripts/position_alone.py`` measure each finished run that it has not measured yet; returns those that failed."""
+def measure_heads(runs: Iterable[PlannedRun], num_windows: int) -> list[PlannedRun]:
+    """Measure, print and draw each finished run that was not measured yet; returns those that could not be."""
     failed = []
     for run in runs:
         result = run.result()
@@ -27,7 +27,13 @@ def measure_heads(runs: Iterable[PlannedRun], root: Path, num_windows: int) -> l
         elif not run.folder.best_checkpoint.exists():
             print(f"left alone: {run.folder.path} has no weights (a published run)", flush=True)
         else:
-            settings = [f"run={run.folder.path}", f"num_windows={num_windows}"]
-            if subprocess.run([sys.executable, str(root / "scripts" / "position_alone.py"), *settings]).returncode:
+            from cope.heads.measure import MeasurementSettings, measure_position_alone  # it imports PyTorch
+
+            try:
+                folder = measure_position_alone(MeasurementSettings(run.folder.path, num_windows=num_windows))
+            except UserError as error:
+                print(error, file=sys.stderr)
                 failed.append(run)
+            else:
+                print(f"{position_alone_tables(read_scores(folder))}\npicture: {draw_position_alone(folder)}", flush=True)
     return failed
