@@ -18,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from plans import TABLES, composed, plan_in
 
+from cope.cli import LEFT_OVER
 from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
 from cope.report.markdown import comparison_table
@@ -329,6 +330,18 @@ def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> N
     assert str(caught.value) == "trainer.steps='many' has the wrong type; allowed: int."
     assert not list(tmp_path.iterdir())
     check_jobs(configs(), Answers())
+
+
+def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(tmp_path: Path) -> None:
+    settings = ["scale=smoke", "logger=none", "optimizer.lr=1e30", "task.num_test=16", f"output_dir={tmp_path}"]
+    settings += ["hydra.launcher.jobs=2"]
+    table = [sys.executable, str(ROOT / "scripts" / "table.py"), "table=table4", "action=run", "seeds=1", *settings]
+    made = subprocess.run(table, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == LEFT_OVER, made.stderr
+    assert made.stdout.count("] FAILED: python train.py task=counting pe=") == made.stderr.count("The loss became ") == 5
+    assert "**counting**: failed" in made.stdout
+    assert made.stderr.endswith("5 of 5 runs are not finished; the same command runs only those.\n")
+    assert "Traceback" not in made.stderr and len(list(tmp_path.glob("counting/*/*/seed=1/failed.txt"))) == 5
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def launcher_for(configs: Path, overrides: Sequence[str], task_function: TaskFun
     with initialize_config_dir(str(configs), version_base="1.3", job_name="train"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        config = hydra.compose_config("train", list(overrides), run_mode=RunMode.MULTIRUN)
+        config = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
         HydraConfig.instance().set_config(config)
         context = HydraContext(hydra.config_loader, Callbacks(config))
         yield Plugins.instance().instantiate_launcher(context, task_function, config)
