@@ -125,7 +125,7 @@ def test_attention_drops_weights_only_in_training(encoding):
         (["model.activation=rely"], r"model.activation=rely .*relu, gelu.*Did you mean 'relu'"),
         (["model.dropout=1.5"], r"model.dropout=1.5 .*0.0 to 0.99"),
         (["model.num_layers=0"], "model.num_layers=0 is too small"),
-        (["model.dim=wide"], "model.dim=wide has the wrong type; allowed: int"),
+        (["model.dim=wide"], "model.dim='wide' has the wrong type; allowed: int"),
     ],
 )
 def test_impossible_models_are_refused(make_model, overrides, message):

@@ -32,6 +32,7 @@ from cope.threads import num_threads
 
 log = logging.getLogger(__name__)
 
+SHAPE_KEYS = ["dim", "num_layers", "num_heads"]  # of ``model``; the others are the Transformer's own
 LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
 
 
@@ -187,12 +188,9 @@ def model_shape(config: DictConfig, task: Task) -> ModelShape:
     Raises:
         UserError: a shape that no Transformer can have.
     """
-    keys = {key: config.model.get(key) for key in ("dim", "num_layers", "num_heads")}
-    for key, value in keys.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"model.{key}={value} has the wrong type; allowed: int.")
-    check_shape(**keys)
-    return ModelShape(**keys, context=task.context_of("train"), longest=task.longest_context)
+    asked = arguments(OmegaConf.masked_copy(config.model, SHAPE_KEYS), ModelShape, "model", ("context", "longest"))
+    check_shape(**asked)
+    return ModelShape(**asked, context=task.context_of("train"), longest=task.longest_context)
 
 
 def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transformer:
@@ -203,6 +201,5 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transforme
     seed_torch(config.seed, "initialisation of the encoding")
     encoding: PositionEncoding = build(config.pe, "pe", shape=shape)
     seed_torch(config.seed, "initialisation of the Transformer")
-    rest = OmegaConf.create({key: config.model[key] for key in config.model if key not in ("dim", "num_layers", "num_heads")})
-    assert isinstance(rest, DictConfig)
+    rest = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in SHAPE_KEYS])
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
