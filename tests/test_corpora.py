@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cope.corpora import documents, encoding, prepared
-from cope.corpora.base import Corpus, LeftOut, check_fractions, split_by_hash
+from cope.corpora.base import Corpus, HashedCorpus, LeftOut, split_by_hash
 from cope.corpora.documents import sample_lines
 from cope.corpora.encoding import token_type
 from cope.corpora.prepared import Documents, PreparedCorpus, prepare
@@ -401,10 +401,15 @@ def test_shares_are_about_as_large_as_asked() -> None:
     assert [round(splits.count(split) / 2000, 1) for split in SPLITS] == [0.7, 0.2, 0.1]
 
 
+class Halved(HashedCorpus):
+    license = "none"
+    documents = identity = None  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("fractions", [(-0.1, 0.1), (0.1, 1.5), (0.5, 0.5), (float("nan"), 0.1)])
 def test_shares_that_cannot_be(fractions: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"corpus\.(validation|test)_fraction="):
-        check_fractions(*fractions)
+        Halved(name="halved", validation_fraction=fractions[0], test_fraction=fractions[1])
 
 
 def test_a_folder_left_by_a_killed_process_is_used(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,12 +29,18 @@ class LeftOut(NamedTuple):
     reason: str  # such as "files that are not UTF-8, in train"
 
 
+@dataclass(kw_only=True)
 class Corpus(ABC):
-    """What every corpus offers. A subclass's constructor arguments are the keys of ``configs/corpus/<name>.yaml``."""
+    """What every corpus offers. The fields of a corpus are the keys of its file in ``configs/corpus``."""
+
+    if_empty: ClassVar[str] = "Give it a larger share: corpus.{split}_fraction."  # what to do about a split without documents
 
     name: str
-    license: str  # printed wherever the corpus is used
-    if_empty: ClassVar[str] = "Give it a larger share: corpus.{split}_fraction."  # what to do about a split without documents
+
+    @property
+    @abstractmethod
+    def license(self) -> str:
+        """Printed wherever the corpus is used."""
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[str | LeftOut]:
@@ -60,15 +67,30 @@ def split_by_hash(key: str, validation_fraction: float, test_fraction: float) ->
     return "validation" if position < test_fraction + validation_fraction else "train"
 
 
-def check_fractions(validation_fraction: float, test_fraction: float) -> None:
-    """Raise UserError unless both fractions are possible and leave something to train on."""
-    check_between("corpus.validation_fraction", validation_fraction, 0, 1)
-    check_between("corpus.test_fraction", test_fraction, 0, 1)
-    if validation_fraction + test_fraction >= 1:
-        raise UserError(
-            f"corpus.validation_fraction={validation_fraction} and corpus.test_fraction={test_fraction} leave nothing for "
-            "training; allowed: a sum below 1."
-        )
+@dataclass(kw_only=True)
+class HashedCorpus(Corpus):
+    """A corpus without splits of its own: a hash decides.
+
+    Args:
+        validation_fraction, test_fraction: of the documents, or of what they are grouped by.
+    """
+
+    validation_fraction: float
+    test_fraction: float
+
+    def __post_init__(self) -> None:
+        check_between("corpus.validation_fraction", self.validation_fraction, 0, 1)
+        check_between("corpus.test_fraction", self.test_fraction, 0, 1)
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise UserError(
+                f"corpus.validation_fraction={self.validation_fraction} and corpus.test_fraction={self.test_fraction} leave "
+                "nothing for training; allowed: a sum below 1."
+            )
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Of validation and test."""
+        return self.validation_fraction, self.test_fraction
 
 
 def files_digest(files: Iterable[tuple[str, Path]]) -> str:

@@ -9,20 +9,12 @@ enough, once for each split.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.base import (
-    NO_NETWORK_NEEDED,
-    Corpus,
-    LeftOut,
-    check_fractions,
-    check_source,
-    files_digest,
-    split_by_hash,
-)
-from cope.corpora.hub import first_line, load_hub_dataset
-from cope.corpora.rows import find_files, has_rows, read_columns
+from cope.corpora.base import HashedCorpus, LeftOut, check_source, files_digest, split_by_hash
+from cope.corpora.rows import find_files, has_rows, read_columns, read_hub
 from cope.errors import UserError, check_at_least, check_choice
 
 DATASET = "codeparrot/codeparrot-clean-train"
@@ -34,41 +26,34 @@ LICENSES = (
 )  # fmt: skip
 
 
-class Codeparrot(Corpus):
-    """Files in the order of the data set.
+@dataclass(kw_only=True)
+class Codeparrot(HashedCorpus):
+    """Files in the order of the data set, split by repository.
 
     Args:
         licenses: those wanted.
         source: ``hub``, or a folder with files of the same columns (``.json.gz``, ``.jsonl`` or ``.parquet``).
         num_documents: files to take from the start, of all splits together, before duplicates are removed; None takes all.
-        validation_fraction: of the repositories.
-        test_fraction: of the repositories.
     """
 
-    name = "codeparrot"
+    licenses: list[str]
+    source: str
+    num_documents: int | None
 
-    def __init__(
-        self,
-        *,
-        licenses: list[str],
-        source: str,
-        num_documents: int | None,
-        validation_fraction: float,
-        test_fraction: float,
-    ) -> None:
-        check_fractions(validation_fraction, test_fraction)
-        for wanted in licenses:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for wanted in self.licenses:
             check_choice("corpus.licenses", wanted, LICENSES)
-        if not licenses:
+        if not self.licenses:
             raise UserError(f"corpus.licenses is empty; allowed: some of {', '.join(LICENSES)}.")
-        if num_documents is not None:
-            check_at_least("corpus.num_documents", num_documents, 1)
-        check_source(source)
-        self.licenses = sorted(set(licenses))
-        self.license = f"each file's own, one of: {', '.join(self.licenses)}"
-        self.source = source
-        self.num_documents = num_documents
-        self.fractions = (validation_fraction, test_fraction)
+        self.licenses = sorted(set(self.licenses))
+        if self.num_documents is not None:
+            check_at_least("corpus.num_documents", self.num_documents, 1)
+        check_source(self.source)
+
+    @property
+    def license(self) -> str:
+        return f"each file's own, one of: {', '.join(self.licenses)}"
 
     def documents(self, split: str) -> Iterator[str | LeftOut]:
         taken = 0
@@ -94,18 +79,11 @@ class Codeparrot(Corpus):
         }
 
     def _rows(self) -> Iterator[list[str]]:
-        if self.source != "hub":
-            for _, path in self._files():
-                yield from read_columns(path, COLUMNS, f"corpus.source={self.source}: column")
+        if self.source == "hub":
+            yield from read_hub(self.name, DATASET, COLUMNS, split="train", streaming=True)
             return
-        rows = load_hub_dataset(f"corpus={self.name}", DATASET, split="train", streaming=True, instead=NO_NETWORK_NEEDED)
-        try:
-            for row in rows:
-                yield [row[column] for column in COLUMNS]
-        except Exception as error:  # a network that fails on the way, in the words of half a dozen libraries
-            raise UserError(
-                f"corpus={self.name}: {DATASET} cannot be read to the end ({first_line(error)}). {NO_NETWORK_NEEDED}"
-            ) from error
+        for _, path in self._files():
+            yield from read_columns(path, COLUMNS, f"corpus.source={self.source}: column")
 
     def _files(self) -> list[tuple[str, Path]]:
         """The data files of a local folder; its README and the like are passed over."""

@@ -13,40 +13,41 @@ import importlib.util
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
 
 from cope.corpora import wiki_markup
-from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.corpora.base import HashedCorpus, files_digest, split_by_hash
 from cope.errors import UserError
 
 MEMBER = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 ARTICLES = "0"  # the number of their namespace
 
 
-class EnwikiSample(Corpus):
-    """Articles in the order of the dump, without redirects.
+@dataclass(kw_only=True)
+class EnwikiSample(HashedCorpus):
+    """Articles in the order of the dump, without redirects; split by title.
 
     Args:
         source: ``gensim`` for the installed package; or the path of its wheel, or of a dump (``.xml`` or ``.xml.bz2``).
-        validation_fraction: of the articles, by a hash of the title.
-        test_fraction: likewise.
     """
 
-    name = "enwiki_sample"
-    license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
+    source: str
 
-    def __init__(self, *, source: str, validation_fraction: float, test_fraction: float) -> None:
-        check_fractions(validation_fraction, test_fraction)
-        self.fractions = (validation_fraction, test_fraction)
-        self.source = source
-        self.path = _installed() if source == "gensim" else Path(source).expanduser()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = _installed() if self.source == "gensim" else Path(self.source).expanduser()
         if not self.path.is_file():
             raise UserError(
-                f"corpus.source={source}: there is no file {self.path}; allowed: gensim, or the path of gensim's wheel or of a "
-                "Wikipedia dump (.xml or .xml.bz2)."
+                f"corpus.source={self.source}: there is no file {self.path}; allowed: gensim, or the path of gensim's wheel or "
+                "of a Wikipedia dump (.xml or .xml.bz2)."
             )
+
+    @property
+    def license(self) -> str:
+        return "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
 
     def documents(self, split: str) -> Iterator[str]:
         try:

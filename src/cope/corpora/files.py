@@ -8,15 +8,17 @@ document's content.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cope.corpora.base import Corpus, check_fractions, files_digest, split_by_hash
+from cope.corpora.base import HashedCorpus, files_digest, split_by_hash
 from cope.corpora.rows import find_files, has_rows, is_saved, read_columns, read_lines, read_text
 from cope.errors import check_choice
 
 
-class Files(Corpus):
+@dataclass(kw_only=True)
+class Files(HashedCorpus):
     """Documents in the order of the files' names.
 
     Args:
@@ -25,54 +27,48 @@ class Files(Corpus):
         test: likewise.
         text_column: where rows (JSON lines, parquet, saved data sets) hold the text.
         document: of plain text: ``file`` or ``line``.
-        validation_fraction: of the documents.
-        test_fraction: of the documents.
     """
 
-    name = "files"
-    license = "that of your files"
     if_empty: ClassVar[str] = (
         "Give it text of its own (corpus.{split}=...), a larger share (corpus.{split}_fraction), or take each line as a "
         "document (corpus.document=line)."
     )
 
-    def __init__(
-        self,
-        *,
-        train: str,
-        validation: str | None,
-        test: str | None,
-        text_column: str,
-        document: str,
-        validation_fraction: float,
-        test_fraction: float,
-    ) -> None:
-        check_choice("corpus.document", document, ("file", "line"))
-        check_fractions(validation_fraction, test_fraction)
-        self.text_column = text_column
-        self.document = document
-        own = _splits_of_saved(train)
+    train: str
+    validation: str | None
+    test: str | None
+    text_column: str
+    document: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("corpus.document", self.document, ("file", "line"))
+        own = _splits_of_saved(self.train)
         self.sources = {
-            "train": train,
-            "validation": validation or (train if "validation" in own else None),
-            "test": test or (train if "test" in own else None),
+            "train": self.train,
+            "validation": self.validation or (self.train if "validation" in own else None),
+            "test": self.test or (self.train if "test" in own else None),
         }
-        self.fractions = (
-            0.0 if self.sources["validation"] else validation_fraction,
-            0.0 if self.sources["test"] else test_fraction,
-        )
         for split, source in self.sources.items():
             if source is not None:
                 find_files(f"corpus.{split}", source)  # so that a wrong path is reported at once
+
+    @property
+    def license(self) -> str:
+        return "that of your files"
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Nothing is split off for a split that has text of its own."""
+        validation, test = super().fractions
+        return 0.0 if self.sources["validation"] else validation, 0.0 if self.sources["test"] else test
 
     def documents(self, split: str) -> Iterator[str]:
         source = self.sources[split]
         if source is not None and split != "train":
             yield from self._texts(split, source)
             return
-        train = self.sources["train"]
-        assert train is not None
-        for text in self._texts("train", train):
+        for text in self._texts("train", self.train):
             if split_by_hash(text, *self.fractions) == split:
                 yield text
 

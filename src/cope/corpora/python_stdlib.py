@@ -13,10 +13,11 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.base import Corpus, LeftOut, check_fractions, files_digest, split_by_hash
+from cope.corpora.base import HashedCorpus, LeftOut, files_digest, split_by_hash
 from cope.errors import UserError
 
 INSTALLED = ("site-packages", "dist-packages")  # what others wrote
@@ -24,27 +25,27 @@ GENERATED = ("encodings", "pydoc_data")
 TEST_FOLDERS = ("test", "tests", "idle_test")
 
 
-class PythonStdlib(Corpus):
+@dataclass(kw_only=True)
+class PythonStdlib(HashedCorpus):
     """Files named ``*.py``, in the order of their paths.
 
     Args:
         tests: whether the library's own tests belong to it; they are nearly half of it.
         packages: names of installed packages whose sources are read as well.
-        validation_fraction: of the files.
-        test_fraction: of the files.
     """
 
-    name = "python_stdlib"
+    tests: bool
+    packages: list[str]
 
-    def __init__(self, *, packages: list[str], tests: bool, validation_fraction: float, test_fraction: float) -> None:
-        check_fractions(validation_fraction, test_fraction)
-        self.tests = tests
-        self.packages = sorted(set(packages))
-        self.fractions = (validation_fraction, test_fraction)
-        self.license = f"Python {platform.python_version()}: Python Software Foundation License"
-        if self.packages:
-            self.license += f"; {', '.join(self.packages)}: see the packages' own"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.packages = sorted(set(self.packages))
         self.folders = {"stdlib": Path(sysconfig.get_path("stdlib")), **{name: _package(name) for name in self.packages}}
+
+    @property
+    def license(self) -> str:
+        others = f"; {', '.join(self.packages)}: see the packages' own" if self.packages else ""
+        return f"Python {platform.python_version()}: Python Software Foundation License{others}"
 
     def documents(self, split: str) -> Iterator[str | LeftOut]:
         for key, path in self._files():

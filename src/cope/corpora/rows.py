@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cope.corpora.hub import first_line
+from cope.corpora.base import NO_NETWORK_NEEDED
+from cope.corpora.hub import first_line, load_hub_dataset
 from cope.errors import UserError, nearest
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -99,6 +100,20 @@ def read_columns(path: Path, columns: list[str], key: str, split: str = "train")
     except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
         allowed = "allowed: one JSON object a line, parquet, or what save_to_disk wrote"
         raise UserError(f"{path} cannot be read ({first_line(error)}); {allowed}.") from error
+
+
+def read_hub(
+    corpus: str, dataset: str, columns: list[str], configuration: str | None = None, **how: Any
+) -> Iterator[list[str]]:
+    """The ``columns`` of each row of a data set of the Hub; ``how`` as in :func:`cope.corpora.hub.load_hub_dataset`."""
+    rows = load_hub_dataset(f"corpus={corpus}", dataset, configuration, instead=NO_NETWORK_NEEDED, **how)
+    try:
+        for row in rows:
+            yield [row[column] for column in columns]
+    except Exception as error:  # a network that fails on the way, in the words of half a dozen libraries
+        raise UserError(
+            f"corpus={corpus}: {dataset} cannot be read to the end ({first_line(error)}). {NO_NETWORK_NEEDED}"
+        ) from error
 
 
 def _rows(path: Path, split: str) -> Any:

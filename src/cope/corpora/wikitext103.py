@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cope.corpora.base import NO_NETWORK_NEEDED, Corpus, check_source, files_digest
-from cope.corpora.hub import load_hub_dataset
-from cope.corpora.rows import read_columns
+from cope.corpora.base import Corpus, check_source, files_digest
+from cope.corpora.rows import read_columns, read_hub
 from cope.errors import UserError, check_choice
 
 DATASET = "Salesforce/wikitext"
@@ -24,6 +25,7 @@ COLUMN = "text"
 TITLE = re.compile(r" = (?!=).*(?<!= )= $")
 
 
+@dataclass(kw_only=True)
 class Wikitext103(Corpus):
     """Articles in the order of the data set.
 
@@ -33,15 +35,18 @@ class Wikitext103(Corpus):
             ``train.parquet``), there or in a folder named after the configuration.
     """
 
-    name = "wikitext103"
-    license = "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
     if_empty: ClassVar[str] = "There must be a line such as ' = Title = ' after an empty one."
 
-    def __init__(self, *, variant: str, source: str) -> None:
-        check_choice("corpus.variant", variant, CONFIGURATIONS)
-        check_source(source)
-        self.variant = variant
-        self.source = source
+    variant: str
+    source: str
+
+    def __post_init__(self) -> None:
+        check_choice("corpus.variant", self.variant, CONFIGURATIONS)
+        check_source(self.source)
+
+    @property
+    def license(self) -> str:
+        return "CC BY-SA 3.0 and GFDL, by the contributors of en.wikipedia.org"
 
     def documents(self, split: str) -> Iterator[str]:
         return articles(self._lines(split))
@@ -54,14 +59,11 @@ class Wikitext103(Corpus):
 
     def _lines(self, split: str) -> Iterator[str]:
         if self.source == "hub":
-            configuration = CONFIGURATIONS[self.variant]
-            key = f"corpus={self.name}"
-            for row in load_hub_dataset(key, DATASET, configuration, split=split, instead=NO_NETWORK_NEEDED):
-                yield row[COLUMN]
+            rows = read_hub(self.name, DATASET, [COLUMN], CONFIGURATIONS[self.variant], split=split)
         else:
-            for path in self._files(split):
-                for (line,) in read_columns(path, [COLUMN], f"corpus.source={self.source}: column"):
-                    yield line
+            key = f"corpus.source={self.source}: column"
+            rows = chain.from_iterable(read_columns(path, [COLUMN], key) for path in self._files(split))
+        return (line for (line,) in rows)
 
     def _files(self, split: str) -> list[Path]:
         folder = Path(self.source).expanduser()
