@@ -28,6 +28,13 @@ def test_unchanged_settings_give_the_result_of_the_run(finished):
     assert json.loads(path.read_text()) == scores
 
 
+def test_a_run_of_an_earlier_version_is_scored_too(finished):
+    folder, result = finished
+    config = folder.read_config()
+    folder.write_config(config | {"task": config["task"] | {"data_dir": "data"}})
+    assert reevaluate(folder, [])[0]["splits"]["test"] == result["splits"]["test"]
+
+
 def test_splits_can_be_added_changed_and_removed(finished):
     folder, result = finished
     scores, _ = reevaluate(folder, ["+task.splits.rare={pass_weight: 1000}", "task.num_test=32", "~task.splits.ood_longer"])

@@ -44,6 +44,8 @@ def load_trained(folder: RunFolder) -> Trained:
             "a run that was validated at least once."
         )
     config = OmegaConf.create(found)
+    if "corpus" not in config.task:
+        config.task.pop("data_dir", None)  # earlier versions kept every task's examples there
     task: Task = build(config.task, "task")
     # The model keeps the shape it was trained with: a table of positions does not grow.
     model = build_model(config, task, model_shape(config, task))
