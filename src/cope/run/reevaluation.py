@@ -19,7 +19,7 @@ from cope.run.configuration import resolved
 from cope.run.evaluation import score_split
 from cope.run.folder import RunFolder
 from cope.run.provenance import commit
-from cope.run.trained import load_trained
+from cope.run.trained import as_now, load_trained
 from cope.tasks.base import Task
 
 
@@ -41,7 +41,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
         if not override.key_or_group.startswith("task."):
             raise UserError(f"{override.key_or_group} cannot be changed after training; allowed: run and task.<key>.")
     with initialize_config_dir(str(folder.path.resolve()), version_base="1.3"):
-        asked = compose(folder.config.stem, overrides=list(overrides))
+        asked = as_now(compose(folder.config.stem, overrides=list(overrides)))
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cope.building import build
 from cope.errors import UserError, nearest
@@ -43,9 +43,7 @@ def load_trained(folder: RunFolder) -> Trained:
             f"run={folder.path} has no checkpoint yet ({folder.best_checkpoint} is written at the first validation); allowed: "
             "a run that was validated at least once."
         )
-    config = OmegaConf.create(found)
-    if "corpus" not in config.task:
-        config.task.pop("data_dir", None)  # earlier versions kept every task's examples there
+    config = as_now(OmegaConf.create(found))
     task: Task = build(config.task, "task")
     # The model keeps the shape it was trained with: a table of positions does not grow.
     model = build_model(config, task, model_shape(config, task))
@@ -57,6 +55,14 @@ def load_trained(folder: RunFolder) -> Trained:
         reason = " ".join(str(error).split("\n")[1:2]).strip()
         raise UserError(f"{folder.best_checkpoint} is not of the model that {folder.config} describes: {reason}") from error
     return Trained(config, task, model, state["step"])
+
+
+def as_now(config: DictConfig) -> DictConfig:
+    """A run's settings without what earlier versions had in every task and now only those have that read text."""
+    if "corpus" not in config.task:
+        with open_dict(config.task):
+            config.task.pop("data_dir", None)
+    return config
 
 
 def _missing(folder: RunFolder) -> str:
