@@ -258,8 +258,8 @@ def test_unknown_settings_name_what_is_allowed():
     ("arguments", "said"),
     [
         ({"dropout": 1.0}, "dropout=1.0 is out of range"),
-        ({"bias": torch.zeros(2, 4)}, r"bias has shape \(2, 4\).*allowed: \(1, any\)"),
-        ({"relative": torch.zeros(0, 2)}, r"relative has shape \(0, 2\).*allowed: \(any, 2\)"),
+        ({"bias": torch.zeros(2, 4)}, r"bias has shape \(2, 4\).*allowed: \(1, any from 1\)"),
+        ({"relative": torch.zeros(0, 2)}, r"relative has shape \(0, 2\).*allowed: \(any from 1, 2\)"),
         ({"gate_keys": torch.zeros(1, 1, 3, 2)}, r"gate_keys has shape \(1, 1, 3, 2\).*allowed: \(1, 1, 4, 2\)"),
     ],
 )
