@@ -270,7 +270,7 @@ inline void backward_head(const Shared& shared, const Head& head, BackwardScratc
         store(scratch.grad_output + r * size + c, gradient);
         product = simd::multiply_add(gradient, load(output[start + r] + c), product);
       }
-      rows[r] = {Reached(call.num_positions), broadcast(0.0f), broadcast(0.0f), 0.0f, log_sum_exp[-(start + r)], simd::sum(product)};
+      rows[r] = {Reached(call.num_positions, call.num_keys), broadcast(0.0f), broadcast(0.0f), 0.0f, log_sum_exp[-(start + r)], simd::sum(product)};
       // Entry 0 too: no key is at position 0 if the query's own gate is exactly 1.
       if (call.num_positions > 0) {
         clear(scratch.ds_sums + r * shared.sums_stride, 2 * LANES);

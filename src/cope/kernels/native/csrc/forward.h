@@ -63,7 +63,7 @@ inline void forward_head(const Shared& shared, const Head& head, int64_t first, 
     for (int64_t r = 0; r < strip.count; r++) {
       highest[r] = LOWEST;
       total[r] = 0;
-      reached[r] = Reached(call.num_positions);
+      reached[r] = Reached(call.num_positions, call.num_keys);
     }
     clear(sums, strip.count * size);
     for (int64_t tile_start = start; tile_start < call.num_keys; tile_start += FORWARD_TILE) {

@@ -11,14 +11,26 @@ constexpr int FRACTION_BITS = 24;
 constexpr int32_t ONE = int32_t(1) << FRACTION_BITS;
 constexpr int32_t MOST = 127;
 
+// Equal gates are rounded alike: with more keys than this, what rounding took from a lane's gates is given back to its next ones.
+// A position is then off by a unit for each lane at most; without, by half a unit for each key, which is less than float32 sums lose.
+constexpr int64_t MANY_KEYS = 1024;
+
 // The position that a row's walk has reached.
 struct Reached {
-  Ints above;     // what lies above `whole`, in every lane
-  int32_t whole;  // 0 until a row is far from its query
-  int32_t last;   // the last position; 0 without a table, so that every row has reached it from the start
-  int32_t limit;  // the last position as `above` holds it, or MOST if it is further away
+  Ints above;         // what lies above `whole`, in every lane
+  Floats lost;        // what rounding took from each lane's gates so far
+  bool returns_lost;  // to the next ones
+  int32_t whole;      // 0 until a row is far from its query
+  int32_t last;       // the last position; 0 without a table, so that every row has reached it from the start
+  int32_t limit;      // the last position as `above` holds it, or MOST if it is further away
 
-  explicit Reached(int64_t num_positions = 0) : above(broadcast(int32_t(0))), whole(0), last(int32_t(std::max<int64_t>(num_positions, 1) - 1)) {
+  Reached() = default;
+  Reached(int64_t num_positions, int64_t num_keys)
+      : above(broadcast(int32_t(0))),
+        lost(broadcast(0.0f)),
+        returns_lost(num_keys > MANY_KEYS),
+        whole(0),
+        last(num_positions == 0 ? 0 : int32_t(num_positions - 1)) {
     set_limit();
   }
 
@@ -54,11 +66,20 @@ inline __attribute__((always_inline)) void count_positions(const float* gate_log
   reached.rebase();
   const Floats one = broadcast(float(ONE));
   const Ints limit = broadcast(reached.limit);
+  Floats exact[N];
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
     gates[i] = simd::sigmoid(load(gate_logits + i * LANES));
-    positions[i] = simd::running_sum(simd::to_ints(simd::minimum(gates[i] * one, one)));
+    exact[i] = simd::minimum(gates[i] * one, one);
+    positions[i] = simd::to_ints(exact[i]);
   }
+  if (reached.returns_lost)
+    for (int i = 0; i < N; i++) {
+      positions[i] = simd::to_ints(simd::minimum(simd::maximum(exact[i] + reached.lost, broadcast(0.0f)), one));
+      reached.lost = exact[i] - simd::to_floats(positions[i]) + reached.lost;
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < N; i++) positions[i] = simd::running_sum(positions[i]);
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
     positions[i] = positions[i] + reached.above;
