@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from cope import cope_attention
+from cope.kernels.native.build import CannotBuild, find_compiler
 
 NAMES = ("q", "k", "v", "table", "gate_keys", "relative", "bias")
 # Of the largest number of a tensor. Backends in single precision are judged against the reference in double.
 DTYPES = {"reference": torch.float64, "blockwise": torch.float64, "native": torch.float32, "triton": torch.float32}
 EXACT = [name for name, dtype in DTYPES.items() if dtype == torch.float64]
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(find_compiler())
+    except CannotBuild:
+        return False
+
+
+# Only where there is none: a compiler that fails is an error.
+NEEDS_COMPILER = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler: see `make native`")
+# Slow: its interpreter takes seconds where the others take milliseconds.
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
+IN_INTERPRETER = pytest.param("triton", marks=[pytest.mark.slow, NEEDS_TRITON])
+ALL = ["reference", "blockwise", pytest.param("native", marks=NEEDS_COMPILER), IN_INTERPRETER]
+BLOCK = 64  # queries or keys that every backend takes at once
 
 
 def draw(

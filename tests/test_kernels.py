@@ -6,37 +6,32 @@ The Triton kernels, whose interpreter is slow, have further tests of their own: 
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import DTYPES, EXACT, HALVES, LARGE, NAMES, OPEN, compare_with_reference, draw, gradients, run
+from kernel_cases import (
+    ALL,
+    BLOCK,
+    DTYPES,
+    EXACT,
+    HALVES,
+    IN_INTERPRETER,
+    LARGE,
+    NAMES,
+    NEEDS_COMPILER,
+    OPEN,
+    compare_with_reference,
+    draw,
+    gradients,
+    run,
+)
 from torch import Tensor
 
-from cope import cope_attention, relative_attention
-from cope.errors import UserError
+from cope import relative_attention
 from cope.functional import SCALES
-from cope.kernels import native
-from cope.kernels.native.build import INSTRUCTIONS, CannotBuild, find_compiler, library
-
-
-def has_compiler() -> bool:
-    try:
-        return bool(find_compiler())
-    except CannotBuild:
-        return False
-
-
-# Only where there is none: a compiler that fails is an error.
-NEEDS_COMPILER = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler: see `make native`")
-# Slow: its interpreter takes seconds where the others take milliseconds.
-NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
-IN_INTERPRETER = pytest.param("triton", marks=[pytest.mark.slow, NEEDS_TRITON])
-ALL = ["reference", "blockwise", pytest.param("native", marks=NEEDS_COMPILER), IN_INTERPRETER]
-BLOCK = 64  # queries or keys that every backend takes at once
 
 
 @st.composite
@@ -78,15 +73,6 @@ def test_blockwise_equals_reference_in_values_and_gradients(drawn, scale):
 @settings(max_examples=150)
 def test_native_equals_reference_in_values_and_gradients(drawn, scale):
     compare_with_reference(drawn, "native", scale, tolerance=5e-5)
-
-
-@NEEDS_COMPILER
-@pytest.mark.parametrize("density", [0.002, 0.02, 0.5, 0.98, 0.999])
-@pytest.mark.parametrize("num_positions", [16, 64, 500])
-def test_native_at_every_density_of_gates(density, num_positions):
-    shift = math.log(density / (1 - density))
-    drawn = dict(num_queries=300, num_keys=300, num_positions=num_positions, batch=1, head_dim=32, value_dim=32, shift=shift)
-    compare_with_reference(drawn, "native", "released", tolerance=5e-5)
 
 
 def brute_force(values: dict[str, Tensor | None], scale: str) -> Tensor:
@@ -202,78 +188,6 @@ def test_gradient_of_dropout_is_that_of_the_mask_drawn_forward(backend, num_quer
     assert torch.autograd.gradcheck(seeded, [values[name] for name in NAMES], fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", ALL[:-1])  # triton multiplies half precision as it is
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(backend, dtype):
-    # About 200 open gates: in bfloat16 every position beyond 256 / 2 would be rounded to a whole number.
-    values = draw(200, 200, 300, batch=1, shift=4.0, bias=(1, 200), dtype=dtype)
-    exact = run({name: None if x is None else x.detach().double() for name, x in values.items()}, "reference")
-    found = run(values, backend)
-    assert found.dtype == dtype
-    error = (found.double() - exact).abs() / (exact.abs() + 1e-3)
-    assert error.max() < torch.finfo(dtype).eps  # the last rounding alone
-    assert all(gradient.dtype == dtype for gradient in gradients(values, found).values())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(run(values, backend), found)
-
-
-@pytest.mark.parametrize("backend", ALL)
-def test_strided_inputs(backend):
-    values = draw(70, 70, 5, gates="separate", head_dim=16, bias=(2, 9), dtype=DTYPES[backend])
-    # As attention makes them: (batch, time, heads, head_dim), transposed.
-    strided = {
-        name: x if x is None or x.dim() < 4 else x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
-        for name, x in values.items()
-    }
-    strided["table"] = values["table"].detach().t().contiguous().t().requires_grad_()
-    assert not strided["q"].is_contiguous() and not strided["table"].is_contiguous()
-    expected, found = run(values, backend), run(strided, backend)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradients(strided, found), gradients(values, expected))
-
-
-@pytest.mark.parametrize("backend", ALL)
-def test_empty_batch_and_single_token(backend):
-    empty = draw(3, 3, 4, batch=0, dtype=DTYPES[backend])
-    output = run(empty, backend)
-    assert output.shape == (0, 2, 3, 2)
-    assert (gradients(empty, output)["table"] == 0).all()
-    single = draw(1, 1, 4, dtype=DTYPES[backend])
-    torch.testing.assert_close(run(single, backend), single["v"])  # one key has all the attention
-
-
-def test_unknown_settings_name_what_is_allowed():
-    values = draw(2, 2, 3)
-    with pytest.raises(
-        UserError, match=r"backend=blockwize .*auto, reference, blockwise, native, triton.*Did you mean 'blockwise'"
-    ):
-        run(values, "blockwize")
-    with pytest.raises(UserError, match=r"scale=published .*released, paper"):
-        run(values, "auto", scale="published")
-    with pytest.raises(UserError, match="num_positions=0"):
-        run({**values, "table": torch.zeros(0, 3, dtype=torch.float64)}, "auto")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"dropout": 1.0}, "dropout=1.0 is out of range"),
-        ({"bias": torch.zeros(2, 4)}, r"bias has shape \(2, 4\).*allowed: \(1, any\)"),
-        ({"relative": torch.zeros(0, 2)}, r"relative has shape \(0, 2\).*allowed: \(any, 2\)"),
-        ({"gate_keys": torch.zeros(1, 1, 3, 2)}, r"gate_keys has shape \(1, 1, 3, 2\).*allowed: \(1, 1, 4, 2\)"),
-    ],
-)
-def test_what_would_give_nonsense_is_refused(arguments, said):
-    q, k, v = (torch.zeros(1, 1, 4, 2) for _ in range(3))
-    with pytest.raises(UserError, match=said):
-        cope_attention(q, k, v, torch.zeros(3, 2), **arguments)
-
-
-def test_more_queries_than_keys_are_refused():
-    with pytest.raises(UserError, match="5 queries for 4 keys"):
-        cope_attention(torch.zeros(1, 1, 5, 2), *(torch.zeros(1, 1, 4, 2) for _ in range(2)), torch.zeros(3, 2))
-
-
 @pytest.mark.parametrize("backend", [pytest.param("native", marks=NEEDS_COMPILER), IN_INTERPRETER])
 def test_gradient_of_dropout_in_single_precision(backend):
     # The mask that the forward pass drew, read off with the identity as values, gives the gradient by the reference's algebra.
@@ -289,91 +203,3 @@ def test_gradient_of_dropout_in_single_precision(backend):
     expected = gradients(exact, (weights * mask) @ exact["v"])
     for name in expected:
         torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("backend", ALL)
-@pytest.mark.parametrize("gates", ["keys", "separate"])
-def test_a_nan_reaches_every_query_that_sees_it(backend, gates):
-    num_keys, wrong = BLOCK + 20, 30
-    # Of separate gates native looks at none beyond the last position, so there must be positions enough to reach the wrong key.
-    num_positions = 5 if gates == "keys" else num_keys + 1
-    values = draw(num_keys, num_keys, num_positions, gates=gates, dtype=DTYPES[backend])
-    with torch.no_grad():
-        values["gate_keys" if gates == "separate" else "k"][:, :, wrong] = math.nan
-    output = run(values, backend)
-    assert output[..., wrong:, :].isnan().all()
-    # Keys after a query have no part in it; within a block of keys 0 x NaN may spread, as in ordinary attention.
-    output.sum().backward()  # and no index leaves the table
-    assert values["q"].grad[..., wrong:, :].isnan().any()
-
-
-@NEEDS_COMPILER
-def test_native_is_deterministic_whatever_the_number_of_threads():
-    values = draw(
-        150, 150, 20, batch=3, head_dim=16, value_dim=16, gates="separate", relative=40, bias=(2, 9), dtype=torch.float32
-    )
-    values = {name: x.detach().requires_grad_() for name, x in values.items()}
-    results = []
-    for threads in (1, 2, 2, 16):
-        torch.set_num_threads(threads)
-        try:
-            output = run(values, "native")
-            results.append([output, *gradients(values, output).values()])
-        finally:
-            torch.set_num_threads(1)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-
-
-@NEEDS_COMPILER
-def test_native_refuses_what_it_cannot_do():
-    values = draw(4, 4, 3)
-    with pytest.raises(UserError, match="backend=native cannot be had: it computes in float32, these tensors are float64"):
-        run(values, "native")
-    values = draw(4, 4, 3, dtype=torch.float32)
-    (gradient,) = torch.autograd.grad(run(values, "native").sum(), values["q"], create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        gradient.sum().backward()
-
-
-@NEEDS_COMPILER
-@pytest.mark.parametrize("head_dim", [16, 6])
-def test_native_operator_keeps_pytorchs_contract(head_dim):
-    """Schema, autograd registration and fake tensors, as ``torch.compile`` relies on them."""
-    values = draw(9, 11, 5, head_dim=head_dim, gates="separate", relative=4, bias=(2, 3), dtype=torch.float32)
-    arguments = (*(values[name] for name in NAMES), 0.5, 0.0, None)
-    torch.library.opcheck(torch.ops.cope.native.default, arguments)
-
-
-@NEEDS_COMPILER
-def test_torch_compile_takes_native_without_a_break():
-    values = draw(9, 11, 5, head_dim=16, gates="separate", relative=4, dtype=torch.float32)
-
-    def model(*tensors: Tensor) -> Tensor:
-        return run(dict(zip(NAMES, (*tensors, None), strict=True)), "auto") * 2.0
-
-    tensors = [values[name] for name in NAMES[:-1]]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*tensors)
-    expected = model(*tensors)
-    assert torch.equal(compiled, expected)
-    assert all(
-        torch.equal(*pair) for pair in zip(*(torch.autograd.grad(y.sum(), tensors) for y in (compiled, expected)), strict=True)
-    )
-
-
-@NEEDS_COMPILER
-@pytest.mark.parametrize("instructions", [*INSTRUCTIONS, "portable"])
-def test_native_for_every_kind_of_processor(instructions, monkeypatch):
-    """A library for other instructions than this processor's own, if it has them."""
-    own = torch.backends.cpu.get_cpu_capability()
-    if instructions not in ("portable", own) and not (instructions == "AVX2" and own == "AVX512"):
-        pytest.skip(f"this processor has no {instructions}")
-    built = native.load(library(instructions))
-    monkeypatch.setattr(native, "_loaded", lambda: built)
-    assert built.cope_instructions().decode().replace("-", "").lower() == instructions.lower()
-    for settings_drawn in (HALVES, OPEN, LARGE):
-        compare_with_reference(settings_drawn, "native", "released", tolerance=5e-5)
-    mixed = dict(
-        num_queries=100, num_keys=140, num_positions=30, gates="separate", relative=50, bias=(2, 70), head_dim=24, value_dim=40
-    )
-    compare_with_reference(mixed, "native", "paper", tolerance=5e-5)

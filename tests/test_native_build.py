@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_cases import NEEDS_COMPILER
 
 from cope import cope_attention, functional
 from cope.errors import UserError
@@ -20,6 +21,10 @@ from cope.kernels.native.build import CannotBuild, library
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("COPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+# A library that can be loaded, compiled in a moment: what a compiler that is a shell script makes.
+COMPILE_NOTHING = 'echo "extern \\"C\\" void cope_backward() {}" | c++ -shared -fPIC -x c++ - -o "$output"'
 
 
 def make_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -54,19 +59,23 @@ def test_a_failing_compiler_is_quoted_and_leaves_no_library(cache, tmp_path, mon
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("COPE_CACHE", str(tmp_path / "file"))
-    make_compiler(tmp_path, monkeypatch, 'touch "$output"')
+    make_compiler(tmp_path, monkeypatch, "exit 1")
     with pytest.raises(CannotBuild, match=r"cannot be kept in .*file.*set COPE_CACHE"):
         library()
 
 
+@NEEDS_COMPILER
 def test_a_compiler_without_openmp_still_builds(cache, tmp_path, monkeypatch, caplog):
-    make_compiler(tmp_path, monkeypatch, f'[ -e {tmp_path}/tried ] && touch "$output" && exit; touch {tmp_path}/tried; exit 1')
+    make_compiler(
+        tmp_path, monkeypatch, f"[ -e {tmp_path}/tried ] && {COMPILE_NOTHING} && exit; touch {tmp_path}/tried; exit 1"
+    )
     assert library().exists()
     assert "runs on one thread" in caplog.text
 
 
+@NEEDS_COMPILER
 def test_several_at_once_compile_once_and_a_change_compiles_anew(cache, tmp_path, monkeypatch):
-    make_compiler(tmp_path, monkeypatch, f'echo ran >> {tmp_path}/runs; sleep 0.2; touch "$output"')
+    make_compiler(tmp_path, monkeypatch, f"echo ran >> {tmp_path}/runs; sleep 0.2; {COMPILE_NOTHING}")
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(lambda _: library(), range(4)))
     assert len(paths) == 1
@@ -77,6 +86,78 @@ def test_several_at_once_compile_once_and_a_change_compiles_anew(cache, tmp_path
     (sources / "attention.cpp").write_text("// changed")
     monkeypatch.setattr(build, "SOURCES", sources)
     assert library() not in paths
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("damage", ["cut short", "empty", "another", "no checksum"])
+def test_a_damaged_library_is_compiled_again(cache, tmp_path, monkeypatch, damage):
+    make_compiler(tmp_path, monkeypatch, f"echo ran >> {tmp_path}/runs; {COMPILE_NOTHING}")
+    path = library()
+    whole = path.read_bytes()
+    assert library() == path
+    assert (tmp_path / "runs").read_text().count("ran") == 1
+    if damage == "no checksum":
+        path.with_suffix(".sha256").unlink()
+    else:
+        path.write_bytes({"cut short": whole[: len(whole) // 2], "empty": b"", "another": whole[:-1] + b"x"}[damage])
+    assert library() == path
+    assert path.read_bytes() == whole
+    assert (tmp_path / "runs").read_text().count("ran") == 2
+
+
+@NEEDS_COMPILER
+def test_a_cache_that_cannot_be_written_serves_what_is_in_it(cache, monkeypatch, tmp_path):
+    make_compiler(tmp_path, monkeypatch, COMPILE_NOTHING)
+    path = library()
+    monkeypatch.setattr(build, "FileLock", lambda *_: pytest.fail("a library that is whole needs no lock"))
+    assert library() == path
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("'", "CXX=' cannot be read as a command .*No closing quotation"),
+        ("true", "what `true` compiled cannot be loaded .*is that a C.. compiler"),
+        ("false", "`false --version` failed .*is that a C.. compiler"),
+        ("cat", "the compiler failed .*all it said is in"),
+        ("/", "CXX=/ was not found"),
+    ],
+)
+def test_a_strange_compiler_is_named(cache, monkeypatch, compiler, said):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(CannotBuild, match=said):
+        library()
+    assert not list(cache.glob("*.so"))
+
+
+def test_compilers_that_cannot_run_or_make_something_else_are_named(cache, tmp_path, monkeypatch):
+    no_program = tmp_path / "no-program"
+    no_program.write_bytes(b"\x7fELF, but not really")
+    no_program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(no_program))
+    with pytest.raises(CannotBuild, match=r"no-program` cannot be run \(Exec format error\)"):
+        library()
+    make_compiler(tmp_path, monkeypatch, r"printf '\377 error \377' >&2; exit 1")  # not UTF-8
+    with pytest.raises(CannotBuild, match="the compiler failed"):
+        library()
+    for script in ('touch "$output"', 'echo text > "$output"', f"cat {no_program} > $output"):
+        make_compiler(tmp_path, monkeypatch, script)
+        with pytest.raises(CannotBuild, match="compiled cannot be loaded"):
+            library()
+    assert not list(cache.glob("*.so"))
+
+
+def test_the_cache_is_where_its_variables_say(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for value, wanted in (("~/kept", "kept"), ("", ".cache/cope-lab"), (str(tmp_path / "there"), "there")):
+        monkeypatch.setenv("COPE_CACHE", value)
+        assert build.cache_folder() == tmp_path / wanted
+    monkeypatch.setattr(Path, "expanduser", lambda self: Path.home())
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
+    monkeypatch.setenv("COPE_CACHE", "")
+    with pytest.raises(CannotBuild, match=r"no home folder .*set COPE_CACHE"):
+        build.cache_folder()
 
 
 def test_auto_falls_back_once_and_says_why(monkeypatch, caplog):

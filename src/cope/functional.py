@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -19,6 +20,7 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "native": native.attention,
     "triton": triton.attention,
 }
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TAKE_HALF_PRECISION = ("triton",)  # the others are given float32 for it
 SCALES = ("released", "paper")
 
@@ -44,6 +46,27 @@ def cope_attention(
     sum of the gates from j to i; the position's vector, read from ``table`` by interpolation, is multiplied with the query and
     added to the attention logit.
 
+    **Types and devices.** Anything else is refused by a :class:`~cope.errors.UserError`; nothing is rounded without being said.
+
+    =======================  ==========================================================================================
+    of q                     what becomes of it
+    =======================  ==========================================================================================
+    float32                  computed in float32 by every backend
+    float16, bfloat16        computed in float32, and the output rounded once; ``triton`` multiplies them as they are
+    float64                  computed in float64 by ``reference`` and ``blockwise``, which ``auto`` takes; others refuse it
+    other types              refused: integers, bool, complex numbers, float8
+    =======================  ==========================================================================================
+
+    The other tensors may be of any of these four types, but float64 only if q is. All are on one device, in the usual dense
+    layout: a CPU (every backend but ``triton``), an NVIDIA GPU (every one but ``native``), ``meta`` (``reference`` and
+    ``blockwise``: shapes without numbers), others with plain PyTorch. Batch, heads, queries and keys may be 0; head_dim,
+    value_dim, positions, distances may not.
+
+    **Derivatives.** Every backend has gradients, under ``torch.compile(fullgraph=True)``, ``torch.utils.checkpoint`` and
+    ``torch.func`` (``grad``, ``vjp``, ``vmap``, ``jacrev``, ``functional_call``) too. Second derivatives, forward mode
+    (``jvp``, ``jacfwd``, ``hessian``) and ``torch.func`` inside of a compiled function are ``reference``'s alone; the others
+    raise ``RuntimeError`` and say so.
+
     Args:
         q: queries. With fewer queries than keys the last query stands at the last key, as in decoding with a cache.
         k: keys.
@@ -61,16 +84,17 @@ def cope_attention(
             ``triton`` (for NVIDIA GPUs) or ``auto``, the fastest that can be had; which one and why is logged once.
 
     Returns:
-        The attended values, of q's type. Half precision is computed in float32. A NaN in the input reaches the outputs of the
+        The attended values, of q's type. A NaN in the input reaches the outputs of the
         queries that see it (and may reach earlier ones, since 0 x NaN is NaN); with ``native`` one in ``gate_keys`` may stay
         out of queries for which the positions end before it, since no gate is looked at there.
 
     Raises:
-        UserError: an unknown scale or backend, a backend that cannot be had, an empty table, more queries than keys, or
-            shapes that do not fit together.
+        UserError: an unknown scale or backend, a backend that cannot be had, an empty table, more queries than keys, types or
+            devices that are not in the table above, or shapes that do not fit together.
     """
     check_choice("scale", scale, SCALES)
-    check_at_least("num_positions", table.shape[0], 1)
+    _check_tensor("table", table)
+    check_at_least("num_positions", table.shape[0] if table.dim() > 0 else 0, 1)
     return _attend(q, k, v, table, gate_keys, relative, bias, scale, dropout, backend)
 
 
@@ -88,6 +112,7 @@ def relative_attention(
 
     The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
     """
+    _check_tensor("relative", relative)
     return _attend(q, k, v, None, None, relative, bias, "released", dropout, backend)
 
 
@@ -105,19 +130,21 @@ def _attend(
 ) -> Tensor:
     check_choice("backend", backend, ["auto", *BACKENDS])
     check_between("dropout", dropout, 0.0, 0.99)
-    _check_shapes(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
+    _check_tensors(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
     computed = torch.promote_types(q.dtype, torch.float32)
     chosen = _choose(backend, q.device.type, q.dtype)
     # With gates and a relative term together, triton's half precision was wrong on an H100 (Triton 3.6), right in Triton's
     # interpreter, and right in float32 on both: until that is understood, float32.
-    takes_half = chosen in TAKE_HALF_PRECISION and (table is None or relative is None)
+    alike = all(tensor.dtype == q.dtype for tensor in (k, v, gate_keys) if tensor is not None)
+    takes_half = chosen in TAKE_HALF_PRECISION and alike and (table is None or relative is None)
     dtype = q.dtype if takes_half else computed
 
     def convert(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype)
 
     # Positions are sums of many gates: half precision would lose whole positions, under autocast too.
-    with torch.autocast(q.device.type, enabled=False):
+    has_autocast = torch.amp.is_autocast_available(q.device.type)
+    with torch.autocast(q.device.type, enabled=False) if has_autocast else nullcontext():
         output = BACKENDS[chosen](
             convert(q),
             convert(k),
@@ -145,6 +172,8 @@ def _choose_once(backend: str, device_type: str, dtype: torch.dtype) -> str:
         wanted, missing = "native", native.missing(device_type, torch.promote_types(dtype, torch.float32))
     elif backend == "triton" or (backend == "auto" and device_type == "cuda"):
         wanted, missing = "triton", triton.missing(device_type, dtype)
+    elif backend == "auto" and device_type == "meta":
+        return "blockwise"  # shapes alone
     elif backend == "auto":
         wanted, missing = "a kernel of its own", f"there is none for {device_type} devices"
     else:
@@ -159,34 +188,60 @@ def _choose_once(backend: str, device_type: str, dtype: torch.dtype) -> str:
     return "blockwise"
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.dim() != 4:
-            raise UserError(f"{name} has shape {tuple(tensor.shape)}; allowed: (batch, heads, time, size).")
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> None:
+    there = {"q": q, "k": k, "v": v, **{name: tensor for name, tensor in others.items() if tensor is not None}}
+    for name, tensor in there.items():
+        _check_tensor(name, tensor)
+        if tensor.dtype == torch.float64 != q.dtype:
+            raise UserError(
+                f"{name} is {_name(tensor.dtype)} and q {_name(q.dtype)}, in which it would be rounded; allowed: {name} of a "
+                "smaller type, or q of float64."
+            )
+        if tensor.device != q.device:
+            raise UserError(f"{name} is on {tensor.device} and q on {q.device}; allowed: one device for all.")
+    for name in "qkv":
+        if there[name].dim() != 4:
+            raise UserError(f"{name} has shape {tuple(there[name].shape)}; allowed: (batch, heads, time, size).")
     batch, num_heads, num_queries, head_dim = q.shape
     num_keys = k.shape[-2]
     if num_queries > num_keys:
         raise UserError(
             f"q has {num_queries} queries for {num_keys} keys: the first would see no key; allowed: at most {num_keys}."
         )
+    check_at_least("head_dim", head_dim, 1)
     keys = (batch, num_heads, num_keys, head_dim)
+    one_for_all_heads = "bias" in there and there["bias"].shape[:1] == (1,)
     # -1 stands for any size from 1 up.
     expected: dict[str, tuple[int, ...]] = dict(
+        q=q.shape,
         k=keys,
         v=(*keys[:3], -1),
         table=(-1, head_dim),
         gate_keys=keys,
         relative=(-1, head_dim),
-        bias=(1 if others["bias"] is not None and others["bias"].shape[0] == 1 else num_heads, -1),
+        bias=(1 if one_for_all_heads else num_heads, -1),
     )
-    there = {"k": k, "v": v, **{name: tensor for name, tensor in others.items() if tensor is not None}}
     for name, tensor in there.items():
         shape = expected[name]
         fits = tensor.dim() == len(shape) and all(
             size > 0 if wanted == -1 else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
         )
         if not fits:
-            allowed = ", ".join("any" if wanted == -1 else str(wanted) for wanted in shape)
+            allowed = ", ".join("any from 1" if wanted == -1 else str(wanted) for wanted in shape)
             raise UserError(f"{name} has shape {tuple(tensor.shape)}, with q of {tuple(q.shape)}; allowed: ({allowed}).")
-        if tensor.device != q.device:
-            raise UserError(f"{name} is on {tensor.device} and q on {q.device}; allowed: one device for all.")
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    """Raise UserError for what no backend takes: not a tensor, another type, sparse or nested."""
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{name} is {'None' if tensor is None else f'a {type(tensor).__name__}'}; allowed: a tensor.")
+    if tensor.dtype not in DTYPES:
+        allowed = ", ".join(_name(dtype) for dtype in DTYPES)
+        raise UserError(f"{name} is {_name(tensor.dtype)}; allowed: {allowed}.")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise UserError(f"{name} is {kind}; allowed: dense tensors.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -16,43 +16,22 @@ The backward pass, for one block, in the paper's letters. With attention a, outp
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cope.kernels.operator import Arguments, empty_heads, make_operator
 from cope.kernels.reference import by_distance, causal_mask
 
 QUERIES_PER_BLOCK = 64  # 32 to 64 were best on CPUs: the block's tensors stay in the cache
 
 
-# torch.compile takes the rest of the model: it cannot compile this (seen with PyTorch 2.13), and has little to gain here.
-@torch.compiler.disable
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    *,
-    gate_keys: Tensor | None = None,
-    relative: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: str = "released",
-    dropout: float = 0.0,
-) -> Tensor:
-    """Causal attention with contextual positions; shapes and arguments as in :func:`cope.functional.cope_attention`."""
-    # Dropout's mask is drawn again in the backward pass, from a seed of its own, instead of being kept.
-    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
-    table_scale = 1.0 / math.sqrt(q.shape[-1]) if scale == "released" else 1.0
-    result: Tensor = _BlockwiseAttention.apply(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed)
-    return result
-
-
 class _Block:
     """What one block of queries computes on the way to its attention weights."""
 
-    def __init__(self, tensors: _Tensors, table_scale: float) -> None:
-        q, k, _, table, gate_keys, relative, bias = tensors
+    def __init__(self, given: Arguments) -> None:
+        q, k, _, table, gate_keys, relative, bias, table_scale, *_ = given
         inverse_sqrt_dim = 1.0 / math.sqrt(q.shape[-1])
         num_keys = k.shape[-2]
         visible = causal_mask(q.shape[-2], num_keys, q.device)
@@ -75,28 +54,17 @@ class _Block:
         self.attention = logits.masked_fill_(~visible, -math.inf).softmax(-1)
 
 
-class _Tensors(NamedTuple):
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    table: Tensor | None
-    gate_keys: Tensor | None
-    relative: Tensor | None
-    bias: Tensor | None
-
-    def zeros_like(self) -> _Tensors:
-        return self._replace(**{name: torch.zeros_like(x) for name, x in self._asdict().items() if x is not None})
-
-    def block(self, queries: slice, keys: slice) -> _Tensors:
-        return self._replace(
-            q=self.q[..., queries, :],
-            k=self.k[..., keys, :],
-            v=self.v[..., keys, :],
-            gate_keys=None if self.gate_keys is None else self.gate_keys[..., keys, :],
-            # No pair is further apart than the keys are many.
-            relative=None if self.relative is None else self.relative[: keys.stop],
-            bias=None if self.bias is None else self.bias[:, : keys.stop],
-        )
+def _part(whole: Arguments, queries: slice, keys: slice) -> Arguments:
+    """What a block of queries sees, as views."""
+    return whole._replace(
+        q=whole.q[..., queries, :],
+        k=whole.k[..., keys, :],
+        v=whole.v[..., keys, :],
+        gate_keys=None if whole.gate_keys is None else whole.gate_keys[..., keys, :],
+        # No pair is further apart than the keys are many.
+        relative=None if whole.relative is None else whole.relative[: keys.stop],
+        bias=None if whole.bias is None else whole.bias[:, : keys.stop],
+    )
 
 
 def _dropout_mask(attention: Tensor, dropout: float, seed: int) -> Tensor:
@@ -113,80 +81,62 @@ def _blocks(num_queries: int, num_keys: int) -> list[tuple[slice, slice]]:
     return [(slice(start, end), slice(0, before + end)) for start, end in zip(starts, ends, strict=True)]
 
 
-class _BlockwiseAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        table: Tensor | None,
-        gate_keys: Tensor | None,
-        relative: Tensor | None,
-        bias: Tensor | None,
-        table_scale: float,
-        dropout: float,
-        seed: int,
-    ) -> Tensor:
-        tensors = _Tensors(q, k, v, table, gate_keys, relative, bias)
-        output = q.new_empty(*q.shape[:-1], v.shape[-1])
-        for queries, keys in _blocks(q.shape[-2], k.shape[-2]):
-            attention = _Block(tensors.block(queries, keys), table_scale).attention
-            if dropout > 0:
-                attention = attention * _dropout_mask(attention, dropout, seed + queries.start)
-            output[..., queries, :] = attention @ v[..., keys, :]
-        ctx.save_for_backward(*tensors)
-        ctx.settings = (table_scale, dropout, seed)
-        return output
+def _forward(given: Arguments) -> tuple[Tensor, ...]:
+    output = empty_heads(given.q, given.v.shape[-1])
+    for queries, keys in _blocks(given.q.shape[-2], given.k.shape[-2]):
+        attention = _Block(_part(given, queries, keys)).attention
+        if given.seed is not None:
+            attention = attention * _dropout_mask(attention, given.dropout, int(given.seed) + queries.start)
+        output[..., queries, :] = attention @ given.v[..., keys, :]
+    return (output,)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = _Tensors(*ctx.saved_tensors)
-        table_scale, dropout, seed = ctx.settings
-        inverse_sqrt_dim = 1.0 / math.sqrt(tensors.q.shape[-1])
-        gradients = tensors.zeros_like()
-        for queries, keys in _blocks(tensors.q.shape[-2], tensors.k.shape[-2]):
-            # A block of a gradient is a view: adding to it adds to the whole.
-            q, k, v, table, gate_keys, relative, bias = tensors.block(queries, keys)
-            dq, dk, dv, dtable, dgate_keys, drelative, dbias = gradients.block(queries, keys)
-            block = _Block(tensors.block(queries, keys), table_scale)
-            do = grad_output[..., queries, :]
 
-            da = do @ v.transpose(-1, -2)
-            if dropout > 0:
-                mask = _dropout_mask(block.attention, dropout, seed + queries.start)
-                dv += (block.attention * mask).transpose(-1, -2) @ do
-                da = da * mask
+def _backward(grad_output: Tensor, given: Arguments, output: Tensor) -> list[Tensor]:
+    inverse_sqrt_dim = 1.0 / math.sqrt(given.q.shape[-1])
+    gradients = [gradient.zero_() for gradient in given.empty_gradients()]
+    by_name: dict[str, Any] = dict(zip(given.tensors(), gradients, strict=True))
+    for queries, keys in _blocks(given.q.shape[-2], given.k.shape[-2]):
+        # A block of a gradient is a view: adding to it adds to the whole.
+        part = _part(given, queries, keys)
+        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed = part
+        dq, dk, dv, dtable, dgate_keys, drelative, dbias, *_ = _part(given._replace(**by_name), queries, keys)
+        block = _Block(part)
+        do = grad_output[..., queries, :]
+
+        da = do @ v.transpose(-1, -2)
+        if seed is not None:
+            mask = _dropout_mask(block.attention, dropout, int(seed) + queries.start)
+            dv += (block.attention * mask).transpose(-1, -2) @ do
+            da = da * mask
+        else:
+            dv += block.attention.transpose(-1, -2) @ do
+        ds = block.attention * (da - (da * block.attention).sum(-1, keepdim=True))
+
+        dlogits = ds
+        if table is not None and dtable is not None:
+            above = ds * block.weight
+            dz = ds.new_zeros(*ds.shape[:-1], table.shape[0])
+            dz.scatter_add_(-1, block.below, ds - above)
+            dz.scatter_add_(-1, (block.below + 1).clamp_(max=table.shape[0] - 1), above)
+            dgates = (ds * block.slope).cumsum_(-1)
+            dgate_logits = dgates.mul_(block.gates).mul_(1.0 - block.gates)
+            if gate_keys is None or dgate_keys is None:
+                dlogits = ds + dgate_logits
             else:
-                dv += block.attention.transpose(-1, -2) @ do
-            ds = block.attention * (da - (da * block.attention).sum(-1, keepdim=True))
-
-            dlogits = ds
-            if table is not None and dtable is not None:
-                above = ds * block.weight
-                dz = ds.new_zeros(*ds.shape[:-1], table.shape[0])
-                dz.scatter_add_(-1, block.below, ds - above)
-                dz.scatter_add_(-1, (block.below + 1).clamp_(max=table.shape[0] - 1), above)
-                dgates = (ds * block.slope).cumsum_(-1)
-                dgate_logits = dgates.mul_(block.gates).mul_(1.0 - block.gates)
-                if gate_keys is None or dgate_keys is None:
-                    dlogits = ds + dgate_logits
-                else:
-                    dq += dgate_logits @ gate_keys * inverse_sqrt_dim
-                    dgate_keys += dgate_logits.transpose(-1, -2) @ q * inverse_sqrt_dim
-                dq += dz @ table * table_scale
-                dtable += _outer(dz, q) * table_scale
-            dq += dlogits @ k * inverse_sqrt_dim
-            dk += dlogits.transpose(-1, -2) @ q * inverse_sqrt_dim
-            if relative is not None and drelative is not None:
-                dproducts = _to_distance(ds, relative.shape[0]) * inverse_sqrt_dim
-                dq += dproducts @ relative
-                drelative += _outer(dproducts, q)
-            if bias is not None and dbias is not None:
-                per_head = _to_distance(ds, bias.shape[-1]).sum((0, -2))
-                dbias += per_head.sum_to_size(bias.shape)
-        return (*gradients, None, None, None)
+                dq += dgate_logits @ gate_keys * inverse_sqrt_dim
+                dgate_keys += dgate_logits.transpose(-1, -2) @ q * inverse_sqrt_dim
+            dq += dz @ table * table_scale
+            dtable += _outer(dz, q) * table_scale
+        dq += dlogits @ k * inverse_sqrt_dim
+        dk += dlogits.transpose(-1, -2) @ q * inverse_sqrt_dim
+        if relative is not None and drelative is not None:
+            dproducts = _to_distance(ds, relative.shape[0]) * inverse_sqrt_dim
+            dq += dproducts @ relative
+            drelative += _outer(dproducts, q)
+        if bias is not None and dbias is not None:
+            per_head = _to_distance(ds, bias.shape[-1]).sum((0, -2))
+            dbias += per_head.sum_to_size(bias.shape)
+    return gradients
 
 
 def _outer(weights: Tensor, q: Tensor) -> Tensor:
@@ -202,3 +152,6 @@ def _to_distance(ds: Tensor, num_distances: int) -> Tensor:
     # ds is 0 where a key comes after its query, so that those pairs add nothing to distance 0.
     index = distance.clamp(0, num_distances - 1).expand_as(ds)
     return ds.new_zeros(*ds.shape[:-1], num_distances).scatter_add_(-1, index, ds)
+
+
+attention = make_operator("blockwise", _forward, _backward, lambda given: [])

@@ -123,9 +123,7 @@ class _Call:
         setattr(self.arguments, name, _Tensor(tensor.data_ptr(), *tensor.stride()[:3]))
 
     def run(self, function: Any) -> None:
-        """Call C++, unless there is nothing to compute."""
-        if self.arguments.batch * self.arguments.num_heads * self.arguments.num_queries == 0:
-            return
+        """Call C++, on at least one query."""
         if function(ctypes.byref(self.arguments)) != 0:
             raise MemoryError("cope attention: no memory left for the native kernel's scratch space")
 
@@ -154,9 +152,11 @@ def _from_distance(gradient: Tensor, like: Tensor, dim: int) -> Tensor:
 
 def _forward(given: Arguments) -> tuple[Tensor, Tensor]:
     q, v = given.q, given.v
+    (log_sum_exp,) = _empty_saved(given)
+    if q.numel() == 0:
+        return empty_heads(q, v.shape[-1]), log_sum_exp
     call = _Call(given)
     output = empty_heads(q, call.heads["v"].shape[-1])
-    (log_sum_exp,) = _empty_saved(given)
     call.pass_heads("output", output)
     call.pass_plain("log_sum_exp", log_sum_exp)
     call.run(_loaded().cope_forward)
@@ -169,6 +169,8 @@ def _empty_saved(given: Arguments) -> list[Tensor]:
 
 def _backward(grad_output: Tensor, given: Arguments, output: Tensor, log_sum_exp: Tensor) -> list[Tensor]:
     q, k, v, table, gate_keys, relative, bias, *_ = given
+    if q.numel() == 0:
+        return [gradient.zero_() for gradient in given.empty_gradients()]
     call = _Call(given)
     call.pass_heads("grad_output", _padded(grad_output))
     call.pass_heads("output", _padded(output))

@@ -14,9 +14,9 @@ def main() -> None:
     start = time.perf_counter()
     try:
         path = library()
-    except CannotBuild as error:
+        built = load(path)
+    except (CannotBuild, OSError) as error:
         sys.exit(f"error: the native kernel cannot be had: {error}")
-    built = load(path)
     threads = "with threads" if built.cope_has_threads() else "on one thread (the compiler has no OpenMP)"
     print(f"{built.cope_instructions().decode()} kernel, {threads}: {path} ({time.perf_counter() - start:.1f} s)")
 

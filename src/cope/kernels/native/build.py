@@ -2,6 +2,7 @@
 
 The cache is ``$COPE_CACHE``, or ``cope-lab`` in the user's cache folder (``$XDG_CACHE_HOME``, ``~/.cache``). A library's
 name holds a hash of the sources, the compiler, its flags and the kind of processor, so a change of any of them makes another.
+Its checksum is kept beside it: loading a library that was cut short would end the process, so such a one is compiled again.
 Several processes may start at once: one compiles, the others wait for it. ``make native`` does it ahead of time.
 """
 
@@ -14,6 +15,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -38,17 +40,24 @@ class CannotBuild(RuntimeError):
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    if "COPE_CACHE" in os.environ:
-        return Path(os.environ["COPE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cope-lab"
+    try:
+        if os.environ.get("COPE_CACHE"):
+            return Path(os.environ["COPE_CACHE"]).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cope-lab"
+    except RuntimeError as error:
+        raise CannotBuild("there is no home folder to keep the compiled kernel in; set COPE_CACHE to a folder") from error
 
 
 def find_compiler() -> list[str]:
     """The command that compiles C++: ``$CXX`` if set, else the first of the usual names."""
-    if os.environ.get("CXX"):
-        command = shlex.split(os.environ["CXX"])
+    named = os.environ.get("CXX", "").strip()
+    if named:
+        try:
+            command = shlex.split(named)
+        except ValueError as error:
+            raise CannotBuild(f"the compiler CXX={named} cannot be read as a command ({error})") from error
         if shutil.which(command[0]) is None:
-            raise CannotBuild(f"the compiler CXX={os.environ['CXX']} was not found")
+            raise CannotBuild(f"the compiler CXX={named} was not found")
         return command
     for name in COMPILERS:
         if shutil.which(name) is not None:
@@ -73,18 +82,19 @@ def library(instructions: str | None = None, extra_flags: tuple[str, ...] = ()) 
     instructions = torch.backends.cpu.get_cpu_capability() if instructions is None else instructions
     compiler = find_compiler()
     flags = [*FLAGS, *INSTRUCTIONS.get(instructions, ()), *extra_flags]
-    version = _output([*compiler, "--version"])
+    version = _run([*compiler, "--version"])
+    if version.returncode != 0:
+        raise CannotBuild(f"`{shlex.join(compiler)} --version` failed ({_first_error(version)}): is that a C++ compiler?")
     sources = sorted(SOURCES.iterdir())
-    identity = "\n".join([version, *compiler, *flags, platform.machine(), *(source.read_text() for source in sources)])
+    identity = "\n".join([version.stdout, *compiler, *flags, platform.machine(), *(source.read_text() for source in sources)])
     name = f"native-{instructions.lower()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     path = cache_folder() / name
-    if path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():  # another process may have compiled it while this one waited
-                _compile(compiler, flags, path)
+        if not _is_whole(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not _is_whole(path):  # another process may have compiled it while this one waited
+                    _compile(compiler, flags, path)
     except OSError as error:
         raise CannotBuild(
             f"the compiled kernel cannot be kept in {path.parent} ({error}); set COPE_CACHE to another folder"
@@ -97,20 +107,45 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [*compiler, *flags, str(SOURCES / "attention.cpp"), "-o", str(made)]
-        result = subprocess.run([*command, "-fopenmp"], capture_output=True, text=True)
+        result = _run([*command, "-fopenmp"])
         if result.returncode != 0:
-            without_threads = subprocess.run(command, capture_output=True, text=True)
-            if without_threads.returncode == 0:
-                log.warning("the compiler has no OpenMP (-fopenmp): the native kernel runs on one thread")
-            else:
-                path.with_suffix(".log").write_text(f"{shlex.join(command)}\n{result.stderr}")
-                first_error = next((line for line in result.stderr.splitlines() if "error" in line), "no message")
-                raise CannotBuild(f"the compiler failed ({first_error.strip()}); all it said is in {path.with_suffix('.log')}")
+            if _run(command).returncode != 0:
+                path.with_suffix(".log").write_text(f"{shlex.join(command)}\n{result.stderr}", "utf-8")
+                raise CannotBuild(f"the compiler failed ({_first_error(result)}); all it said is in {path.with_suffix('.log')}")
+            log.warning("the compiler has no OpenMP (-fopenmp): the native kernel runs on one thread")
+        # In a process of its own, which alone would end if the library were broken.
+        trial = _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(made)!r}).cope_backward"])
+        if trial.returncode != 0:
+            raise CannotBuild(
+                f"what `{shlex.join(compiler)}` compiled cannot be loaded ({_last_line(trial.stderr)}): is that a C++ compiler?"
+            )
+        checksum = made.with_suffix(".sha256")
+        checksum.write_text(_checksum(made))
+        os.replace(checksum, path.with_suffix(".sha256"))
         os.replace(made, path)  # whole or not at all
 
 
-def _output(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise CannotBuild(f"`{shlex.join(command)}` failed: {result.stderr.strip().splitlines()[:1]}")
-    return result.stdout
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there, and as it was compiled."""
+    checksum = path.with_suffix(".sha256")
+    return path.is_file() and checksum.is_file() and checksum.read_text(errors="replace") == _checksum(path)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CannotBuild(f"`{command[0]}` cannot be run ({error.strerror}): is that a C++ compiler?") from error
+
+
+def _first_error(result: subprocess.CompletedProcess[str]) -> str:
+    lines = result.stderr.strip().splitlines()
+    return next((line.strip() for line in lines if "error" in line), lines[-1].strip() if lines else "it said nothing")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "the process that tried ended at once"

@@ -16,9 +16,10 @@
 // THE WALK. A strip of 64 queries takes the keys a panel of 64 at a time. A small matrix product gives the strip's logits for the
 // panel; then each row is walked, LANES keys at once, carrying the position reached so far:
 //
-//   - Positions are integers in fixed point, with 24 bits of fraction where at most 112 positions leave room for them. Integer sums
-//     are exact, do not depend on their order and never fall; a gate is at most 1, so the floor rises by at most 1 a key. Hence the
-//     floors of LANES neighbouring keys lie in a window of LANES entries of z: one load and one permutation look all of them up.
+//   - Positions are integers in fixed point, with 24 bits of fraction above a whole number that follows them. Integer sums are
+//     exact and never fall; how far rounding a gate can take a position is in positions.h. A gate is at most 1, so the floor rises
+//     by at most 1 a key. Hence the floors of LANES neighbouring keys lie in a window of LANES entries of z: one load and one
+//     permutation look all of them up.
 //   - Once a row has reached position P - 1 all further keys have it: no gate, no look-up, only z_i[P - 1].
 //   - The softmax is online: a running maximum and sum rescale what was added up before. Only log(sum exp) is kept for backward.
 //

@@ -9,7 +9,7 @@ namespace cope {
 
 // What a row carries through the first sweep of the backward pass.
 struct RowSweep {
-  Ints reached;
+  Reached reached;
   Floats ds_sum, weighted_sum;  // running sums of ds and ds w over the keys below the last position, in every lane
   float ds_at_last;             // the sum of ds over the keys at the last position, walked without look-ups
   float log_sum_exp, output_product;  // D = do . o
@@ -26,15 +26,16 @@ struct PanelTiles {
 };
 
 template <int N>
-inline __attribute__((always_inline)) void differentiate(const PanelTiles& at, const RowTable& table, const FixedPoint& fixed,
-                                                         RowSweep& row, float* ds_sums, float* weighted_sums) {
+inline __attribute__((always_inline)) void differentiate(const PanelTiles& at, const RowTable& table, RowSweep& row,
+                                                         float* ds_sums, float* weighted_sums) {
   const Floats log_sum_exp = broadcast(row.log_sum_exp), output_product = broadcast(row.output_product), one = broadcast(1.0f);
   Floats gates[N], ds[N], weighted[N];
   Ints positions[N];
-  count_positions<N>(at.gate_logits, fixed, row.reached, gates, positions);
+  count_positions<N>(at.gate_logits, row.reached, gates, positions);
+  const int32_t whole = row.reached.whole;
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
-    const Place where(positions[i], fixed);
+    const Place where(positions[i], whole);
     const Floats below = look_up(table.z + where.base, where.index), slope = look_up(table.slopes + where.base, where.index);
     Floats logit = simd::multiply_add(gates[i], broadcast(0.0f), load(at.logits + i * LANES) - log_sum_exp + below);
     const Floats a = simd::exponential(simd::multiply_add(where.weight, slope, logit));
@@ -44,7 +45,7 @@ inline __attribute__((always_inline)) void differentiate(const PanelTiles& at, c
     store(at.da + i * LANES, ds[i]);
     store(at.u + i * LANES, ds[i] * slope);
     // The slope is for a unit of fixed point, so a gate's gradient is in such units too.
-    store(at.gates + i * LANES, broadcast(fixed.one) * gates[i] * (one - gates[i]));
+    store(at.gates + i * LANES, broadcast(float(ONE)) * gates[i] * (one - gates[i]));
   }
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
@@ -53,7 +54,7 @@ inline __attribute__((always_inline)) void differentiate(const PanelTiles& at, c
   }
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
-    const Place where(positions[i], fixed);
+    const Place where(positions[i], whole);
     const simd::RunEnds runs(where.floors);
     const Floats ds_sum = ds[i] + row.ds_sum, weighted_sum = weighted[i] + row.weighted_sum;
     // Entries stored beyond the last run's are written over, by the next vector or when the row is finished.
@@ -65,15 +66,15 @@ inline __attribute__((always_inline)) void differentiate(const PanelTiles& at, c
 }
 
 // First sweep over one row of a panel, away from the query; returns the column where the gates ceased to matter.
-inline int64_t sweep_away(const PanelTiles& tiles, int64_t from, int64_t end, const RowTable& table, const FixedPoint& fixed,
-                   RowSweep& row, float* ds_sums, float* weighted_sums) {
+inline int64_t sweep_away(const PanelTiles& tiles, int64_t from, int64_t end, const RowTable& table, RowSweep& row,
+                          float* ds_sums, float* weighted_sums) {
   int64_t c = from;
-  while (c < end && simd::first(row.reached) < fixed.limit) {
+  while (c < end && row.reached.below_last()) {
     if (end - c >= 4 * LANES) {
-      differentiate<4>(tiles + c, table, fixed, row, ds_sums, weighted_sums);
+      differentiate<4>(tiles + c, table, row, ds_sums, weighted_sums);
       c += 4 * LANES;
     } else {
-      differentiate<1>(tiles + c, table, fixed, row, ds_sums, weighted_sums);
+      differentiate<1>(tiles + c, table, row, ds_sums, weighted_sums);
       c += LANES;
     }
   }
@@ -111,16 +112,16 @@ inline float sweep_back(const float* u, float* gates, float* dl, bool separate, 
 }
 
 // A row's gradient of z from the running sums stored at the end of each run of equal floors.
-inline void finish_row(const RowSweep& row, const FixedPoint& fixed, int64_t num_entries, bool reaches_last, float* ds_sums,
-                float* weighted_sums, float* dz) {
+inline void finish_row(const RowSweep& row, int64_t num_entries, bool reaches_last, float* ds_sums, float* weighted_sums,
+                       float* dz) {
   // In both, entry -1 and -2 are 0. Floors beyond the last one met add nothing.
   const float ds_total = simd::first(row.ds_sum), weighted_total = simd::first(row.weighted_sum);
   const int64_t end = round_up(num_entries, LANES);
-  for (int64_t m = (simd::first(row.reached) >> fixed.bits) + 1; m < end; m++) {
+  for (int64_t m = row.reached.floor() + 1; m < end; m++) {
     ds_sums[m] = ds_total;
     weighted_sums[m] = weighted_total;
   }
-  const Floats unit = broadcast(1.0f / fixed.one);
+  const Floats unit = broadcast(1.0f / float(ONE));
   for (int64_t m = 0; m < end; m += LANES) {
     const Floats ds = load(ds_sums + m) - load(ds_sums + m - 1);
     const Floats weighted = load(weighted_sums + m) - load(weighted_sums + m - 1);
@@ -183,7 +184,7 @@ inline void away_from_queries(const Shared& shared, const Head& head, BackwardSc
       const int64_t from = strip.first_column(r, tile_start), query = strip.start + r;
       if (call.dropout > 0) drop(call, head, query, tile_start, row_tiles.da, from, end);
       scratch.gates_end[panel * STRIP + r] = uint8_t(sweep_away(
-          row_tiles, from, end, strip.table(r), shared.fixed, rows[r], scratch.ds_sums + r * shared.sums_stride + LANES,
+          row_tiles, from, end, strip.table(r), rows[r], scratch.ds_sums + r * shared.sums_stride + LANES,
           scratch.weighted_sums + r * shared.sums_stride + LANES));
       if (call.dropout > 0) drop(call, head, query, tile_start, row_tiles.logits, from, end);
       // By distance; keys that the query does not see have ds = 0, and the margins take those.
@@ -269,7 +270,7 @@ inline void backward_head(const Shared& shared, const Head& head, BackwardScratc
         store(scratch.grad_output + r * size + c, gradient);
         product = simd::multiply_add(gradient, load(output[start + r] + c), product);
       }
-      rows[r] = {broadcast(int32_t(0)), broadcast(0.0f), broadcast(0.0f), 0.0f, log_sum_exp[-(start + r)], simd::sum(product)};
+      rows[r] = {Reached(call.num_positions, call.num_keys), broadcast(0.0f), broadcast(0.0f), 0.0f, log_sum_exp[-(start + r)], simd::sum(product)};
       // Entry 0 too: no key is at position 0 if the query's own gate is exactly 1.
       if (call.num_positions > 0) {
         clear(scratch.ds_sums + r * shared.sums_stride, 2 * LANES);
@@ -285,7 +286,7 @@ inline void backward_head(const Shared& shared, const Head& head, BackwardScratc
     if (call.num_positions > 0) {
       const int64_t entries = strip.num_entries, stride = shared.z_stride;
       for (int64_t r = 0; r < strip.count; r++)
-        finish_row(rows[r], shared.fixed, entries, entries == call.num_positions,
+        finish_row(rows[r], entries, entries == call.num_positions,
                    scratch.ds_sums + r * shared.sums_stride + LANES, scratch.weighted_sums + r * shared.sums_stride + LANES,
                    scratch.dz + r * stride);
       multiply(strip.count, d, entries, {scratch.dz, stride, 1}, shared.scaled_table, d, scratch.dqueries, d, true);

@@ -10,13 +10,13 @@ namespace cope {
 // Adds the contextual term to N vectors of a row's logits.
 template <int N>
 inline __attribute__((always_inline)) void place(float* logits, const float* gate_logits, const RowTable& table,
-                                                 const FixedPoint& fixed, Ints& reached, Floats& highest) {
+                                                 Reached& reached, Floats& highest) {
   Floats gates[N];
   Ints positions[N];
-  count_positions<N>(gate_logits, fixed, reached, gates, positions);
+  count_positions<N>(gate_logits, reached, gates, positions);
 #pragma GCC unroll 4
   for (int i = 0; i < N; i++) {
-    const Place at(positions[i], fixed);
+    const Place at(positions[i], reached.whole);
     const Floats below = look_up(table.z + at.base, at.index), slope = look_up(table.slopes + at.base, at.index);
     Floats logit = simd::multiply_add(gates[i], broadcast(0.0f), load(logits + i * LANES) + below);  // a gate's NaN
     logit = simd::multiply_add(at.weight, slope, logit);
@@ -26,17 +26,17 @@ inline __attribute__((always_inline)) void place(float* logits, const float* gat
 }
 
 // Walks one row of a tile; returns its highest logit.
-inline float walk(float* logits, const float* gate_logits, int64_t from, int64_t end, const RowTable& table, const FixedPoint& fixed,
-           Ints& reached) {
+inline float walk(float* logits, const float* gate_logits, int64_t from, int64_t end, const RowTable& table,
+                  Reached& reached) {
   Floats highest = broadcast(LOWEST);
   int64_t c = from;
   // Four vectors at a time: the steps of one hide the latency of the others'.
-  while (c < end && simd::first(reached) < fixed.limit) {
+  while (c < end && reached.below_last()) {
     if (end - c >= 4 * LANES) {
-      place<4>(logits + c, gate_logits + c, table, fixed, reached, highest);
+      place<4>(logits + c, gate_logits + c, table, reached, highest);
       c += 4 * LANES;
     } else {
-      place<1>(logits + c, gate_logits + c, table, fixed, reached, highest);
+      place<1>(logits + c, gate_logits + c, table, reached, highest);
       c += LANES;
     }
   }
@@ -59,11 +59,11 @@ inline void forward_head(const Shared& shared, const Head& head, int64_t first, 
   for (int64_t start = first * STRIP; start < call.num_queries; start += step * STRIP) {
     strip.begin(head, start);
     float highest[STRIP], total[STRIP];
-    Ints reached[STRIP];
+    Reached reached[STRIP];
     for (int64_t r = 0; r < strip.count; r++) {
       highest[r] = LOWEST;
       total[r] = 0;
-      reached[r] = broadcast(int32_t(0));
+      reached[r] = Reached(call.num_positions, call.num_keys);
     }
     clear(sums, strip.count * size);
     for (int64_t tile_start = start; tile_start < call.num_keys; tile_start += FORWARD_TILE) {
@@ -73,7 +73,7 @@ inline void forward_head(const Shared& shared, const Head& head, int64_t first, 
         float* row = tile + r * FORWARD_TILE;
         const int64_t from = strip.first_column(r, tile_start);
         const float tile_highest =
-            walk(row, gate_tile + r * FORWARD_TILE, from, end, strip.table(r), shared.fixed, reached[r]);
+            walk(row, gate_tile + r * FORWARD_TILE, from, end, strip.table(r), reached[r]);
         if (tile_highest > highest[r]) {
           const float rescale = std::exp(highest[r] - tile_highest);
           highest[r] = tile_highest;

@@ -8,7 +8,6 @@ namespace cope {
 // What every strip of a call shares.
 struct Shared {
   const Arguments& call;
-  FixedPoint fixed;
   int64_t table_columns;    // num_positions, rounded up to whole vectors
   int64_t z_stride;         // of the tables of a strip's rows
   int64_t sums_stride;      // of the running sums for its gradient, with LANES entries of margin before entry 0
@@ -18,7 +17,6 @@ struct Shared {
 
   explicit Shared(const Arguments& arguments)
       : call(arguments),
-        fixed(arguments.num_positions),
         table_columns(round_up(arguments.num_positions, LANES)),
         z_stride(table_columns + 2 * LANES),
         sums_stride(table_columns + 4 * LANES),
@@ -88,7 +86,7 @@ class Strip {
       num_entries = std::min(call.num_positions, call.num_keys - start + 2);
       multiply(count, round_up(num_entries, LANES), d, {queries, d, 1}, shared.table_columns_packed, shared.table_columns, z,
                shared.z_stride, false);
-      const Floats unit = broadcast(1.0f / shared.fixed.one);
+      const Floats unit = broadcast(1.0f / float(ONE));
       for (int64_t r = 0; r < count; r++) {
         float *row = z + r * shared.z_stride, *row_slopes = slopes + r * shared.z_stride;
         const float last = row[num_entries - 1];
