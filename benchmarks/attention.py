@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from candidates import Attention, candidates, draw
 from peak_memory import step
-from timing import OUTPUT, medians, write_result
+from timing import OUTPUT, medians, synchronize, write_result
 
 from cope.cli import read_settings, run_command
 from cope.errors import check_at_least, check_choice
@@ -62,6 +62,7 @@ def measured(settings: AttentionSettings) -> dict[str, Any]:
                 def run(num_threads: int = num_threads, attend: Attention = attend) -> None:
                     torch.set_num_threads(num_threads)
                     step(attend, tensors, gradient)  # noqa: B023  # run before the next shape's are drawn
+                    synchronize(device)
 
                 steps[num_threads, label] = run
             seconds = medians(steps, settings.repeats)

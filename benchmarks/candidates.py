@@ -25,14 +25,23 @@ TOLERANCE = 1e-3  # between the authors' code and ours, both in float32
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of q, k, v and the table of positions
 
 
-def draw(heads: int, time_steps: int, head_dim: int, density: float, device: str) -> list[Tensor]:
+def draw(
+    heads: int,
+    time_steps: int,
+    head_dim: int,
+    density: float,
+    device: str,
+    batch: int = 1,
+    num_positions: int = NUM_POSITIONS,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
     """q, k, v and a table, so that gates are ``density`` open on average."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, time_steps, head_dim, device=device) for _ in range(3))
+    q, k, v = (torch.randn(batch, heads, time_steps, head_dim, device=device) for _ in range(3))
     q[..., 0] = 1.0
     k[..., 0] = math.log(density / (1 - density)) * math.sqrt(head_dim)
-    table = 0.1 * torch.randn(NUM_POSITIONS, head_dim, device=device)
-    return [tensor.requires_grad_() for tensor in (q, k, v, table)]
+    table = 0.1 * torch.randn(num_positions, head_dim, device=device)
+    return [tensor.to(dtype).requires_grad_() for tensor in (q, k, v, table)]
 
 
 def cope_encoding(shape: ModelShape, gates: str = "keys", backend: str = "auto") -> PositionEncoding:

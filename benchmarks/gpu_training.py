@@ -12,34 +12,31 @@ not suffice for says so. Writes ``results.json`` and ``results.md`` into the fol
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import date
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from profiling import read_recipe
+from timing import as_cell, circumstances
+from workers import find_all
 
 from cope.cli import read_settings, run_command
-from cope.errors import UserError, check_at_least, check_choice
+from cope.errors import check_at_least, check_choice
 from cope.run.experiment import Experiment
 from cope.run.loggers import NoLogger
 from cope.run.loop import TrainingLoop
-from cope.run.provenance import commit, hardware, versions
 from cope.tasks.base import Examples, Specimen, Task
 
 STEPS_PER_WINDOW = 20
 WARM_UP = 2  # windows
-WARM = "warm"  # what a process says that is ready to be measured beside others
 PRECISIONS = ("bf16-mixed", "tf32", "32-true")
 WAYS = {
     "eager": ("trainer.cuda_graphs=false",),
@@ -95,6 +92,14 @@ class Cell:
     def recipe(self, way: str | None = None) -> str:
         """As on the command line of ``train.py``."""
         return " ".join((*self.setting.split(), f"trainer.precision={self.precision}", *WAYS[way or self.way], *self.overrides))
+
+    def find(self, all_are_warm: Callable[[], None]) -> dict[str, Any]:
+        """See :mod:`workers`."""
+        return check(self) if self.part == "check" else measure(self, all_are_warm)
+
+    def together(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """See :mod:`workers`."""
+        return together(found)
 
 
 def cells(parts: list[str], scale: str, seconds: float, device: str, processes: list[int]) -> list[Cell]:
@@ -178,7 +183,7 @@ def training_loop(recipe: str) -> TrainingLoop:
     return loop
 
 
-def measure(cell: Cell, connection: Connection) -> dict[str, Any]:
+def measure(cell: Cell, all_are_warm: Callable[[], None]) -> dict[str, Any]:
     """Tokens a second, and each window's begin, end and tokens; of several processes each waits until all are warm."""
     loop = training_loop(cell.recipe())
     windows: list[tuple[float, float, int]] = []
@@ -192,8 +197,7 @@ def measure(cell: Cell, connection: Connection) -> dict[str, Any]:
             windows.append((start, time.time(), loop.num_tokens - tokens))
             if len(windows) == WARM_UP:
                 if cell.processes > 1:
-                    connection.send(WARM)
-                    connection.recv()
+                    all_are_warm()
                 enough = time.time() + cell.seconds
     measured = windows[WARM_UP:] or windows[-1:]
     return {
@@ -250,93 +254,7 @@ def _what_waits(loop: TrainingLoop, batch_of: Any) -> list[str]:
     return [place for place in places if "synchroniz" in place]
 
 
-def work(connection: Connection) -> None:
-    """Answer each cell that comes with what was found."""
-    while True:
-        try:
-            cell: Cell = connection.recv()
-        except EOFError:  # there are no more
-            return
-        found: dict[str, Any]
-        try:
-            found = check(cell) if cell.part == "check" else measure(cell, connection)
-        except Exception as error:
-            # After an error of CUDA nothing works any more in this process; settings that are refused leave it whole.
-            found = {"error": f"{type(error).__name__}: {error}", "fatal": not isinstance(error, UserError)}
-        connection.send(found)
-        torch.compiler.reset()
-        gc.collect()
-        if torch.cuda.is_available() and not found.get("fatal"):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-
 # ---- in the main process -------------------------------------------------------------------------------------------------
-
-
-class Worker:
-    """A process that measures one cell after another."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other,), daemon=True)
-        self.process.start()
-        other.close()
-
-    def end(self, kill: bool) -> None:
-        """Let it end, or make it."""
-        self.connection.close()
-        if kill:
-            self.process.kill()
-        self.process.join()
-
-
-class Workers:
-    """As many processes as a cell asks for, kept as long as nothing fails in them."""
-
-    def __init__(self) -> None:
-        self._free: list[Worker] = []
-
-    def measure(self, cell: Cell, longest: float) -> dict[str, Any]:
-        """What the cell's processes find within ``longest`` seconds."""
-        while len(self._free) < cell.processes:
-            self._free.append(Worker())
-        workers, self._free = self._free[: cell.processes], self._free[cell.processes :]
-        for worker in workers:
-            worker.connection.send(cell)
-        waiting = {worker.connection: worker for worker in workers}
-        found: list[dict[str, Any]] = []
-        num_warm = 0
-        end = time.monotonic() + longest
-        while waiting and time.monotonic() < end and not any(one.get("fatal") for one in found):
-            for connection in wait(list(waiting), timeout=max(0.0, end - time.monotonic())):
-                assert isinstance(connection, Connection)
-                try:
-                    told = connection.recv()
-                except EOFError:
-                    told = {"error": "its process ended", "fatal": True}
-                if told == WARM:
-                    num_warm += 1
-                    for worker in workers if num_warm == cell.processes else ():
-                        worker.connection.send("go")
-                else:
-                    found.append(told)
-                    del waiting[connection]
-        fatal = any(one.get("fatal") for one in found)
-        for worker in workers:
-            if waiting or fatal:
-                worker.end(kill=True)
-            else:
-                self._free.append(worker)
-        errors = [one for one in found if "error" in one]
-        if errors or waiting:
-            return errors[0] if errors else {"error": f"given up after {longest:.0f} s"}
-        return found[0] if cell.processes == 1 else together(found)
-
-    def end(self) -> None:
-        for worker in self._free:
-            worker.end(kill=False)
 
 
 def together(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -352,14 +270,21 @@ def together(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {"tokens_per_s": rate, "windows_together": min(map(len, rates)), "warm_up_s": max(one["warm_up_s"] for one in found)}
 
 
-def written(folder: Path, rows: list[dict[str, Any]], circumstances: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``."""
-    (folder / "results.json").write_text(json.dumps(circumstances | {"cells": rows}, indent=1) + "\n")
-    own = circumstances["hardware"]
+def rows_of(planned: list[Cell], limit: float) -> Iterator[dict[str, Any]]:
+    """Each cell with what was found within ``limit`` seconds of all, as soon as it is; it is told as well."""
+    begun = time.monotonic()
+    for cell, found in zip(planned, find_all(planned, limit), strict=True):
+        told = {key: value for key, value in found.items() if key not in ("windows", "losses", "waits")}
+        print(
+            f"[{time.monotonic() - begun:4.0f} s] {cell.part}: {cell.setting}, {cell.precision}, {cell.way}, "
+            f"{cell.processes} process(es): {told}", flush=True,
+        )  # fmt: skip
+        yield asdict(cell) | {"found": found}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
     lines = [
-        f"{own['device']}, {own['cores']} cores, PyTorch {circumstances['versions']['torch']}, commit "
-        f"{circumstances['commit']}, {circumstances['date']}; scale={circumstances['scale']}.",
-        "",
         "| part | run | precision | step | processes | tokens/s | ms a step | of RoPE's | warm-up s | memory GiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -372,8 +297,7 @@ def written(folder: Path, rows: list[dict[str, Any]], circumstances: dict[str, A
         found = row["found"]
         begin = f"| {row['part']} | `{row['setting']}` | {row['precision']} | {row['way']} | {row['processes']} |"
         if "error" in found:
-            reason = found["error"].replace("\n", " ").replace("|", "/")[:300]
-            lines.append(f"{begin} {reason} | | | | |")
+            lines.append(f"{begin} {as_cell(found['error'])} | | | | |")
         elif row["part"] == "check":
             waits = {way: len(places) for way, places in found["waits"].items()}
             told = f"loss differs by {found['largest_difference']:.1e} at most; waits: {waits}"
@@ -384,34 +308,21 @@ def written(folder: Path, rows: list[dict[str, Any]], circumstances: dict[str, A
             cell = [f"{found['tokens_per_s']:,.0f}", f"{found.get('ms_per_step', float('nan')):.2f}", share]
             cell += [f"{found['warm_up_s']:.1f}", f"{found['peak_gib']:.1f}" if "peak_gib" in found else ""]
             lines.append(f"{begin} {' | '.join(cell)} |".replace("nan", ""))
-    (folder / "results.md").write_text("\n".join(lines) + "\n")
+    return lines
 
 
 def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, BenchmarkSettings, "python benchmarks/gpu_training.py to=FOLDER")
-    folder, scale, seconds, limit, device = settings.to, settings.scale, settings.seconds, settings.limit, settings.device
+    folder, scale = settings.to, settings.scale
     folder.mkdir(parents=True, exist_ok=True)
-    planned = cells(list(settings.parts), scale, seconds, device, list(settings.processes))
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    circumstances = {
-        "date": str(date.today()), "scale": scale, "commit": commit(), "versions": versions(),
-        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
-    }  # fmt: skip
-    begun, rows, workers = time.monotonic(), [], Workers()
-    for cell in planned:
-        left = limit - (time.monotonic() - begun)
-        if left < seconds:
-            found: dict[str, Any] = {"error": f"not measured: the {limit:.0f} s were over"}
-        else:
-            found = workers.measure(cell, min(cell.longest, left))
-        rows.append(asdict(cell) | {"found": found})
-        written(folder, rows, circumstances)
-        told = {key: value for key, value in found.items() if key not in ("windows", "losses", "waits")}
-        print(
-            f"[{time.monotonic() - begun:4.0f} s] {cell.part}: {cell.setting}, {cell.precision}, {cell.way}, "
-            f"{cell.processes} process(es): {told}", flush=True,
-        )  # fmt: skip
-    workers.end()
+    planned = cells(list(settings.parts), scale, settings.seconds, settings.device, list(settings.processes))
+    taken = circumstances("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
+    rows = []
+    for row in rows_of(planned, settings.limit):
+        rows.append(row)
+        (folder / "results.json").write_text(json.dumps(taken | {"scale": scale, "cells": rows}, indent=1) + "\n")
+        lines = [f"{taken['in_words']}; scale={scale}.", "", *table(rows)]
+        (folder / "results.md").write_text("\n".join(lines) + "\n")
     print((folder / "results.md").read_text())
 
 

@@ -29,8 +29,6 @@ def step(attend: Attention, tensors: list[Tensor], gradient: Tensor) -> None:
     attend(*tensors).backward(gradient)
     for tensor in tensors:
         tensor.grad = None
-    if gradient.is_cuda:
-        torch.cuda.synchronize()
 
 
 def peak_memory(candidate: str, length: int) -> float:

@@ -1,44 +1,31 @@
-"""What tests of attention draw, run and compare, whatever the backend."""
+"""What tests of attention draw, run and compare, whatever the backend; `make gpu-check` does so too, without pytest."""
 
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from cope import cope_attention
-from cope.kernels.native.build import CannotBuild, find_compiler
+from cope.kernels.reference import contextual_positions
 
 NAMES = ("q", "k", "v", "table", "gate_keys", "relative", "bias")
 # Of the largest number of a tensor. Backends in single precision are judged against the reference in double.
 DTYPES = {"reference": torch.float64, "blockwise": torch.float64, "native": torch.float32, "triton": torch.float32}
 EXACT = [name for name, dtype in DTYPES.items() if dtype == torch.float64]
-
-
-def has_compiler() -> bool:
-    try:
-        return bool(find_compiler())
-    except CannotBuild:
-        return False
-
-
-# Only where there is none: a compiler that fails is an error.
-NEEDS_COMPILER = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler: see `make native`")
-# Slow: its interpreter takes seconds where the others take milliseconds.
-NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
-IN_INTERPRETER = pytest.param("triton", marks=[pytest.mark.slow, NEEDS_TRITON])
-ALL = ["reference", "blockwise", pytest.param("native", marks=NEEDS_COMPILER), IN_INTERPRETER]
+CORNER = 1e-4  # how near a whole number rounding may take a position for one on its other side
+Values = dict[str, Tensor | None]
 BLOCK = 64  # queries or keys that every backend takes at once
 
 
 def draw(
     num_queries: int,
     num_keys: int,
-    num_positions: int,
+    num_positions: int | None,
     *,
     batch: int = 2,
     num_heads: int = 2,
@@ -51,8 +38,10 @@ def draw(
     relative: int | None = None,
     bias: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float64,
-) -> dict[str, Tensor | None]:
+) -> Values:
     """Random arguments; ``relative`` has that many distances, ``bias`` is (heads, distances).
+
+    No positions stand for attention by distance alone.
 
     ``shift`` moves every gate's logit and ``spread`` scales it, so that gates can be closed or open.
     """
@@ -68,11 +57,11 @@ def draw(
     for keys in (gate_keys, k) if gates == "keys" else (gate_keys,):
         keys *= spread
         keys[..., 0] += shift * math.sqrt(head_dim)
-    values: dict[str, Tensor | None] = {
+    values: Values = {
         "q": q,
         "k": k,
         "v": v,
-        "table": normal(num_positions, head_dim),
+        "table": None if num_positions is None else normal(num_positions, head_dim),
         "gate_keys": gate_keys if gates == "separate" else None,
         "relative": None if relative is None else normal(relative, head_dim),
         "bias": None if bias is None else normal(*bias),
@@ -80,41 +69,82 @@ def draw(
     return {name: None if x is None else x.to(dtype).requires_grad_() for name, x in values.items()}
 
 
-def run(values: dict[str, Tensor | None], backend: str, **settings: Any) -> Tensor:
-    positional = [values[name] for name in NAMES[:4]]
+def run(values: Values, backend: str, **settings: Any) -> Tensor:
+    q, k, v, table = (values[name] for name in NAMES[:4])
     others = {name: values[name] for name in NAMES[4:]}
-    return cope_attention(*positional, **others, backend=backend, **settings)
+    return cope_attention(q, k, v, table, **others, backend=backend, **settings)
 
 
-def gradients(values: dict[str, Tensor | None], output: Tensor) -> dict[str, Tensor]:
+def gradients(values: Values, output: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
     """Of a fixed random combination of the output's entries: a plain sum would hide gradients that cancel."""
     wanted = {name: x for name, x in values.items() if x is not None}
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(output.dtype)
+    weights = rounded_weights(values) if weights is None else weights
     # Zeros for what is not used: with a single position the gates have no say.
-    found = torch.autograd.grad((output * weights).sum(), list(wanted.values()), materialize_grads=True)
+    found = torch.autograd.grad((output * weights.to(output)).sum(), list(wanted.values()), materialize_grads=True)
     return dict(zip(wanted, found, strict=True))
+
+
+def rounded_weights(values: Values) -> Tensor:
+    """Random ones for the entries of an output, which values of another type can be given too."""
+    q, v = values["q"], values["v"]
+    weights = torch.randn(*q.shape[:-1], v.shape[-1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return weights.to(q)
+
+
+def converted(values: Values, dtype: torch.dtype, device: str | torch.device | None = None) -> Values:
+    return {name: None if x is None else x.detach().to(device, dtype).requires_grad_() for name, x in values.items()}
+
+
+def queries_at_corners(values: Values) -> Tensor:
+    """(batch, heads, query), True where a position is all but a whole number.
+
+    The logit has a corner there: which of its two slopes a gradient takes is rounding's to say, of every backend.
+    """
+    q, k, gate_keys, table = (values[name] for name in ("q", "k", "gate_keys", "table"))
+    if table is None:
+        return torch.zeros(q.shape[:-1], dtype=torch.bool, device=q.device)
+    gate_logits = q @ (k if gate_keys is None else gate_keys).transpose(-1, -2) / math.sqrt(q.shape[-1])
+    _, positions = contextual_positions(gate_logits.detach(), num_positions=None)
+    distance = (positions - positions.round()).abs()
+    # Whole numbers themselves, as of open gates, are whole for every backend; below 0 and beyond the last there is nothing.
+    within = (positions > 0.5) & (positions < table.shape[0] - 1 + CORNER)
+    return ((distance > 0) & (distance < CORNER) & within).any(-1)
+
+
+def output_and_gradients(
+    values: Values, attend: Callable[[Values], Tensor], weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    output = attend(values)
+    found = gradients(values, output, weights)
+    return {"output": output.detach()} | {f"gradient of {name}": gradient for name, gradient in found.items()}
+
+
+def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """The largest of each tensor, of its largest number.
+
+    Gradients of single tokens may cancel to 0: an error is small beside what was added up, which is of size 1 here.
+    """
+    return {
+        name: (found[name].double() - wanted).abs().max().item() / max(1.0, wanted.abs().max().item())
+        for name, wanted in expected.items()
+    }
 
 
 def compare_with_reference(
     drawn: dict[str, Any], backend: str, scale: str, tolerance: float, dtype: torch.dtype | None = None
 ) -> None:
     """Values and all gradients; ``tolerance`` is of the largest number that could stand in a tensor."""
-    exact = draw(**drawn)
-    dtype = dtype or DTYPES[backend]
-    values = {name: None if x is None else x.detach().to(dtype).requires_grad_() for name, x in exact.items()}
-    # What was rounded is what both are given.
-    exact = {name: None if x is None else x.detach().double().requires_grad_() for name, x in values.items()}
-    expected, found = run(exact, "reference", scale=scale), run(values, backend, scale=scale)
-    pairs = {"output": (expected, found)}
-    expected_gradients, found_gradients = gradients(exact, expected), gradients(values, found)
-    pairs |= {f"gradient of {name}": (expected_gradients[name], found_gradients[name]) for name in expected_gradients}
+    values = converted(draw(**drawn), dtype or DTYPES[backend])
+    exact = converted(values, torch.float64)  # what was rounded is what both are given
+    weights = rounded_weights(values)
+    expected, found = (
+        output_and_gradients(given, partial(run, backend=name, scale=scale), weights)
+        for given, name in ((exact, "reference"), (values, backend))
+    )
     # Large keys make large logits, which single precision holds less finely.
     tolerance *= max(1.0, exact["k"].abs().max().item() / 10)
-    for name, (wanted, got) in pairs.items():
-        # Gradients of single tokens may cancel to 0: an error is small beside what was added up, which is of size 1 here.
-        largest = max(1.0, wanted.abs().max().item())
-        error = (got.double() - wanted).abs().max().item()
-        assert error <= tolerance * largest, f"{name}: error {error:.2e}, largest {largest:.2e}"
+    for name, error in errors(found, expected).items():
+        assert error <= tolerance, f"{name}: error {error:.2e}"
 
 
 HALVES = dict(num_queries=9, num_keys=9, num_positions=4, gates="separate", spread=0.0)  # gates of exactly 1/2

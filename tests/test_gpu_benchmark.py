@@ -13,6 +13,7 @@ from cope.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # where the benchmarks are run from
 import gpu_training
+from workers import Workers
 
 
 def plan(*parts, **changes):
@@ -59,7 +60,7 @@ def test_rates_of_processes_count_where_all_were_measured():
 @pytest.mark.slow  # starts processes
 def test_a_cell_that_takes_too_long_is_given_up_and_the_next_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    workers = gpu_training.Workers()
+    workers = Workers()
     cell = next(cell for cell in plan("alone") if cell.way == "eager" and cell.precision == "32-true")
     assert workers.measure(replace(cell, seconds=1000.0), longest=12.0) == {"error": "given up after 12 s"}
     found = workers.measure(replace(cell, processes=2, seconds=2.0), longest=90.0)

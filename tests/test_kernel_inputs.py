@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_cases import ALL, BLOCK, DTYPES, EXACT, NAMES, draw, gradients, run
+from kernel_cases import BLOCK, DTYPES, EXACT, NAMES, draw, gradients, run
+from kernel_marks import ALL
 from torch import Tensor
 
 from cope import cope_attention, relative_attention

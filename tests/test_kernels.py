@@ -12,22 +12,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
-    ALL,
-    BLOCK,
-    DTYPES,
-    EXACT,
-    HALVES,
-    IN_INTERPRETER,
-    LARGE,
-    NAMES,
-    NEEDS_COMPILER,
-    OPEN,
-    compare_with_reference,
-    draw,
-    gradients,
-    run,
-)
+from kernel_cases import BLOCK, DTYPES, EXACT, HALVES, LARGE, NAMES, OPEN, compare_with_reference, draw, gradients, run
+from kernel_marks import ALL, IN_INTERPRETER, NEEDS_COMPILER
 from torch import Tensor
 
 from cope import relative_attention

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import NEEDS_COMPILER
+from kernel_marks import NEEDS_COMPILER
 
 from cope import cope_attention, functional
 from cope.errors import UserError

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from kernel_cases import HALVES, LARGE, NEEDS_COMPILER, OPEN, compare_with_reference, draw, gradients, run
+from kernel_cases import HALVES, LARGE, OPEN, compare_with_reference, draw, gradients, run
+from kernel_marks import NEEDS_COMPILER
 from torch import Tensor
 
 from cope import cope_attention
