@@ -302,7 +302,7 @@ def test_a_line_of_any_length_is_one_document(tmp_path: Path) -> None:
         ("a.jsonl", b'{"texts": "a"}\n', r"corpus\.text_column=text: row 1 .* it has: texts\. Did you mean 'texts'"),
         ("a.jsonl", b'{"text": 7}\n', r"corpus\.text_column=text: row 1 .* holds int there; allowed: text"),
         ("a.jsonl.gz", b"not packed", r"a\.jsonl\.gz cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:-4], r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-4], r"a\.jsonl\.gz cannot be read"),
         ("a.parquet", b"not parquet", r"a\.parquet cannot be read .*not a parquet file"),
     ],
 )
