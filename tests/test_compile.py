@@ -31,7 +31,8 @@ def test_every_encoding_compiles_as_a_whole(make_model: Callable[..., Transforme
     # aot_eager traces forward and backward pass as for a GPU, and leaves out what takes a C++ compiler half a minute.
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     found = loss_and_gradients(compiled, parameters, tokens)
-    if dropout == 0:
+    assert all(tensor.isfinite().all() for tensor in found)
+    if dropout == 0:  # else compiled and plain operations draw other masks
         expected = loss_and_gradients(model, parameters, tokens)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

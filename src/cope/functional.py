@@ -52,7 +52,8 @@ def cope_attention(
     of q                     what becomes of it
     =======================  ==========================================================================================
     float32                  computed in float32 by every backend
-    float16, bfloat16        computed in float32, and the output rounded once; ``triton`` multiplies them as they are
+    float16, bfloat16        computed in float32, and the output rounded once; ``triton`` multiplies them as they are, where q,
+                             k, v and gate_keys are of one type and there is a table or ``relative``, not both
     float64                  computed in float64 by ``reference`` and ``blockwise``, which ``auto`` takes; others refuse it
     other types              refused: integers, bool, complex numbers, float8
     =======================  ==========================================================================================
@@ -84,9 +85,9 @@ def cope_attention(
             ``triton`` (for NVIDIA GPUs) or ``auto``, the fastest that can be had; which one and why is logged once.
 
     Returns:
-        The attended values, of q's type. A NaN in the input reaches the outputs of the
-        queries that see it (and may reach earlier ones, since 0 x NaN is NaN); with ``native`` one in ``gate_keys`` may stay
-        out of queries for which the positions end before it, since no gate is looked at there.
+        The attended values, of q's type. A NaN in the input reaches the outputs of the queries that see it (and may reach
+        earlier ones, since 0 x NaN is NaN); with ``native`` and ``triton`` one in ``gate_keys`` may stay out of queries for
+        which the positions end before it, since no gate is looked at there.
 
     Raises:
         UserError: an unknown scale or backend, a backend that cannot be had, an empty table, more queries than keys, types or

@@ -249,12 +249,16 @@ class TrainingLoop:
         return self.optimizer_settings.learning_rate(step, self.trainer.steps)
 
     def _diverged(self, loss: float, step: int) -> None:
-        checkpoint = self.folder.last_checkpoint
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written"
+        # The last checkpoint may be of a run that was stopped between a bad step and the loss that shows it.
+        checkpoint = self.folder.best_checkpoint
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was validated"
+        settings = self.optimizer_settings
+        remedies = [f"a smaller optimizer.lr (now {settings.lr})", f"more optimizer.warmup_steps (now {settings.warmup_steps})"]
+        remedies += ["optimizer.clip_norm=1"] if settings.clip_norm is None else []
+        remedies += ["trainer.precision=32-true"] if self.trainer.precision != "32-true" else []
         raise Diverged(
-            f"The loss became {loss} at step {step}; {good}. Try a smaller optimizer.lr (now "
-            f"{self.optimizer_settings.lr}), more optimizer.warmup_steps (now {self.optimizer_settings.warmup_steps}), "
-            "optimizer.clip_norm=1, or trainer.precision=32-true."
+            f"The loss became {loss} at step {step}; {good}. Try {', '.join(remedies)}; where nothing in this folder goes on, "
+            "force=true starts over."
         )
 
     # ---- validation --------------------------------------------------------------------------------------------------

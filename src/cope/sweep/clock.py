@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cope
+from cope.errors import UserError
 from cope.files import read_json
 
 PROJECT = Path(cope.__file__).resolve().parents[2]
@@ -24,8 +26,8 @@ class Clock:
     """
 
     def __init__(self, outputs: Path, project: Path = PROJECT) -> None:
-        self._own = _times(read_json(path) for path in outputs.glob(RUNS))
-        self._published = _times(read_json(path) for path in project.glob(PUBLISHED))
+        self._own = _times(outputs.glob(RUNS))
+        self._published = _times(project.glob(PUBLISHED))
 
     def add(self, result: dict[str, Any]) -> None:
         """Take in a run that was finished just now."""
@@ -39,8 +41,11 @@ class Clock:
         return sum(statistics.fmean(times) for times in expected if times) / at_once
 
 
-def _times(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
+def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
     times: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
+    for path in paths:
+        # A damaged result is told of where its run is asked for; here it only is no help in guessing.
+        with suppress(UserError, KeyError, TypeError):
+            result = read_json(path)
+            times.setdefault((result["task"], result["scale"]), []).append(float(result["time_s"]))
     return times

@@ -118,11 +118,15 @@ class LocalQueue:
         pool = ThreadPoolExecutor(at_once)
         with self._stops_on_signals():
             print(f"{len(jobs)} to do; {why}", flush=True)
-            futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
             progress = Progress(calls, at_once)
-            for future in as_completed(futures):
-                if not self.processes.is_stopping():
-                    progress.tell(futures[future], future, sum(other.running() for other in futures))
+            futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
+            try:
+                for future in as_completed(futures):
+                    if not self.processes.is_stopping():
+                        progress.tell(futures[future], future, sum(other.running() for other in futures))
+            except BaseException:
+                self.processes.stop()  # nothing goes on behind an error
+                raise
         if self.processes.is_stopping():
             raise KeyboardInterrupt
         return [future.result()[0] for future in futures]

@@ -65,12 +65,11 @@ def forward(given: Arguments) -> tuple[Tensor, ...]:
     """Output and what is saved; see :mod:`cope.kernels.operator`."""
     output, saved = empty_heads(given.q, given.v.shape[-1]), empty_saved(given)
     if output.shape[:-1].numel() > 0:
-        for launch, part in launches(given):
-            with torch.cuda.device_of(output):
-                if given.q.shape[2] <= FEW_QUERIES and given.k.shape[2] > KEYS_PER_PART:
-                    _forward_in_parts(launch, output[part], *(tensor[part] for tensor in saved))
-                else:
-                    _forward(launch, output[part], *(tensor[part] for tensor in saved))
+        in_parts = given.q.shape[2] <= FEW_QUERIES and given.k.shape[2] > KEYS_PER_PART
+        attend = _forward_in_parts if in_parts else _forward
+        with torch.cuda.device_of(output):
+            for launch, part in launches(given):
+                attend(launch, output[part], *(tensor[part] for tensor in saved))
     return output, *saved
 
 
@@ -123,9 +122,9 @@ def backward(grad_output: Tensor, given: Arguments, output: Tensor, *saved: Tens
     names = [name for name, tensor in zip(given._fields[:7], given[:7], strict=True) if tensor is not None]
     found = dict(zip(names, gradients, strict=True))
     shared = {name: torch.zeros_like(found[name], dtype=torch.float32) for name in names if found[name].dim() == 2}
-    for launch, part in launches(given):
-        own = {name: gradient[part] for name, gradient in found.items() if gradient.dim() == 4}
-        with torch.cuda.device_of(output):
+    with torch.cuda.device_of(output):
+        for launch, part in launches(given):
+            own = {name: gradient[part] for name, gradient in found.items() if gradient.dim() == 4}
             _gradients(launch, own, shared, grad_output[part], output[part], *(tensor[part] for tensor in saved))
     for name, total in shared.items():
         found[name].copy_(total)

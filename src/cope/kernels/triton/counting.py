@@ -50,6 +50,9 @@ def open_gates(gate_logits, visible, KEY_AXIS: tl.constexpr):
 @triton.jit
 def split_count(inputs, count):
     """The whole part of a count, as far as it matters, and its fraction: both int32, as :func:`count_positions` takes them."""
+    # The backward pass takes its own gates off the forward pass's count. Their products may be summed in another order, so that
+    # less than nothing is left.
+    count = tl.maximum(count, 0)
     # 0x45C00000 are the bits of 6144.0; see there.
     return tl.minimum(count >> BITS, inputs.num_positions).to(tl.int32), (count & FRACTION).to(tl.int32) - 0x45C00000
 

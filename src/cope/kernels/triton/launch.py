@@ -19,14 +19,19 @@ FEW_QUERIES = 16
 KEYS_PER_PART = 512  # with few queries: as many keys as a program walks over
 ROW_MULTIPLE = 128  # every block of queries fits into it
 WORKSPACE_BYTES = 64 * 2**20  # what the kernels keep beside inputs and outputs at a time, about
+ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
 
 
 def launches(given: Arguments) -> Iterator[tuple[Launch, slice]]:
-    """The sequences of a batch in groups, so that what the kernels keep beside inputs and outputs has a bound."""
+    """The sequences of a batch in groups, so that what the kernels keep beside inputs and outputs does not grow with the batch.
+
+    A group is as large as WORKSPACE_BYTES allow, but large enough to keep a GPU busy, and at least one sequence.
+    """
     heads = {name: tensor for name in HEADS if (tensor := getattr(given, name)) is not None}
     num_heads, num_queries = given.q.shape[1:3]
     bytes_per_query = 20 * num_positions_in_reach(given) + 12 * given.k.shape[2] / 32
-    size = max(1, int(WORKSPACE_BYTES / (num_heads * num_queries * bytes_per_query)))
+    enough = -(-ENOUGH_PROGRAMS // (num_heads * -(-num_queries // 64)))
+    size = max(enough, int(WORKSPACE_BYTES / (num_heads * num_queries * bytes_per_query)))
     for start in range(0, given.q.shape[0], size):
         part = slice(start, start + size)
         tensors = {name: tensor[part] for name, tensor in heads.items()}
@@ -67,8 +72,8 @@ class Launch:
             relative=None if relative is None else relative.contiguous(),
             bias=None if bias is None else bias.float().contiguous(),
             seed=seed,
-            # Odd or even, but never 1 or a multiple of 16, for which Triton would compile once more.
-            first_head=2 * first_head * 16 + 3,
+            # Never 1 or a multiple of 16, for which Triton would compile once more.
+            first_head=32 * first_head + 3,
             num_heads=q.shape[1],
             head_dim=q.shape[3],
             value_dim=v.shape[3],
@@ -131,10 +136,8 @@ class Launch:
             sizes = {"QUERIES": block, "KEYS": 16, "PLAIN_KEYS": block, "num_warps": 4, "num_stages": 2}
             if kernel == "forward":
                 sizes |= {"KEYS": 32, "num_stages": 3, "maxnreg": 168}
-        if kernel == "forward" and q.shape[2] <= FEW_QUERIES:
+        if kernel == "forward" and q.shape[2] <= FEW_QUERIES and not relative:
             sizes["QUERIES"] = 16
-            if relative:
-                sizes["KEYS"] = sizes["PLAIN_KEYS"] = 16
         if kernel == "queries":
             sizes |= {"EDGE_KEYS": block, "POSITIONS": 16}
         if kernel == "keys":
