@@ -99,13 +99,7 @@ class Experiment:
         keep_freed_memory()
         torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
         provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
-        if fabric.is_global_zero:
-            self.logger.start(
-                self.folder.path,
-                resolved(self.config) | {"provenance": asdict(provenance)},
-                f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
-            )
-        else:
+        if not fabric.is_global_zero:
             self.logger = NoLogger()
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
         loop = TrainingLoop(
@@ -117,8 +111,18 @@ class Experiment:
             "%s: %s parameters, %d steps of %d sequences, %d thread(s), in %s", label, f"{self.model.num_parameters():,}",
             self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
         )  # fmt: skip
-        loop.run()
-        return self._finish(loop, fabric, provenance)
+        self.logger.start(
+            self.folder.path,
+            resolved(self.config) | {"provenance": asdict(provenance)},
+            f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
+            self.folder.read_metrics(),
+        )
+        try:
+            loop.run()
+            return self._finish(loop, fabric, provenance)
+        except Exception:
+            self.logger.finish(None)
+            raise
 
     def _claim_folder(self) -> None:
         """Lock the folder and see to it that what is in it belongs to this run."""
