@@ -18,7 +18,7 @@ from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.run.checkpoint import check_data, load_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
@@ -143,7 +143,7 @@ class Experiment:
     def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance) -> dict[str, Any]:
         """Score the best checkpoint on every test split and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
-        self.model.load_state_dict(best["model"])
+        load_weights(self.model, best, self.folder.best_checkpoint)
         splits = {split: score_split(loop.model, self.task, split, fabric) for split in ("validation", *self.task.test_splits)}
         result = {
             "task": self.config.task.name,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cope
-from cope.files import read_json
+from cope.run.folder import RunFolder
 
 PROJECT = Path(cope.__file__).resolve().parents[2]
 RUNS = "*/*/*/seed=*/result.json"
@@ -24,8 +24,8 @@ class Clock:
     """
 
     def __init__(self, outputs: Path, project: Path = PROJECT) -> None:
-        self._own = _times(read_json(path) for path in outputs.glob(RUNS))
-        self._published = _times(read_json(path) for path in project.glob(PUBLISHED))
+        self._own = _times(outputs.glob(RUNS))
+        self._published = _times(project.glob(PUBLISHED))
 
     def add(self, result: dict[str, Any]) -> None:
         """Take in a run that was finished just now."""
@@ -39,8 +39,10 @@ class Clock:
         return sum(statistics.fmean(times) for times in expected if times) / at_once
 
 
-def _times(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
+def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
     times: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
+    for path in paths:
+        result = RunFolder(path.parent).sound_result()
+        if result is not None:
+            times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
     return times
