@@ -8,12 +8,12 @@ Filters: task, pe, seed, scale, split; several values are separated by commas.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from cope.cli import read_settings, run_command
 from cope.errors import UserError, check_choice
+from cope.files import user_path
 from cope.metrics import METRICS
 from cope.report.collect import describe_differences, read_results
 from cope.report.tables import MISSING
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, ComparisonSettings, "python scripts/compare.py runs=outputs [task=counting ...]")
     wanted = {key: values for key in FILTERS if (values := getattr(settings, key))}
     results = []
-    for folder in map(Path, settings.runs):
+    for folder in (user_path("runs", text) for text in settings.runs):
         found = read_results(folder)
         if not found:
             raise UserError(f"{folder} holds no finished run; allowed: folders of runs, or any above them, such as outputs.")

@@ -109,3 +109,15 @@ def command(*arguments: str, folder: Path) -> list[str]:
 def clean_environment() -> dict[str, str]:
     """Ours, with one thread, since the machine may be busy, and without a wish for stack traces."""
     return {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | {"OMP_NUM_THREADS": "1"}
+
+
+def completed(result: dict[str, Any]) -> str:
+    """What ``result.json`` holds of a run that had ``result``, and what a test does not care for filled in."""
+    counts = dict.fromkeys(("count", "errors", "token_count", "token_errors", "num_cut"), 0)
+    filled: dict[str, Any] = {
+        "task": "counting", "encoding": "cope", "scale": "smoke", "headline": "error", "seed": 1, "best_step": 1, "steps": 1,
+        "num_parameters": 1, "num_tokens": 1, "time_s": 1.0, "hardware": {}, "versions": {}, "config": {}, "commit": None,
+        "date": "2026-01-02",
+    } | result  # fmt: skip
+    splits = result.get("splits") or {"test": {filled["headline"]: 0.0}}
+    return json.dumps(filled | {"splits": {split: counts | found for split, found in splits.items()}})

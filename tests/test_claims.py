@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from plans import TABLES, composed, plan_in
+from runs import completed
 
 from cope.metrics import METRICS
 from cope.report.claims import KINDS, Outcome, judge, read_claims, rows_of
@@ -35,7 +36,7 @@ def plan_with(folder: Path, table: str, cells: dict[tuple[str, str], dict[str, l
         ]  # fmt: skip
         run.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in metrics))
         result = {"headline": headline, "seed": seed, "steps": 100, "best_step": 100, "scale": "smoke", "splits": splits}
-        run.folder.result.write_text(json.dumps(result))
+        run.folder.result.write_text(completed(result))
     return plan
 
 

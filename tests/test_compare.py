@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import runpy
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from runs import completed
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_parameters": 1000, "splits": {"test": {"error": error}, "ood_shorter": {"error": 2 * error}},
             "config": {"pe": {"name": pe}, "optimizer": {"lr": 0.1 * seed}},
         }  # fmt: skip
-        (run / "result.json").write_text(json.dumps(result))
+        (run / "result.json").write_text(completed(result))
     return folder
 
 

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -293,12 +294,22 @@ def test_a_line_of_any_length_is_one_document(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"fine\nnot \xff fine", r"a\.txt is not UTF-8: byte 0xFF at offset 9"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl cannot be read .*0xe9"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl is not UTF-8: byte 0xE9 at offset 24"),
         (
             "a.jsonl",
             b'{"text": "a"}\n\n{"text": ',
-            r"a\.jsonl cannot be read .*JSON parse error.*; allowed: one JSON object a line",
+            r"a\.jsonl cannot be read \(line 3 is not JSON.*allowed: one JSON object a line",
         ),
+        ("a.json", b'[{"text": "a"}]', r"a\.json cannot be read \(line 1 is no object\); allowed: one JSON object a line"),
+        (
+            "a.txt",
+            "text".encode("utf-16"),
+            r"a\.txt is not UTF-8 but begins with the byte-order mark of UTF-16\. .*iconv -f UTF-16",
+        ),
+        ("a.txt", "text".encode("utf-32"), r"a\.txt is not UTF-8 but begins with the byte-order mark of UTF-32"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), r"a\.jsonl is not UTF-8 but begins with the byte-order mark of UTF-16"),
+        ("a.txt.gz", b"not packed", r"a\.txt\.gz cannot be read"),
+        ("a.txt.gz", gzip.compress(b"some text")[:-4], r"a\.txt\.gz cannot be read"),
         ("a.jsonl", b'{"texts": "a"}\n', r"corpus\.text_column=text: row 1 .* it has: texts\. Did you mean 'texts'"),
         ("a.jsonl", b'{"text": 7}\n', r"corpus\.text_column=text: row 1 .* holds int there; allowed: text"),
         ("a.jsonl.gz", b"not packed", r"a\.jsonl\.gz cannot be read"),
@@ -313,6 +324,75 @@ def test_bad_files_are_told_with_the_place(name: str, content: bytes, message: s
         all_documents(made("files", train=str(tmp_path / name), document=document))
 
 
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Json", "a.ndjson", "a.jsonl.gz", "A.JSON.GZ", "a.NDJSON.gz"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
+def test_json_lines_by_any_name(name: str, mark: bytes, tmp_path: Path) -> None:
+    content = mark + '{"text": "één"}\n\n{"text": "two"}'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
+    assert flat(made("files", train=str(tmp_path / name))) == ["two", "één"]
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a", "a.txt.gz", "A.MD.GZ", "a.gz", "a.py"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
+@pytest.mark.parametrize(("document", "expected"), [("file", ["één\ntwo\n"]), ("line", ["two", "één"])])
+def test_plain_text_by_any_name(name: str, mark: bytes, document: str, expected: list[str], tmp_path: Path) -> None:
+    content = mark + "één\ntwo\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
+    assert flat(made("files", train=str(tmp_path / name), document=document)) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.csv",
+        "a.TSV",
+        "a.csv.gz",
+        "a.parquet.gz",
+        "a.zip",
+        "a.txt.bz2",
+        "a.zst",
+        "a.pdf",
+        "a.docx",
+        "a.arrow",
+        "a.png",
+        "a.npy",
+    ],
+)
+@pytest.mark.parametrize("document", ["file", "line"])
+def test_what_is_neither_text_nor_rows_is_refused_by_name(name: str, document: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / name).write_text("text,label\nfine,1\n")
+    for train in (tmp_path, tmp_path / name, tmp_path / "*"):
+        with pytest.raises(UserError, match=rf"/{re.escape(name)} cannot be read, .*allowed: plain text .*glob"):
+            made("files", train=str(train), document=document)
+    assert flat(made("files", train=f"{tmp_path}/*.txt", document=document)) == ["text"]
+
+
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.txt").write_text("far")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "b.txt").write_text("near")
+    (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
+    assert flat(made("files", train=str(tmp_path / "near"))) == ["far", "near"]
+    (tmp_path / "near" / "round").symlink_to(tmp_path / "near")
+    with pytest.raises(UserError, match=r"round is a link to a folder that it lies in"):
+        made("files", train=str(tmp_path / "near"))
+    (tmp_path / "near" / "round").unlink()
+    (tmp_path / "near" / "c.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"c\.txt is a link to .*gone\.txt, which does not exist"):
+        made("files", train=str(tmp_path / "near"))
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("text")
+    for train in ("~/a.txt", "~", "~/*.txt"):
+        assert flat(made("files", train=train)) == ["text"]
+    with pytest.raises(UserError, match=r"corpus\.train=~nobody-of-that-name/a.txt: there is no home folder"):
+        made("files", train="~nobody-of-that-name/a.txt")
+
+
 def test_a_parquet_column_of_another_name_is_told(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a", ["text"])
     with pytest.raises(UserError, match=r"corpus\.text_column=txt: .* it has: other, text\. Did you mean 'text'"):
@@ -325,6 +405,10 @@ def test_a_parquet_column_of_another_name_is_told(tmp_path: Path) -> None:
         ({"train": "{folder}/bok.txt"}, r"corpus\.train=.*there is no such file.*Did you mean 'book\.txt'"),
         ({"train": "{folder}/*.parquet"}, r"corpus\.train=.*there is no such file"),
         ({"test": "{folder}/none"}, r"corpus\.test=.*there is no such file"),
+        ({"train": ""}, r"corpus\.train= is empty"),
+        ({"train": " "}, r"corpus\.train= is empty"),
+        ({"validation": ""}, r"corpus\.validation= is empty"),
+        ({"test": ""}, r"corpus\.test= is empty"),
         ({"document": "lines"}, r"corpus\.document=lines.*Did you mean 'line'"),
         ({"validation_fraction": 2.0}, r"corpus\.validation_fraction=2\.0 is out of range"),
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from cope.errors import UserError
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
 from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.trained import load_trained
 
 Compose = Callable[..., DictConfig]
 SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
@@ -93,6 +96,74 @@ def test_a_damaged_result(stopped: tuple[DictConfig, RunFolder]) -> None:
     config, folder = stopped
     folder.result.write_text('{"task": ')
     check_refused(config, folder, r"result\.json cannot be read.*force=true")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"step": 999}, r"last\.pt is damaged: it is of step 999 of 18.*force=true"),
+        ({"step": "seven"}, r"last\.pt is damaged: its step is 'seven'.*force=true"),
+        ({"optimizer": None}, r"last\.pt is damaged: it has no optimizer.*force=true"),
+        ({"best": None}, r"last\.pt is damaged: it has no best.*force=true"),
+        ({"model": {}}, r"last\.pt is not of the model.*force=true"),
+        ({"model": "weights"}, r"last\.pt is not of the model.*force=true"),
+    ],
+)
+def test_a_checkpoint_that_was_changed(stopped: tuple[DictConfig, RunFolder], change: dict[str, Any], expected: str) -> None:
+    config, folder = stopped
+    state = torch.load(folder.last_checkpoint, weights_only=True) | change
+    torch.save({key: value for key, value in state.items() if value is not None}, folder.last_checkpoint)
+    check_refused(config, folder, "(?s)" + expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(stopped: tuple[DictConfig, RunFolder], value: float) -> None:
+    config, folder = stopped
+    for path in (folder.last_checkpoint, folder.best_checkpoint):
+        state = torch.load(path, weights_only=True)
+        next(iter(state["model"].values()))[0, 0] = value
+        torch.save(state, path)
+    check_refused(config, folder, r"last\.pt is damaged: \S+ holds NaN or infinite weights.*force=true")
+    with pytest.raises(UserError, match=r"best\.pt is damaged: \S+ holds NaN"):
+        load_trained(folder)
+
+
+@pytest.mark.parametrize("step", ["-1", '"5"', "NaN", "4", "null", "true", "5.0"])
+def test_measurements_with_a_wrong_step(stopped: tuple[DictConfig, RunFolder], step: str) -> None:
+    config, folder = stopped
+    lines = folder.metrics.read_text().splitlines()
+    lines.insert(1, f'{{"step": {step}, "train/loss": 1.0}}')
+    folder.metrics.write_text("\n".join(lines) + "\n")
+    check_refused(config, folder, r"metrics\.jsonl, line 2, is damaged: .*force=true")
+
+
+def test_a_measurement_that_is_no_number(stopped: tuple[DictConfig, RunFolder]) -> None:
+    config, folder = stopped
+    folder.metrics.write_text(folder.metrics.read_text() + '{"step": 7, "train/loss": NaN}\n')
+    check_refused(config, folder, r"metrics\.jsonl, line \d+, is damaged: .*force=true")
+
+
+def test_measurements_that_are_gone(stopped: tuple[DictConfig, RunFolder]) -> None:
+    config, folder = stopped
+    folder.metrics.unlink()
+    check_refused(config, folder, r"metrics\.jsonl has no validation at step 5, of which .*last\.pt tells.*force=true")
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_checkpoints_that_are_gone(compose: Compose, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    config = compose(*SHORT)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingLoop, "_should_stop", after_step(12, lambda loop: setattr(loop, "_stop", True)))
+        run(config)
+    folder = folder_of(config)
+    (folder.last_checkpoint.parent / f"{name}.pt").unlink()
+    check_refused(config, folder, rf"{name}\.pt does not exist, though .*Put it back.*force=true")
+
+
+def test_a_run_that_was_killed_at_its_first_validation_begins_again(stopped: tuple[DictConfig, RunFolder]) -> None:
+    config, folder = stopped
+    folder.last_checkpoint.unlink()  # written after best.pt
+    assert run(config)[1]["steps"] == 18
 
 
 def test_two_processes_want_the_same_folder(stopped: tuple[DictConfig, RunFolder]) -> None:

@@ -187,6 +187,8 @@ def test_evaluation_texts_do_not_depend_on_the_seed_and_training_windows_do(task
         ("task.stride=17", "task.stride=17 is out of range; allowed: 1 to 16"),
         ("task.num_test=0", "task.num_test=0 is too small"),
         ("task.splits.longer_2.context_factor=0", "task.splits.longer_2.context_factor=0 is out of range"),
+        ("task.splits=null", "task.splits=null is not a table"),
+        ("task.splits.longer_2=null", "task.splits.longer_2=null is not a table.*~task.splits.longer_2"),
         ("+task.splits.longer_2.contxt=3", "task.splits.longer_2.contxt is not a key.*context_factor"),
         ("task.tokenizer.kind=gpt3", "task.tokenizer.kind=gpt3.*gpt2"),
         ("+task.tokenizer.size=3", "task.tokenizer.size is not a setting"),

@@ -15,6 +15,7 @@ import pytest
 from conftest import CONFIGS
 from matplotlib import pyplot as plt
 from plans import plan_in
+from runs import completed
 
 from cope.errors import UserError
 from cope.files import lock
@@ -56,7 +57,7 @@ def plans_with_runs(folder: Path) -> list[Plan]:
                 "num_parameters": 100, "hardware": {"processor": "<a> & b", "threads": 1}, "versions": {"torch": "2"},
                 "config": {"note": "</script>"},
             }  # fmt: skip
-            run.folder.result.write_text(json.dumps(result))
+            run.folder.result.write_text(completed(result))
             if run.row == "cope":
                 keep_pictures(run.folder)
         if run.section == "selective_copy" and (run.row == "none" or (run.row == "rope" and run.seed == 2)):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 from omegaconf import DictConfig
-from runs import contents, release, run
+from runs import completed, contents, release, run
 
 from cope.errors import UserError
 from cope.files import write_atomically, write_json
@@ -202,7 +202,7 @@ def test_metrics_are_cut_to_the_step_of_the_checkpoint(tmp_path: Path) -> None:
 
 def test_results_are_found_below_the_output_folder(tmp_path: Path) -> None:
     for name, seed in (("rope", 2), ("cope", 1)):
-        write_json(RunFolder.of(str(tmp_path), "counting", name, "0a1b", seed).result, {"seed": seed})
+        write_json(RunFolder.of(str(tmp_path), "counting", name, "0a1b", seed).result, json.loads(completed({"seed": seed})))
     RunFolder.of(str(tmp_path), "counting", "none", "0a1b", 1).path.mkdir(parents=True)  # unfinished
     assert [found["seed"] for found in read_results(tmp_path)] == [1, 2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from plans import TABLES, composed, plan_in
+from runs import completed
 
 from cope.cli import LEFT_OVER
 from cope.errors import AlreadyRunning, Interrupted, UserError
@@ -58,7 +60,7 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
             run.folder.path.mkdir(parents=True)
             splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}
-            run.folder.result.write_text(json.dumps(result))
+            run.folder.result.write_text(completed(result))
     findings = Findings([plan])
     assert comparison_table(plan, "wikipedia", findings) == "**wikipedia**: missing"
     text = comparison_table(plan, "code", findings)
@@ -110,7 +112,7 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
     for run in plan.runs:
         if run.section == "code" and run.row == "cope" and run.seed == 2:  # finished after all: no failure any more
             run.folder.result.write_text(
-                json.dumps({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
+                completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
     text = comparison_table(plan, "code", Findings([plan]))
     assert "| cope (1 of 2 seeds, 1 failed) | 21.50 | 7 |" in text
@@ -128,26 +130,38 @@ def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{}", "headline=None is nothing that this version writes"),
-        ('{"headline": "old_metric", "splits": {}}', "headline='old_metric' is nothing"),
-        ('{"headline": "error"}', "splits=None is nothing"),
+        ("{}", "is damaged: task=None"),
+        (completed({"headline": "old_metric"}), "headline='old_metric' is no metric; allowed: error"),
+        (completed({"splits": {"test": {"error": float("nan")}}}), "splits.test.error=nan"),
+        (completed({"splits": {"test": {"token_error": 0.5}}}), "splits.test.error=None"),
+        (completed({"splits": {"test": {"error": 0.5, "count": "many"}}}), "splits.test.count='many'"),
+        (completed({"time_s": None}), "time_s=None"),
+        (completed({"best_step": 999, "steps": 4}), "best_step=999 of steps=4"),
         ("[]", "is not a run's result"),
         ("{", "cannot be read"),
     ],
 )
-def test_a_result_of_another_version_or_damaged_is_told(tmp_path: Path, content: str, said: str) -> None:
+def test_a_damaged_result_is_told_and_harms_no_other(
+    tmp_path: Path, content: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     plan = plan_in(tmp_path, "table4", 1)
-    plan.runs[0].folder.path.mkdir(parents=True)
-    plan.runs[0].folder.result.write_text(content)
-    with pytest.raises(UserError, match=f"result.json.* {said}"):
-        Findings([plan])
+    for run, text in zip(plan.runs[:2], (content, completed({})), strict=True):
+        run.folder.path.mkdir(parents=True)
+        run.folder.result.write_text(text)
+    findings = Findings([plan])
+    assert [run for run, _ in findings.runs()] == [plan.runs[1]]
+    assert caplog.text.count(f"{plan.runs[0].folder.result} ") == 1  # once, however often it is asked for
+    assert re.search(f"left out: .*result.json.* {said}.*force=true", caplog.text)
+    assert plan.runs[0].folder.result.read_text() == content
+    with pytest.raises(UserError, match=f"result.json.* {said}"):  # as the run's own command says
+        plan.runs[0].folder.read_result()
 
 
 def test_runs_that_are_judged_by_different_metrics_are_not_compared(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "figure5", 1)
     for run, headline in zip(plan.runs[:2], ("error", "token_error"), strict=True):
         run.folder.path.mkdir(parents=True)
-        run.folder.result.write_text(json.dumps({"headline": headline, "splits": {}}))
+        run.folder.result.write_text(completed({"headline": headline}))
     with pytest.raises(UserError, match="were judged by different metrics, so they cannot be compared"):
         Findings([plan])
 
@@ -185,9 +199,7 @@ def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first
 
 def finish(folder: Path, task: str, seconds: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(
-        json.dumps({"task": task, "scale": "smoke", "time_s": seconds, "headline": "error", "splits": {}})
-    )
+    (folder / "result.json").write_text(completed({"task": task, "time_s": seconds}))
 
 
 def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_path: Path) -> None:

@@ -191,3 +191,14 @@ def test_every_configuration_has_the_splits_we_promise(task: type[SyntheticTask]
     assert (made.name, made.test_splits) == (task.kind, expected)
     file = CONFIGS / "task" / f"{task.kind}.yaml"
     assert file.read_text().startswith(f"# python train.py pe=cope task={task.kind}\n")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_null_is_no_table_of_splits(task: type[SyntheticTask]) -> None:
+    with pytest.raises(UserError, match=r"task\.splits=null is not a table.*~task\.splits"):
+        configured(task, splits=None)
+    for split in ("test", "ood_longer"):  # it would be the test split once more, under another name
+        with pytest.raises(
+            UserError, match=rf"task\.splits\.{split}=null is not a table.*remove it by its name: ~task\.splits"
+        ):
+            configured(task, splits={split: None})

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
+from cope.files import user_path
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
@@ -31,7 +32,6 @@ CONVERSIONS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
     bool: ({"true": True, "false": False}.__getitem__, "true, false"),
-    Path: (Path, "a path"),
     tuple[str, ...]: (lambda text: tuple(text.split(",")), "values with commas between"),
     tuple[int, ...]: (lambda text: tuple(map(int, text.split(","))), "whole numbers with commas between"),
 }
@@ -101,6 +101,8 @@ def _converted(argument: str, text: str, hint: Any) -> Any:
         if text == "null":
             return None
         (hint,) = (part for part in get_args(hint) if part is not type(None))
+    if hint is Path:
+        return user_path(argument.partition("=")[0], text)
     make, allowed = CONVERSIONS[hint]
     try:
         return make(text)

@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written beside, then put in place in one step; and folders that one process has."""
+"""Paths as users type them, files that are whole or not there (written beside, then put in place in one step), and folders that
+one process has."""
 
 from __future__ import annotations
 
@@ -12,6 +13,20 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from cope.errors import AlreadyRunning, UserError
+
+
+def user_path(key: str, text: str | Path) -> Path:
+    """The path that a user gave for ``key``: ``~`` is the home folder, as in a shell. Every path that is typed comes by here.
+
+    Raises:
+        UserError: it is empty, or names the home of a user who is not known.
+    """
+    if not str(text).strip():
+        raise UserError(f"{key}= is empty; allowed: a path, such as . for the folder that the command runs in.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={text}: there is no home folder of that name; allowed: ~/..., or a whole path.") from error
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:

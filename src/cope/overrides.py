@@ -31,7 +31,9 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
 
 
 def override_problems(arguments: Sequence[str], folder: Path, config_name: str = "train") -> list[str]:
-    """What is wrong with the names in overrides, given the configurations in ``folder``."""
+    """What is wrong with the names in overrides, given the configurations in ``folder``, or with how they are typed."""
+    if unquoted := [hint for argument in arguments if (hint := _hint_to_quote(argument))]:
+        return unquoted
     try:
         overrides = OverridesParser.create().parse_overrides(
             [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
@@ -48,6 +50,25 @@ def override_problems(arguments: Sequence[str], folder: Path, config_name: str =
         )
     except HydraException:
         return []  # a sweep that only Hydra can spell out, such as glob(*)
+
+
+def _hint_to_quote(argument: str) -> str:
+    """What to tell of ``key=value`` that Hydra's grammar has no place for, if quotes help; else an empty string."""
+    key, equals, value = argument.partition("=")
+    if not equals or argument.startswith("-") or "'" in value or _is_parsed(argument):
+        return ""
+    quoted = f"{key}='{value}'"
+    if not _is_parsed(quoted):
+        return ""  # Hydra shows where the syntax goes wrong
+    return f'{argument} cannot be read: such a value needs quotes, and those need others for the shell: "{quoted}"'
+
+
+def _is_parsed(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
 
 
 def _choices(folder: Path, group: str) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from cope.errors import UserError, check_between, nearest
+from cope.files import user_path
 
 SPLITS = ("train", "validation", "test")
 
@@ -107,7 +108,7 @@ NO_NETWORK_NEEDED = (
 
 def check_source(source: str) -> None:
     """Raise UserError unless ``source`` is ``hub`` or a folder."""
-    if source != "hub" and not Path(source).expanduser().is_dir():
+    if source != "hub" and not user_path("corpus.source", source).is_dir():
         raise UserError(
             f"corpus.source={source} is not a folder; allowed: hub, or the path of a folder.{nearest(source, ('hub',))} "
             f"{NO_NETWORK_NEEDED}"

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 from cope.corpora import wiki_markup
 from cope.corpora.base import HashedCorpus, files_digest, split_by_hash
 from cope.errors import UserError
+from cope.files import user_path
 
 MEMBER = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 ARTICLES = "0"  # the number of their namespace
@@ -38,7 +39,7 @@ class EnwikiSample(HashedCorpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.path = _installed() if self.source == "gensim" else Path(self.source).expanduser()
+        self.path = _installed() if self.source == "gensim" else user_path("corpus.source", self.source)
         if not self.path.is_file():
             raise UserError(
                 f"corpus.source={self.source}: there is no file {self.path}; allowed: gensim, or the path of gensim's wheel or "

@@ -1,5 +1,7 @@
 """Your own text: plain files, JSON lines, parquet, or a data set saved with ``save_to_disk`` of the package ``datasets``.
 
+Which file is read how is the table in :mod:`cope.corpora.rows`.
+
 Text is taken as it is: every character counts, NUL among them, and nothing is stripped. What is not UTF-8 is refused with its
 place, rather than read as something else. Splits that are not given are split off from the training text by a hash of each
 document's content.
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cope.corpora.base import HashedCorpus, files_digest, split_by_hash
-from cope.corpora.rows import find_files, has_rows, is_saved, read_columns, read_lines, read_text
+from cope.corpora.rows import VERSION, check_readable, find_files, has_rows, is_saved, read_columns, read_lines, read_text
 from cope.errors import check_choice
+from cope.files import user_path
 
 
 @dataclass(kw_only=True)
@@ -46,12 +49,12 @@ class Files(HashedCorpus):
         own = _splits_of_saved(self.train)
         self.sources = {
             "train": self.train,
-            "validation": self.validation or (self.train if "validation" in own else None),
-            "test": self.test or (self.train if "test" in own else None),
+            "validation": self.train if self.validation is None and "validation" in own else self.validation,
+            "test": self.train if self.test is None and "test" in own else self.test,
         }
         for split, source in self.sources.items():
             if source is not None:
-                find_files(f"corpus.{split}", source)  # so that a wrong path is reported at once
+                self._places(split, source)  # so that a wrong path is reported at once
 
     @property
     def license(self) -> str:
@@ -79,12 +82,11 @@ class Files(HashedCorpus):
             "fractions": list(self.fractions),
             "text_column": self.text_column,
             "document": self.document,
+            "reading": VERSION,
         }
 
     def _texts(self, split: str, source: str) -> Iterator[str]:
-        folder = Path(source).expanduser()
-        paths = [folder] if is_saved(folder) else [path for _, path in find_files(f"corpus.{split}", source)]
-        for path in paths:
+        for path in self._places(split, source):
             if is_saved(path) or has_rows(path):
                 for (text,) in read_columns(path, [self.text_column], "corpus.text_column", split):
                     yield text
@@ -93,8 +95,18 @@ class Files(HashedCorpus):
             else:
                 yield read_text(path)
 
+    def _places(self, split: str, source: str) -> list[Path]:
+        """The files that ``source`` means, or the folder that ``save_to_disk`` wrote."""
+        folder = user_path(f"corpus.{split}", source)
+        if is_saved(folder):
+            return [folder]
+        paths = [path for _, path in find_files(f"corpus.{split}", source)]
+        for path in paths:
+            check_readable(path)
+        return paths
+
 
 def _splits_of_saved(train: str) -> set[str]:
     """The names of the splits that a saved data set of several splits has; none of anything else."""
-    folder = Path(train).expanduser()
+    folder = user_path("corpus.train", train)
     return {path.parent.name for path in folder.glob("*/state.json")} if (folder / "dataset_dict.json").is_file() else set()

@@ -49,6 +49,7 @@ from cope.corpora.encoding import (
 )
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
 from cope.errors import UserError
+from cope.files import user_path
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def prepare(
     if max_documents is not None:
         key["max_documents"] = max_documents
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    folder = Path(data_dir).expanduser() / "corpora" / corpus.name / name
+    folder = user_path("data_dir", data_dir) / "corpora" / corpus.name / name
     manifest, _ = _complete(folder)
     if manifest is None:
         with _alone(folder):

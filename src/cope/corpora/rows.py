@@ -1,23 +1,49 @@
-"""What local files hold: text exactly as it is, and rows (JSON lines, parquet, saved data sets) as ``datasets`` reads them.
+"""What local files hold: text exactly as it is, and rows: JSON lines, parquet, and what ``save_to_disk`` wrote.
 
-Text is read as bytes, so that nothing is translated and what is wrong can be said with its place.
+How a file is read its name says, in capitals or not:
+
+    .jsonl .ndjson .json        JSON lines: one object a line
+    .parquet                    rows
+    no ending, or one of TEXT   plain text, in UTF-8
+    each of the above + .gz     the same, gunzipped; not parquet, which is packed already
+    a folder of save_to_disk    rows
+
+Anything else is refused by name. A byte-order mark of UTF-8 at a file's beginning says how it is encoded, and is no part of
+the text. Text is read as bytes, so that nothing is translated and what is wrong can be said with its place.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cope.corpora.base import NO_NETWORK_NEEDED
 from cope.corpora.hub import first_line, load_hub_dataset
 from cope.errors import UserError, nearest
+from cope.files import user_path
 
+VERSION = 2  # of this reading: corpora that were prepared by another one are prepared anew
 JSON_LINES = (".jsonl", ".json", ".ndjson")
+PARQUET = ".parquet"
+TEXT = (
+    # prose and markup
+    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".wiki", ".xml", ".html", ".htm", ".log"),
+    # programs
+    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx"),
+    *(".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".m", ".swift", ".cs", ".fs", ".hs"),
+    *(".ml", ".mli", ".clj", ".lisp", ".scm", ".el", ".erl", ".ex", ".sh", ".bash", ".sql", ".css", ".toml", ".yaml", ".yml"),
+    *(".ini", ".cfg", ".asm", ".s", ".f", ".f90", ".v", ".sv", ".vhd", ".proto", ".cmake"),
+)
 # What save_to_disk leaves in a folder: of several splits, or of one.
 SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+# UTF-32 first: its mark begins with that of UTF-16.
+OTHER_UNICODE = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
 def find_files(key: str, pattern: str) -> list[tuple[str, Path]]:
@@ -26,9 +52,9 @@ def find_files(key: str, pattern: str) -> list[tuple[str, Path]]:
     Raises:
         UserError: there is none; names ``key`` and the nearest match.
     """
-    path = Path(pattern).expanduser()
+    path = user_path(key, pattern)
     if path.is_dir():
-        found = [inner for inner in path.rglob("*") if not any(part.startswith(".") for part in inner.relative_to(path).parts)]
+        found = files_below(path)
     else:
         found = [path] if path.is_file() else [Path(name) for name in glob.glob(str(path), recursive=True)]
     files = sorted((str(file), file) for file in found if file.is_file())
@@ -41,9 +67,51 @@ def find_files(key: str, pattern: str) -> list[tuple[str, Path]]:
     return files
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file under ``folder``, also where a folder is linked to; none that is hidden, or in a hidden folder.
+
+    Raises:
+        UserError: a folder that cannot be read, or a link that leads nowhere or back.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for inner in (Path(parent, name) for name in folders):
+            if inner.is_symlink() and Path(parent).resolve().is_relative_to(inner.resolve()):
+                raise UserError(f"{inner} is a link to a folder that it lies in. Remove it, or name files with a glob.")
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist. Mend or remove it.")
+        found += paths
+    return found
+
+
 def has_rows(path: Path) -> bool:
-    """Whether the name says JSON lines (also gzipped) or parquet."""
-    return path.name.removesuffix(".gz").endswith(JSON_LINES) or path.suffix == ".parquet"
+    """Whether the name says JSON lines or parquet."""
+    ending, is_packed = _ending(path)
+    return ending in JSON_LINES or (ending == PARQUET and not is_packed)
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError unless the name says how the file is to be read."""
+    ending, _ = _ending(path)
+    if not has_rows(path) and ending and ending not in TEXT:
+        raise UserError(
+            f"{path} cannot be read, since its name ends with {ending}; allowed: plain text (.txt, .md, .py and the like, or "
+            "no ending) and JSON lines (.jsonl, .ndjson, .json), both also with .gz, .parquet, and folders of save_to_disk. "
+            "Convert it, rename it if it is plain text, or choose others with a glob such as 'folder/**/*.txt'."
+        )
+
+
+def _ending(path: Path) -> tuple[str, bool]:
+    """What the name ends with, in small letters, and whether ``.gz`` follows."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix, name.endswith(".gz")
 
 
 def is_saved(path: Path) -> bool:
@@ -54,22 +122,31 @@ def is_saved(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """The whole file, exactly as it is."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    return _decoded(content, path, 0)
+        with _opened(path) as file:
+            return _decoded(file.read(), path, 0)
+    except (OSError, EOFError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file without their newlines (``\\n`` or ``\\r\\n``), gunzipped if its name ends with ``.gz``."""
+    """The lines of a file without their newlines (``\\n`` or ``\\r\\n``)."""
     offset = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with _opened(path) as file:
             for line in file:
                 yield _decoded(line.removesuffix(b"\n").removesuffix(b"\r"), path, offset)
                 offset += len(line)
-    except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut short
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except (OSError, EOFError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if _ending(path)[1] else path.open("rb")  # type: ignore[return-value]  # it reads like one
+
+
+def _unreadable(path: Path, error: OSError | EOFError) -> UserError:
+    """EOFError: a gzip file that was cut short."""
+    return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 def read_columns(path: Path, columns: list[str], key: str, split: str = "train") -> Iterator[list[str]]:
@@ -98,7 +175,7 @@ def read_columns(path: Path, columns: list[str], key: str, split: str = "train")
     except UserError:
         raise
     except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
-        allowed = "allowed: one JSON object a line, parquet, or what save_to_disk wrote"
+        allowed = "allowed: parquet, or what save_to_disk wrote"
         raise UserError(f"{path} cannot be read ({first_line(error)}); {allowed}.") from error
 
 
@@ -117,11 +194,12 @@ def read_hub(
 
 
 def _rows(path: Path, split: str) -> Any:
+    if not is_saved(path) and _ending(path)[0] in JSON_LINES:
+        return _json_lines(path)
     import datasets  # a second to import
 
     if not is_saved(path):
-        kind = "parquet" if path.suffix == ".parquet" else "json"
-        return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
+        return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
     saved = datasets.load_from_disk(str(path))
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
@@ -130,7 +208,31 @@ def _rows(path: Path, split: str) -> Any:
     return saved
 
 
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path} cannot be read (line {number} is not JSON: {error}); allowed: one JSON object a line."
+            ) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} cannot be read (line {number} is no object); allowed: one JSON object a line.")
+        yield row
+
+
 def _decoded(content: bytes, path: Path, offset: int) -> str:
+    """``content`` from ``offset`` in the file as text."""
+    if offset == 0:
+        for encoding, marks in OTHER_UNICODE.items():
+            if content.startswith(marks):
+                raise UserError(
+                    f"{path} is not UTF-8 but begins with the byte-order mark of {encoding}. Convert it: "
+                    f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
+                )
+        content = content.removeprefix(codecs.BOM_UTF8)
     try:
         return content.decode()
     except UnicodeDecodeError as error:

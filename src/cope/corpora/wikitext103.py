@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from cope.corpora.base import Corpus, check_source, files_digest
 from cope.corpora.rows import read_columns, read_hub
 from cope.errors import UserError, check_choice
+from cope.files import user_path
 
 DATASET = "Salesforce/wikitext"
 CONFIGURATIONS = {"raw": "wikitext-103-raw-v1", "tokenised": "wikitext-103-v1"}
@@ -66,7 +67,7 @@ class Wikitext103(Corpus):
         return (line for (line,) in rows)
 
     def _files(self, split: str) -> list[Path]:
-        folder = Path(self.source).expanduser()
+        folder = user_path("corpus.source", self.source)
         inner = folder / CONFIGURATIONS[self.variant]
         folder = inner if inner.is_dir() else folder
         files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])

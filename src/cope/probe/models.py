@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from cope.errors import UserError, check_at_least, check_between, nearest
+from cope.files import user_path
 from cope.probe.questions import Question, generated_questions, paper_questions, published_answers
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class ProbeSettings:
         identity["questions"] = [asdict(question) for question in self.questions()]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         readable = re.sub(r"[^\w.-]+", "_", self.name, flags=re.ASCII).strip("._") or "model"
-        return Path(output_dir) / "probe" / readable[-80:] / digest
+        return user_path("output_dir", output_dir) / "probe" / readable[-80:] / digest
 
 
 def _check_address(endpoint: str) -> None:
@@ -249,6 +250,7 @@ class LocalModel:
         import torch
 
         key = f"local={settings.local}"
+        name = str(user_path("local", settings.local or ""))
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
@@ -259,8 +261,8 @@ class LocalModel:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(settings.local)
-            self._model = AutoModelForCausalLM.from_pretrained(settings.local).to(self._device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._model = AutoModelForCausalLM.from_pretrained(name).to(self._device).eval()
         except Exception as error:  # transformers raises the errors of several libraries, which share no base class
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(

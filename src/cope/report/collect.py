@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cope.files import read_json
+from cope.run.folder import RunFolder
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Every finished run in ``folder``, which may be a run's own or any above it, in the order of their folders' names."""
+    """Every finished run in ``folder``, which may be a run's own or any above it, in the order of their folders' names.
+
+    Damaged results are told, and left out.
+    """
     paths = [folder / "result.json"] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*/result.json"))
-    return [read_json(path) for path in paths if path.exists()]
+    return [result for path in paths if (result := RunFolder(path.parent).sound_result()) is not None]
 
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -13,6 +14,8 @@ from cope.files import read_json
 from cope.metrics import METRICS
 from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
+
+log = logging.getLogger(__name__)
 
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
 # training data are: what it does on other splits then says nothing of generalisation. Perplexities have no such mark.
@@ -35,7 +38,7 @@ class Findings:
         plans: of the tables, all with the same overrides.
 
     Raises:
-        UserError: a result that is damaged or of another version, or results that cannot be compared.
+        UserError: results that cannot be compared. A damaged one is told, and counts as not finished.
     """
 
     def __init__(self, plans: Iterable[Plan]) -> None:
@@ -47,7 +50,6 @@ class Findings:
                 key = (run.section, run.row, run.seed)
                 result = run.result()
                 if result is not None:
-                    _check_result(run, result)
                     _check_comparable((run, result), first_of.setdefault(run.section, (run, result)))
                     self._runs[key] = (run, result)
                 elif run.failed:
@@ -133,7 +135,11 @@ class Findings:
         for seed, (run, result) in self._of(section, row).items():
             headline = result["headline"]
             key = f"eval/validation/{headline}"
-            lines = run.folder.read_metrics()
+            try:
+                lines = run.folder.read_metrics()
+            except UserError as error:  # told, and left out
+                log.warning("left out: %s", error)
+                lines = []
             curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
         return curves
 
@@ -159,16 +165,6 @@ class Findings:
 
     def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
         return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
-
-
-def _check_result(run: PlannedRun, result: dict[str, Any]) -> None:
-    """Raise UserError if this version cannot read a result."""
-    for key, sound in (("headline", result.get("headline") in METRICS), ("splits", isinstance(result.get("splits"), dict))):
-        if not sound:
-            raise UserError(
-                f"{run.folder.result}: {key}={result.get(key)!r} is nothing that this version writes. Run it again: "
-                f"{run.command} force=true."
-            )
 
 
 def _check_comparable(found: tuple[PlannedRun, dict[str, Any]], first: tuple[PlannedRun, dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from cope.errors import UserError
 from cope.files import write_atomically
+from cope.model.transformer import Transformer
 from cope.tasks.base import Task
 
 
@@ -40,7 +41,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is missing, truncated or no checkpoint of this project.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist: this run has no checkpoint yet.")
+        raise UserError(
+            f"{path} does not exist, though this run wrote it: it was moved or deleted. Put it back, or start the run over "
+            "with force=true."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -49,8 +53,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({reason}). It is damaged or was cut off. To start the run over, add force=true."
         ) from error
     if not isinstance(state, dict) or not {"model", "step", "code", "data"} <= state.keys():
-        raise UserError(f"{path} is not a checkpoint of this project.")
+        raise UserError(f"{path} is not a checkpoint of this project. To start the run over, add force=true.")
+    if type(state["step"]) is not int or state["step"] < 0:
+        raise UserError(f"{path} is damaged: its step is {state['step']!r}. To start the run over, add force=true.")
     return state
+
+
+def load_weights(model: Transformer, state: dict[str, Any], path: Path) -> None:
+    """Give ``model`` the weights of ``state``, a checkpoint at ``path``.
+
+    Raises:
+        UserError: they are of another model, or not all of them are numbers.
+    """
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:  # it lists every tensor that differs; the first says enough
+        reason = " ".join(str(error).split("\n")[1:2]).strip() or str(error)
+        raise UserError(
+            f"{path} is not of the model that {path.parent.parent / 'config.yaml'} describes: {reason}. To start the run over, "
+            "add force=true."
+        ) from error
+    for name, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise UserError(f"{path} is damaged: {name} holds NaN or infinite weights. To start the run over, add force=true.")
 
 
 def check_data(state: dict[str, Any], task: Task, path: Path) -> None:

@@ -14,6 +14,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from cope.errors import UserError, check_choice
+from cope.files import user_path
 from cope.run.folder import RunFolder
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
@@ -72,6 +73,8 @@ def check_top_level(config: DictConfig) -> None:
     for key, kind in (("seed", int), ("force", bool), ("output_dir", str), ("data_dir", str)):
         if type(config[key]) is not kind or config[key] == "":
             raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
+    for key in ("output_dir", "data_dir"):
+        user_path(key, config[key])
     for found in config:
         check_choice("key", str(found), TOP_LEVEL_KEYS)
     if "corpus" in config and "corpus" not in config.task:

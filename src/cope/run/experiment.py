@@ -18,7 +18,7 @@ from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
-from cope.run.checkpoint import check_data, load_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
@@ -99,13 +99,7 @@ class Experiment:
         keep_freed_memory()
         torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
         provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
-        if fabric.is_global_zero:
-            self.logger.start(
-                self.folder.path,
-                resolved(self.config) | {"provenance": asdict(provenance)},
-                f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
-            )
-        else:
+        if not fabric.is_global_zero:
             self.logger = NoLogger()
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
         loop = TrainingLoop(
@@ -117,8 +111,18 @@ class Experiment:
             "%s: %s parameters, %d steps of %d sequences, %d thread(s), in %s", label, f"{self.model.num_parameters():,}",
             self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
         )  # fmt: skip
-        loop.run()
-        return self._finish(loop, fabric, provenance)
+        self.logger.start(
+            self.folder.path,
+            resolved(self.config) | {"provenance": asdict(provenance)},
+            f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
+            self.folder.read_metrics(),
+        )
+        try:
+            loop.run()
+            return self._finish(loop, fabric, provenance)
+        except Exception:
+            self.logger.finish(None)
+            raise
 
     def _claim_folder(self) -> None:
         """Lock the folder and see to it that what is in it belongs to this run."""
@@ -139,7 +143,7 @@ class Experiment:
     def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance) -> dict[str, Any]:
         """Score the best checkpoint on every test split and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
-        self.model.load_state_dict(best["model"])
+        load_weights(self.model, best, self.folder.best_checkpoint)
         splits = {split: score_split(loop.model, self.task, split, fabric) for split in ("validation", *self.task.test_splits)}
         result = {
             "task": self.config.task.name,

@@ -10,6 +10,8 @@ figures/          pictures, and the arrays they are drawn from
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,20 @@ import yaml
 from filelock import FileLock
 
 from cope.errors import AlreadyRunning, UserError
-from cope.files import lock, write_text
+from cope.files import lock, user_path, write_text
+from cope.metrics import METRICS
+
+log = logging.getLogger(__name__)
+
+# What every result.json has; what was added to it later is not asked for.
+PARTS_OF_A_RESULT: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("task", "encoding", "scale", "headline"), str),
+    **dict.fromkeys(("seed", "best_step", "steps", "num_parameters", "num_tokens"), int),
+    "time_s": (int, float),
+    **dict.fromkeys(("splits", "hardware", "versions", "config"), dict),
+    "commit": (str, type(None)),
+    "date": str,
+}
 
 
 class RunFolder:
@@ -37,7 +52,7 @@ class RunFolder:
     @classmethod
     def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
         """The folder of the run that these define."""
-        return cls(Path(output_dir) / task / encoding / run_hash / f"seed={seed}")
+        return cls(user_path("output_dir", output_dir) / task / encoding / run_hash / f"seed={seed}")
 
     def lock(self) -> None:
         """Keep the folder to this process until it ends.
@@ -93,7 +108,19 @@ class RunFolder:
             raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.result} is not a run's result. To start the run over, add force=true.")
+        if damage := _damage(content):
+            raise UserError(f"{self.result} is damaged: {damage}. To start the run over, add force=true.")
         return content
+
+    def sound_result(self) -> dict[str, Any] | None:
+        """As :meth:`read_result`; but a damaged one is told, once, and left out, so that other runs can be seen."""
+        try:
+            return self.read_result()
+        except UserError as error:
+            if self.result not in _told:
+                _told.add(self.result)
+                log.warning("left out: %s", error)
+            return None
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the lines after ``step``: a continued run writes them again."""
@@ -117,15 +144,54 @@ class RunFolder:
     def _metric_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
-        lines = []
+        lines: list[dict[str, Any]] = []
         texts = self.metrics.read_text(errors="replace").splitlines()
         for number, text in enumerate(texts, 1):
             try:
                 line = json.loads(text)
             except ValueError:
+                if number == len(texts):  # of a run that was killed while writing it
+                    break
                 line = None
-            if isinstance(line, dict) and "step" in line:
-                lines.append(line)
-            elif number < len(texts):  # the last may be of a run that was killed while writing it
-                raise UserError(f"{self.metrics}, line {number}, is damaged. To start the run over, add force=true.")
+            if not _is_measurement(line, lines[-1]["step"] if lines else 0):
+                raise UserError(
+                    f"{self.metrics}, line {number}, is damaged: {text[:80]!r}. To start the run over, add force=true."
+                )
+            lines.append(line)
         return lines
+
+
+_told: set[Path] = set()  # results that were said to be damaged
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_measurement(line: object, step_before: int) -> bool:
+    """Whether a line of ``metrics.jsonl`` is what the loop writes: finite numbers, at a step that is not before the last."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    return bool(line["step"] >= step_before and all(map(_is_number, line.values())))
+
+
+def _damage(result: dict[str, Any]) -> str:
+    """What a result lacks; empty of a sound one."""
+    for key, kind in PARTS_OF_A_RESULT.items():
+        if not isinstance(result.get(key), kind) or isinstance(result[key], bool) or (key == "commit" and key not in result):
+            return f"{key}={result.get(key)!r}"[:100]
+    headline, splits = result["headline"], result["splits"]
+    if headline not in METRICS:
+        return f"headline={headline!r} is no metric; allowed: {', '.join(METRICS)}"
+    if not splits:
+        return "splits is empty"
+    for split, found in splits.items():
+        if not isinstance(found, dict):
+            return f"splits.{split}={found!r}"[:100]
+        needed = {headline, *(METRICS[headline].counts or ()), "count", "token_count", "num_cut"}
+        for key in [*needed, *(name for name in found if name in METRICS)]:
+            if not _is_number(found.get(key)) or found[key] < 0:
+                return f"splits.{split}.{key}={found.get(key)!r}"[:100]
+    if not _is_number(result["time_s"]) or not 0 <= result["best_step"] <= result["steps"]:
+        return f"best_step={result['best_step']} of steps={result['steps']}, time_s={result['time_s']}"
+    return ""

@@ -6,24 +6,27 @@ Nothing of the environment is logged: no variables, keys, host names, code or te
 from __future__ import annotations
 
 import logging
-import netrc
 import os
+import shlex
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cope.errors import UserError, check_choice
 
 log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 4.0  # that W&B's server may take to accept a run before training starts without it; W&B itself waits 90
+FINISH_SECONDS = 60.0  # that the last upload may take; W&B itself waits for ever
 
 
 class Logger(ABC):
     """What the training loop tells of a run, beside what it writes to the run's folder."""
 
     @abstractmethod
-    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
-        """Begin a run."""
+    def start(self, folder: Path, config: dict[str, Any], run_id: str, measured: list[dict[str, Any]]) -> None:
+        """Begin a run, or go on with one whose ``metrics.jsonl`` holds ``measured``."""
 
     @abstractmethod
     def metrics(self, values: dict[str, float], step: int) -> None:
@@ -34,44 +37,40 @@ class Logger(ABC):
         """Mirror pictures, by key."""
 
     @abstractmethod
-    def finish(self, summary: dict[str, Any]) -> None:
-        """End the run with its final numbers."""
+    def finish(self, summary: dict[str, Any] | None) -> None:
+        """End the run with its final numbers, or without any: it failed or was stopped."""
 
 
 class NoLogger(Logger):
     """``logger=none``: the run folder is all there is."""
 
-    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None: ...
+    def start(self, folder: Path, config: dict[str, Any], run_id: str, measured: list[dict[str, Any]]) -> None: ...
 
     def metrics(self, values: dict[str, float], step: int) -> None: ...
 
     def images(self, paths: dict[str, Path]) -> None: ...
 
-    def finish(self, summary: dict[str, Any]) -> None: ...
-
-
-def _is_logged_in() -> bool:
-    """Whether ``wandb login`` left a key, or the environment has one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):  # no such file, or not one we can read
-        return False
+    def finish(self, summary: dict[str, Any] | None) -> None: ...
 
 
 class WandbLogger(Logger):
     """``logger=wandb``: runs grouped by task and named by encoding, so that encodings lie over each other in one chart.
 
+    Where W&B's server is, whether the user is logged in there, and what WANDB_MODE or ``wandb offline`` decided, W&B's own
+    client is asked. A continued run is one run in W&B: what it measured before is handed over again, so that an offline one is
+    one folder, however often it was broken off.
+
     Args:
         project: W&B's project.
-        mode: ``auto`` (online if the user is logged in, else offline: files in the run folder that ``wandb sync`` uploads),
-            ``online`` or ``offline``. The environment variable WANDB_MODE, where set, decides for ``auto``.
+        mode: ``auto`` (online if the user is logged in and the server answers, else offline: files in the run folder that
+            ``wandb sync`` uploads), ``online`` or ``offline``. WANDB_MODE and W&B's settings file, where they say it, decide
+            for ``auto``.
     """
 
     def __init__(self, project: str = "cope-lab", mode: str = "auto") -> None:
         check_choice("logger.mode", mode, ["auto", "online", "offline"])
+        # No reports of errors to W&B's makers, for which it would also wait where there is no network.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
         except ImportError as error:
@@ -80,52 +79,120 @@ class WandbLogger(Logger):
                 "run folder alone with logger=none."
             ) from error
         self._wandb = wandb
+        if not project.strip():
+            raise UserError("logger.project= is empty; allowed: a name of W&B, such as cope-lab.")
+        try:
+            wandb.Settings(project=project)
+        except wandb.errors.UsageError as error:
+            raise UserError(f"logger.project={project} is no name for a project of W&B: {error}.") from error
         self.project = project
-        self.mode = mode
+        self.is_demanded = mode == "online"
+        self.mode = self._resolved_mode(mode)
         self._run: Any = None
 
-    def _resolved_mode(self) -> Any:
-        if self.mode != "auto":
-            return self.mode
-        if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-            return os.environ["WANDB_MODE"]
-        return "online" if _is_logged_in() else "offline"
+    def _resolved_mode(self, mode: str) -> Any:
+        """``online``, ``offline`` or ``disabled``, as far as that can be told without a network."""
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib import wbauth
 
-    def start(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
-        mode = self._resolved_mode()
+        try:
+            settings = wandb_setup.singleton().settings
+            self.host = settings.base_url
+            is_logged_in = (
+                wbauth.authenticate_session(host=self.host, source="", prompt=False, update_session=False) is not None
+            )
+        except (ValueError, self._wandb.errors.Error) as error:
+            raise UserError(
+                f"logger=wandb: {_complaint(error)}. Put it right where it was set: a variable of the environment, or W&B's "
+                "settings file. Or log to the run folder alone with logger=none."
+            ) from error
+        if mode == "auto" and "mode" in settings.model_fields_set:
+            mode = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)
+            check_choice("WANDB_MODE", mode, ["online", "offline", "disabled"])
+        elif mode == "auto":
+            mode = "online" if is_logged_in else "offline"
+        if mode == "online" and not is_logged_in:
+            raise UserError(
+                f"logger=wandb: nobody is logged in at {self.host}, so nothing can be sent there. Log in (wandb login), or use "
+                "logger.mode=offline."
+            )
+        return mode
+
+    def start(self, folder: Path, config: dict[str, Any], run_id: str, measured: list[dict[str, Any]]) -> None:
+        if self.mode == "disabled":
+            log.info("W&B: disabled, by WANDB_MODE or W&B's settings file")
+            return
+        try:
+            self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
+        except Exception as error:  # W&B raises several kinds, which share no base class
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if self.is_demanded or self.mode == "offline":
+                raise UserError(
+                    f"logger=wandb cannot start {self.mode}, at {self.host}: {reason}. Use logger.mode=offline or logger=none."
+                ) from error
+            log.warning("W&B: %s does not take this run (%s), so it is kept offline.", self.host, reason)
+            self._wandb.teardown()  # its process believes that the run has begun
+            self.mode = "offline"
+            self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
+        for line in measured:
+            if line["step"] >= self._run.starting_step:  # what the server has not had yet
+                self.metrics({key: value for key, value in line.items() if key != "step"}, line["step"])
+        for path in folder.glob(f"wandb/*run-*-{run_id}"):  # the new one has all that earlier ones had
+            if path != Path(self._run.settings.sync_dir):
+                shutil.rmtree(path, ignore_errors=True)
+        log.info("W&B: %s", self._run.url if self.mode == "online" else f"offline, in {self._run.settings.sync_dir}")
+
+    def _begun(self, folder: Path, config: dict[str, Any], run_id: str, is_continued: bool) -> Any:
         # An empty host, because W&B puts the machine's own name where there is none.
         settings = self._wandb.Settings(
-            silent=True, console="off", host="", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
+            silent=True, console="off", host="", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True,
+            init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True,
+        )  # fmt: skip
+        return self._wandb.init(
+            project=self.project,
+            mode=self.mode,
+            id=run_id,
+            # A run that is started over replaces the one of its name: a resumed one would drop every step that it had.
+            resume="allow" if self.mode == "online" and is_continued else None,
+            group=config["task"]["name"],
+            name=config["pe"]["name"],
+            tags=[f"seed={config['seed']}", f"scale={config['scale']}"],
+            config=config,
+            dir=str(folder),
+            settings=settings,
         )
-        try:
-            self._run = self._wandb.init(
-                project=self.project,
-                mode=mode,
-                id=run_id,
-                resume="allow" if mode == "online" else None,
-                group=config["task"]["name"],
-                name=config["pe"]["name"],
-                tags=[f"seed={config['seed']}", f"scale={config['scale']}"],
-                config=config,
-                dir=str(folder),
-                settings=settings,
-            )
-        except self._wandb.errors.Error as error:
-            raise UserError(
-                f"logger=wandb cannot start in mode {mode}: {error}. Use logger.mode=offline or logger=none."
-            ) from error
-        log.info("W&B: %s%s", mode, "" if mode == "online" else f"; upload later with: wandb sync {Path(self._run.dir).parent}")
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        if self._run is not None:
+            self._run.log(values, step=step)
 
     def images(self, paths: dict[str, Path]) -> None:
-        if self._run is None:
-            return  # a finished run, shown again
-        self._run.log({key: self._wandb.Image(str(path)) for key, path in paths.items()})
+        if self._run is not None:  # there is none of a finished run, shown again
+            self._run.log({key: self._wandb.Image(str(path)) for key, path in paths.items()})
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any] | None) -> None:
         if self._run is None:
             return
-        self._run.summary.update(summary)
-        self._run.finish()
+        run, self._run = self._run, None
+        if summary is not None:
+            run.summary.update(summary)
+        upload = f"wandb sync {shlex.quote(run.settings.sync_dir)}"
+        try:
+            run.finish(exit_code=0 if summary is not None else 1)
+        except TimeoutError:
+            log.warning(
+                "W&B: not everything reached %s in %.0f s; upload the rest later with: %s", self.host, FINISH_SECONDS, upload
+            )
+            return
+        if self.mode == "offline" and summary is not None:
+            log.info("W&B: offline; upload later with: %s", upload)
+
+
+def _complaint(error: Exception) -> str:
+    """What W&B has against its own settings, by the variables they can be set with."""
+    problems = getattr(error, "errors", None)  # of pydantic
+    if problems is None:
+        return str(error).rstrip(".")
+    return "; ".join(
+        f"WANDB_{'_'.join(map(str, found['loc'])).upper()}={found['input']}: {found['msg']}" for found in problems()
+    )

@@ -25,7 +25,7 @@ from cope.errors import Interrupted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
-from cope.run.checkpoint import check_data, load_checkpoint, save_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.evaluation import score
 from cope.run.folder import RunFolder
@@ -132,7 +132,8 @@ class TrainingLoop:
         Raises:
             UserError: the checkpoint is damaged, or was made by other code.
         """
-        if not self.folder.last_checkpoint.exists():
+        validated = [line["step"] for line in self.folder.read_metrics() if "eval/validation/loss" in line]
+        if not self.folder.last_checkpoint.exists() and len(validated) <= 1:  # a first validation is saved after it is told
             if self.fabric.is_global_zero:
                 self.folder.truncate_metrics(-1)
             return
@@ -143,7 +144,8 @@ class TrainingLoop:
                 "out the code that began the run, or start it over with force=true."
             )
         check_data(state, self.task, self.folder.last_checkpoint)
-        self.core.load_state_dict(state["model"])
+        self._check_state(state, validated)
+        load_weights(self.core, state, self.folder.last_checkpoint)
         # How the optimiser runs is this command's and this machine's; what it has summed up is the checkpoint's.
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
@@ -153,6 +155,21 @@ class TrainingLoop:
         if self.fabric.is_global_zero:
             self.folder.truncate_metrics(self.step)
         log.info("%s: continuing at step %d of %d", self.label, self.step, self.trainer.steps)
+
+    def _check_state(self, state: dict[str, Any], validated: list[int]) -> None:
+        """Raise UserError if ``state`` cannot be of this run, whose metrics.jsonl tells of validations at ``validated``."""
+        path, over = self.folder.last_checkpoint, "To start the run over, add force=true."
+        if missing := self._state().keys() - state.keys():
+            raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}. {over}")
+        if state["step"] > self.trainer.steps:
+            raise UserError(f"{path} is damaged: it is of step {state['step']} of {self.trainer.steps}. {over}")
+        if state["best"] is not None and state["best"]["step"] not in validated:
+            raise UserError(
+                f"{self.folder.metrics} has no validation at step {state['best']['step']}, of which {path} tells: lines are "
+                f"missing. Put them back. {over}"
+            )
+        if state["best"] is not None and not self.folder.best_checkpoint.exists():
+            raise UserError(f"{self.folder.best_checkpoint} does not exist, though {path} tells of it. Put it back. {over}")
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

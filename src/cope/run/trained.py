@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cope.building import build
 from cope.errors import UserError, nearest
 from cope.model.transformer import Transformer
-from cope.run.checkpoint import check_data, load_checkpoint
+from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.experiment import build_model, model_shape
 from cope.run.folder import RunFolder
 from cope.tasks.base import Task
@@ -38,10 +38,10 @@ def load_trained(folder: RunFolder) -> Trained:
             f"run={folder.path} is finished but has no weights, as published runs; train it again: its command, which the "
             "report lists, with force=true added."
         )
-    if not folder.best_checkpoint.exists():
+    if not folder.best_checkpoint.exists() and not folder.last_checkpoint.exists():
         raise UserError(
-            f"run={folder.path} has no checkpoint yet ({folder.best_checkpoint} is written at the first validation); allowed: "
-            "a run that was validated at least once."
+            f"run={folder.path} has no checkpoint yet ({folder.best_checkpoint} is written at the first validation). Let its "
+            "command go on until then; allowed: a run that was validated at least once."
         )
     config = as_now(OmegaConf.create(found))
     task: Task = build(config.task, "task")
@@ -49,11 +49,7 @@ def load_trained(folder: RunFolder) -> Trained:
     model = build_model(config, task, model_shape(config, task))
     state = load_checkpoint(folder.best_checkpoint)
     check_data(state, task, folder.best_checkpoint)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:  # it lists every tensor that differs; the first says enough
-        reason = " ".join(str(error).split("\n")[1:2]).strip()
-        raise UserError(f"{folder.best_checkpoint} is not of the model that {folder.config} describes: {reason}") from error
+    load_weights(model, state, folder.best_checkpoint)
     return Trained(config, task, model, state["step"])
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cope
-from cope.errors import UserError
-from cope.files import read_json
+from cope.run.folder import RunFolder
 
 PROJECT = Path(cope.__file__).resolve().parents[2]
 RUNS = "*/*/*/seed=*/result.json"
@@ -44,8 +42,7 @@ class Clock:
 def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
     times: dict[tuple[str, str], list[float]] = {}
     for path in paths:
-        # A damaged result is told of where its run is asked for; here it only is no help in guessing.
-        with suppress(UserError, KeyError, TypeError):
-            result = read_json(path)
-            times.setdefault((result["task"], result["scale"]), []).append(float(result["time_s"]))
+        result = RunFolder(path.parent).sound_result()
+        if result is not None:
+            times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
     return times

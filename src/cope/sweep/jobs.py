@@ -54,8 +54,8 @@ class Job:
         return self.folder.path / "failed.txt"
 
     def result(self) -> dict[str, Any] | None:
-        """Its result, None while it is not finished."""
-        return self.folder.read_result()
+        """Its result; None while it is not finished, and of a damaged one, which is told."""
+        return self.folder.sound_result()
 
     @property
     def failed(self) -> bool:

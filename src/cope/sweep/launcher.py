@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 
 from cope.cli import message_of
 from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
 from cope.sweep.clock import Clock
@@ -175,7 +175,7 @@ class Progress:
 
     def __init__(self, calls: Sequence[Call], at_once: int) -> None:
         self.at_once = at_once
-        self.clock = Clock(Path(calls[0].composed().output_dir))
+        self.clock = Clock(user_path("output_dir", calls[0].composed().output_dir))
         self.waiting = {call.number: _kind(call) for call in calls}
         self.num_jobs = len(calls)
         self.started = time.monotonic()

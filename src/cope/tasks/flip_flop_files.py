@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cope.corpora.hub import first_line, load_hub_dataset
+from cope.corpora.rows import files_below
 from cope.errors import UserError, check_choice, nearest
+from cope.files import user_path
 from cope.seeding import stream_seed
 
 DATASET = "synthseq/flipflop"
@@ -47,7 +50,7 @@ class FlipFlopFiles:
     """
 
     def __init__(self, source: str) -> None:
-        if source != "hub" and not Path(source).expanduser().is_dir():
+        if source != "hub" and not user_path("task.source", source).is_dir():
             hint = nearest(source, ("generator", "hub"))
             raise UserError(f"task.source={source} is not a folder; allowed: generator, hub, or the path of a folder.{hint}")
         self.source = source
@@ -58,8 +61,8 @@ class FlipFlopFiles:
         """Of the files, by their names and sizes: they may be too large to be read for it."""
         if self.source == "hub":
             return DATASET
-        folder = Path(self.source).expanduser()
-        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+        folder = user_path("task.source", self.source)
+        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in files_below(folder))
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
     def check_split(self, split: str) -> None:
@@ -108,7 +111,7 @@ class FlipFlopFiles:
         if self.source == "hub":
             return load_hub_dataset("task.source=hub", DATASET, split=theirs, instead=INSTEAD)
         try:
-            return _open_folder(Path(self.source).expanduser(), theirs)
+            return _open_folder(user_path("task.source", self.source), theirs)
         except UserError:
             raise
         except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
@@ -127,7 +130,8 @@ def _open_folder(folder: Path, theirs: str) -> Any:
             raise UserError(f"task.source={folder}: there is no split {theirs!r}; there are: {', '.join(saved)}.")
         return saved[theirs]
     # "val-*" and "val.parquet", and not "val*", which would take in val_dense and val_sparse.
-    files = sorted(path for pattern in (f"{theirs}.parquet", f"{theirs}-*.parquet") for path in folder.rglob(pattern))
+    named = re.compile(rf"{theirs}(-.*)?\.parquet")
+    files = sorted(path for path in files_below(folder) if named.fullmatch(path.name))
     if not files:
         raise UserError(
             f"task.source={folder}: there is no file {theirs}.parquet or {theirs}-*.parquet, and no dataset_dict.json."

@@ -72,7 +72,7 @@ class Language(Task):
         """(context, stride) of each split; ``validation`` and ``test`` are always there."""
         table = check_mapping("task.splits", self.splits)
         views = {"validation": (self.context, _tokens("task.stride", self.stride, self.context))}
-        for split, changes in ({"test": table.get("test")} | table).items():
+        for split, changes in ({"test": {}} | table).items():
             where = f"task.splits.{split}"
             if split in ("train", "validation"):
                 raise UserError(f"{where}: the name {split!r} is taken; choose another, such as test_{split}.")

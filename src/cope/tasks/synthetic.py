@@ -50,9 +50,11 @@ def check_number(key: str, value: object, low: float, high: float) -> None:
 
 def check_mapping(key: str, value: object, allowed: tuple[str, ...] | None = None) -> dict[str, Any]:
     """``value`` as a plain dictionary (it may come from YAML); UserError if it is none or has a key not in ``allowed``."""
-    if value is None:  # an empty entry in YAML, as in "test:"
-        return {}
     if not isinstance(value, Mapping):
+        if value is None:
+            raise UserError(
+                f"{key}=null is not a table. To leave something out, remove it by its name: ~{key}, or ~{key}.name."
+            )
         raise UserError(f"{key}={value} is not a table of names and values, such as {{name: value}}.")
     table = {str(name): entry for name, entry in value.items()}
     for name in table:
@@ -181,7 +183,7 @@ class SyntheticTask(Task):
         """The task of each test split; ``test`` is always there, and first."""
         table = check_mapping("task.splits", self.splits)
         resolved: dict[str, Self] = {}
-        for split, changes in ({"test": table.get("test")} | table).items():
+        for split, changes in ({"test": {}} | table).items():
             where = f"task.splits.{split}"
             if split in ("train", "validation"):
                 raise UserError(f"{where}: the name {split!r} is taken; choose another, such as ood_{split}.")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+# So that Hydra makes its folders where runs go, and none that is called "~".
+OmegaConf.register_new_resolver("user_path", lambda text: str(Path(str(text)).expanduser()), replace=True)
 
 PRELOAD = ("cope.report.figures", "cope.report.tables")  # what train.py imports when a run is done
 
