@@ -190,7 +190,7 @@ def test_divergence_keeps_the_last_good_checkpoint(compose: Compose, monkeypatch
         run(config)
     folder = folder_of(config)
     assert f"at step {first_bad + 1};" in str(error.value)
-    assert f"the last good checkpoint is {folder.last_checkpoint}" in str(error.value)
+    assert f"the best checkpoint so far is {folder.best_checkpoint}" in str(error.value)
     for path in (folder.last_checkpoint, folder.best_checkpoint):
         state = torch.load(path, weights_only=True)
         assert state["step"] <= 10

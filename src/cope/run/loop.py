@@ -268,7 +268,7 @@ class TrainingLoop:
     def _diverged(self, loss: float, step: int) -> None:
         # The last checkpoint may be of a run that was stopped between a bad step and the loss that shows it.
         checkpoint = self.folder.best_checkpoint
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was validated"
+        good = f"the best checkpoint so far is {checkpoint}" if checkpoint.exists() else "no checkpoint was validated"
         settings = self.optimizer_settings
         remedies = [f"a smaller optimizer.lr (now {settings.lr})", f"more optimizer.warmup_steps (now {settings.warmup_steps})"]
         remedies += ["optimizer.clip_norm=1"] if settings.clip_norm is None else []
