@@ -100,7 +100,7 @@ def test_divergence_is_seen_later_and_tells_the_step(
 ) -> None:
     config = compose(*SHORT, "pe=none", "optimizer.clip_norm=null")
     monkeypatch.setattr(OptimizerSettings, "learning_rate", explode_from(first_bad))
-    with pytest.raises(Diverged, match=rf"at step {first_bad + 1}; the last good checkpoint is"):
+    with pytest.raises(Diverged, match=rf"at step {first_bad + 1}; the best checkpoint so far is"):
         run(config)
     folder = folder_of(config)
     release(folder)
