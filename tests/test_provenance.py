@@ -78,6 +78,8 @@ def test_the_kernel_that_runs_is_named_with_its_compiler(make_model: Callable[..
     assert named("pe=rope") == "PyTorch's scaled_dot_product_attention"
     assert named("pe=cope", "pe.backend=blockwise") == "blockwise"
     assert named("pe=cope").startswith("native (")
+    assert named("pe=cope_alibi") == named("pe=cope_mlp") == "plain PyTorch"
+    assert named("pe=cope_mlp", "pe.first_layer_only=true", "model.num_layers=2").startswith("native (")
 
 
 def test_a_finished_run_of_other_code_is_shown_with_a_word(

@@ -133,7 +133,7 @@ def _attend(
     check_between("dropout", dropout, 0.0, 0.99)
     _check_tensors(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
     computed = torch.promote_types(q.dtype, torch.float32)
-    chosen = _choose(backend, q.device.type, q.dtype)
+    chosen = chosen_backend(backend, q.device.type, q.dtype)
     # With gates and a relative term together, triton's half precision was wrong on an H100 (Triton 3.6), right in Triton's
     # interpreter, and right in float32 on both: until that is understood, float32.
     alike = all(tensor.dtype == q.dtype for tensor in (k, v, gate_keys) if tensor is not None)
@@ -162,7 +162,8 @@ def _attend(
 
 # torch.compile asks once, while it compiles, instead of looking inside; it would look inside a cached function itself.
 @torch.compiler.assume_constant_result
-def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
+def chosen_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that runs where ``backend`` is asked for, on such tensors; UserError where it cannot be had."""
     return _choose_once(backend, device_type, dtype)
 
 

@@ -78,6 +78,11 @@ class PositionEncoding(nn.Module):
         super().__init__()
         self.shape = shape
 
+    @property
+    def kernel(self) -> str | None:
+        """The backend of :func:`cope.cope_attention` that it asks for; None where it needs none."""
+        return None
+
     def embed(self, x: Float[Tensor, "batch time dim"], start: int) -> Float[Tensor, "batch time dim"]:
         """Token embeddings with positions ``start``, ``start + 1``, ... added."""
         return x

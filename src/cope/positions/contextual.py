@@ -104,6 +104,10 @@ class Contextual(Gated):
         num_tables = 1 if share_layers else shape.num_layers
         self.tables = nn.Parameter(torch.randn(num_tables, num_positions, shape.head_dim) * init_std)
 
+    @property
+    def kernel(self) -> str | None:
+        return self.backend
+
     def table(self, layer: int) -> Float[Tensor, "num_positions head_dim"]:
         """The position vectors e[0], e[1], ... of a layer."""
         return self.tables[layer if len(self.tables) > 1 else 0]

@@ -83,6 +83,10 @@ class ContextualMlp(Contextual):
         nn.init.normal_(self.output.weight, std=init_std)
         nn.init.zeros_(self.output.bias)
 
+    @property
+    def kernel(self) -> str | None:
+        return super().kernel if hasattr(self, "tables") else None  # kernels look up tables
+
     def table(self, layer: int) -> Tensor:
         return self.tables[layer - 1 if len(self.tables) > 1 else 0]  # the first layer has none
 

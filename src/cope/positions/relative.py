@@ -34,6 +34,10 @@ class Relative(PositionEncoding):
         self.num_untrained = max(0, num_distances - shape.context) * shape.head_dim
         self.vectors = nn.Parameter(torch.randn(num_distances, shape.head_dim) * shape.head_dim**-0.5)
 
+    @property
+    def kernel(self) -> str | None:
+        return self.backend
+
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
         num_keys = heads.k.shape[-2]
         self.check_length(num_keys)

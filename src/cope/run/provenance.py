@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import cope
-from cope.functional import _choose as chosen_backend
+from cope.functional import chosen_backend
 from cope.kernels.native.build import find_compiler
 from cope.positions.base import PositionEncoding
 from cope.tasks.base import Task
@@ -98,10 +98,10 @@ def _git(*arguments: str) -> str:
 
 def kernel(encoding: PositionEncoding, device: torch.device) -> str:
     """Which backend of :func:`cope.cope_attention` runs, with the compiler of one that is compiled here."""
-    asked = getattr(encoding, "backend", None)
-    if asked is None:
-        return "PyTorch's scaled_dot_product_attention"
-    chosen = chosen_backend(asked, device.type, torch.float32)
+    if encoding.kernel is None:
+        has_bias = type(encoding).bias is not PositionEncoding.bias
+        return "plain PyTorch" if has_bias else "PyTorch's scaled_dot_product_attention"
+    chosen = chosen_backend(encoding.kernel, device.type, torch.float32)
     if chosen != "native":
         return chosen
     told = subprocess.run([*find_compiler(), "--version"], capture_output=True, text=True)
