@@ -1,6 +1,7 @@
 """What the cache of keys and values saves when text is generated, and how the time of a token grows with those before it.
 
     python benchmarks/generation.py
+    python benchmarks/generation.py context=64 lengths=128,256     a shorter sequence, fewer lengths
 
 Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
 rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
@@ -9,12 +10,15 @@ rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from candidates import cope_encoding
 from timing import medians, write_result
 
+from cope.cli import read_settings, run_command
+from cope.errors import check_between
 from cope.model.generate import generate
 from cope.model.transformer import Transformer
 from cope.positions.absolute import Absolute
@@ -23,10 +27,9 @@ from cope.positions.relative import Relative
 from cope.positions.rotary import Rotary
 
 REPEATS = 5
-CONTEXT = 256  # tokens of the sequence that is generated from its first token on
-LENGTHS = [128, 256, 512, 1024, 2048, 4096]  # tokens before the one that is timed
+LONGEST = 4096
 VOCABULARY = 4096
-SHAPE = ModelShape(dim=128, num_layers=4, num_heads=4, context=max(LENGTHS) + REPEATS + 2, longest=max(LENGTHS) + REPEATS + 2)
+SHAPE = ModelShape(dim=128, num_layers=4, num_heads=4, context=LONGEST + REPEATS + 2, longest=LONGEST + REPEATS + 2)
 ENCODINGS: dict[str, Callable[[], PositionEncoding]] = {
     "absolute": lambda: Absolute(SHAPE, beyond="error"),
     "rope": lambda: Rotary(SHAPE, base=10_000.0),
@@ -37,23 +40,33 @@ ENCODINGS: dict[str, Callable[[], PositionEncoding]] = {
 }
 
 
-def with_cache(model: Transformer) -> list[int]:
-    return [0, *generate(model, [0], CONTEXT - 1, temperature=0.0, generator=torch.Generator())]
+def with_cache(model: Transformer, context: int) -> list[int]:
+    return [0, *generate(model, [0], context - 1, temperature=0.0, generator=torch.Generator())]
 
 
 @torch.no_grad()
-def without_cache(model: Transformer) -> list[int]:
+def without_cache(model: Transformer, context: int) -> list[int]:
     """The same tokens, each from a pass over all before it."""
     tokens = [0]
-    while len(tokens) < CONTEXT:
-        ids = torch.tensor([tokens])
-        last = torch.zeros(ids.shape, dtype=torch.bool)
-        last[:, -1] = True
-        tokens.append(int(model(ids, last).argmax()))
+    while len(tokens) < context:
+        last = torch.tensor([len(tokens) - 1])
+        tokens.append(int(model(torch.tensor([tokens]), last).argmax()))
     return tokens
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class GenerationSettings:
+    context: int = 256  # tokens of the sequence that is generated from its first token on
+    lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)  # tokens before the one that is timed
+
+    def __post_init__(self) -> None:
+        for key, value in (("context", self.context), ("lengths", min(self.lengths))):
+            check_between(key, value, 2, LONGEST)
+
+
+def main(arguments: list[str]) -> None:
+    settings = read_settings(arguments, GenerationSettings, "python benchmarks/generation.py")
+    context = settings.context
     torch.set_num_threads(1)
     models = {}
     for label, make in ENCODINGS.items():
@@ -61,12 +74,14 @@ def main() -> None:
         models[label] = Transformer(VOCABULARY, make()).eval()
     rows = []
     for label, model in models.items():
-        seconds = medians({"with": partial(with_cache, model), "without": partial(without_cache, model)}, REPEATS)
-        rates = {name: (CONTEXT - 1) / value for name, value in seconds.items()}
+        seconds = medians(
+            {"with": partial(with_cache, model, context), "without": partial(without_cache, model, context)}, REPEATS
+        )
+        rates = {name: (context - 1) / value for name, value in seconds.items()}
         rows.append({"encoding": label, "tokens_per_s": rates, "ratio": seconds["without"] / seconds["with"]})
         print(f"{label}: {rates['with']:.0f} tokens/s, without the cache {rates['without']:.0f}: {rows[-1]['ratio']:.1f} times")
     growth: list[dict[str, object]] = []
-    for length in LENGTHS:
+    for length in settings.lengths:
         prompt = torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(0)).tolist()
         steps = {}
         for label, model in models.items():
@@ -76,8 +91,8 @@ def main() -> None:
         milliseconds = {label: 1000 * value for label, value in medians(steps, REPEATS).items()}
         growth.append({"tokens_before": length, "ms_per_token": milliseconds})
         print(f"after {length} tokens, ms a token: " + ", ".join(f"{label} {t:.2f}" for label, t in milliseconds.items()))
-    write_result("generation", {"context": CONTEXT, "rows": rows, "growth": growth}, REPEATS)
+    write_result("generation", {"context": context, "rows": rows, "growth": growth}, REPEATS)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, __doc__)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import product
 
 import torch
 
+from cope.cli import read_settings, run_command
 from cope.kernels import native
 from cope.kernels.native.build import find_compiler, library
 
@@ -42,10 +44,16 @@ def exercise(instructions: str) -> None:
     print(f"{built.cope_instructions().decode()}: {count} forward and backward passes, nothing found")
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class SanitizeSettings:
+    instructions: str = ""  # of one kind of processor, in a process that has the sanitizers loaded
+
+
+def main(arguments: list[str]) -> None:
     """Start Python again for each kind of processor, with the sanitizers loaded."""
-    if len(sys.argv) > 1:
-        exercise(sys.argv[1])
+    settings = read_settings(arguments, SanitizeSettings, "python scripts/sanitize.py")
+    if settings.instructions:
+        exercise(settings.instructions)
         return
     own = torch.backends.cpu.get_cpu_capability()
     kinds = [*dict.fromkeys([own, *(["AVX2"] if own == "AVX512" else []), "portable"])]
@@ -57,8 +65,8 @@ def main() -> None:
     # Python and PyTorch never free what lives as long as the process: leaks cannot be told from that.
     environment = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     for kind in kinds:
-        subprocess.run([sys.executable, __file__, kind], check=True, env=environment)
+        subprocess.run([sys.executable, __file__, f"instructions={kind}"], check=True, env=environment)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, __doc__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from cope.errors import UserError
 sys.path.insert(0, str(ROOT / "benchmarks"))  # where they are run from
 import attention
 import candidates
+import generation
 import profile_step
 import profiling
 import training
@@ -167,3 +169,17 @@ def test_what_keeping_memory_gives_is_measured_in_processes_of_their_own(tmp_pat
     recipe = f"scale=smoke task=counting pe=rope data_dir={tmp_path}"
     found = profiling.keeping_memory(recipe, repeats=1)
     assert found["ratio"] == found["ms_per_step"]["with"] / found["ms_per_step"]["without"] > 0
+
+
+def test_generation_is_timed_with_and_without_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generation.main(["context=5", "lengths=4"])
+    rows = json.loads((tmp_path / "outputs/benchmark/generation.json").read_text())["rows"]
+    assert [row["encoding"] for row in rows] == list(generation.ENCODINGS)
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_the_same_tokens_with_and_without_the_cache():
+    torch.manual_seed(0)
+    model = generation.Transformer(generation.VOCABULARY, generation.ENCODINGS["cope"]()).eval()
+    assert generation.with_cache(model, 12) == generation.without_cache(model, 12)

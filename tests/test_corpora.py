@@ -312,8 +312,9 @@ def test_what_a_corpus_leaves_out_itself_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_an_empty_split_is_told(tmp_path: Path, split: str) -> None:
-    texts = {"train": ["one"], "validation": ["two"], "test": ["three"], split: [""]}
+@pytest.mark.parametrize("texts_there", [[""], []])  # an empty one; none at all, as when few documents are split by hash
+def test_an_empty_split_is_told(tmp_path: Path, split: str, texts_there: list[str]) -> None:
+    texts = {"train": ["one"], "validation": ["two"], "test": ["three"], split: texts_there}
     with pytest.raises(UserError, match=rf"corpus=listed: the split '{split}' has no documents.*corpus\.{split}_fraction"):
         prepare(Listed(tmp_path, texts), SETTINGS, tmp_path)
 

@@ -59,6 +59,8 @@ def read_texts(corpus: Corpus, folder: Path, max_documents: int | None = None) -
     seen: dict[str, set[bytes]] = {}
     digests: dict[str, str] = {}
     for split in ("test", "validation", "train"):
+        if next(_rows(corpus, split, max_documents), None) is None:  # which the library would say in words of its own
+            raise _empty(corpus, split, Counter())
         rows = datasets.Dataset.from_generator(
             _rows,
             features=features,

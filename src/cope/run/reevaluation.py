@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_fabric import Fabric
@@ -36,7 +37,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
             defined for.
         HydraException: overrides that Hydra refuses.
     """
-    _, trained, model, _ = load_trained(folder)
+    config, trained, model, _ = load_trained(folder)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.key_or_group.startswith("task."):
             raise UserError(f"{override.key_or_group} cannot be changed after training; allowed: run and task.<key>.")
@@ -48,7 +49,11 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     model.encoding.check_length(task.context_of("test"))
     limit = model.encoding.max_tokens
     too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.context_of(s)) > limit}
-    fabric = Fabric(accelerator="auto", devices=1)
+    # In the precision of the run; TF32, which is a GPU's own, is float32 elsewhere.
+    precision = config.trainer.precision
+    if precision == "tf32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    fabric = Fabric(accelerator="auto", devices=1, precision="32-true" if precision == "tf32" else precision)
     fabric.launch()
     wrapped = fabric.setup_module(model)
     splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits if split not in too_long}
