@@ -92,6 +92,7 @@ def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments
         (["pe.gates=kes"], r"pe\.gates=kes .* Did you mean 'keys'\?"),
         (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 31 tokens, .* 47 are read\."),
         (["+pe.num_position=4"], r"pe\.num_position is not a setting; allowed: .*Did you mean 'num_positions'\?"),
+        (["pe=cope_mlp", "+pe.backend=auto"], r"pe\.backend is not a setting"),  # it has no kernel of its own to choose
         (["pe._target_=cope.nowhere.Nothing"], r"pe\._target_=cope\.nowhere\.Nothing cannot be loaded"),
         (["optimizer.lr=-1"], r"optimizer\.lr=-1\.0 .* above 0"),
         (["optimizer.algorithm=adan"], r"optimizer\.algorithm=adan .* adam, adamw"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from cope.building import as_declared, built_as_declared
 from cope.errors import UserError, check_choice
 from cope.files import user_path
 from cope.run.folder import RunFolder
@@ -91,8 +95,34 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def definition(config: DictConfig) -> dict[str, Any]:
-    """The resolved settings that determine a run's numbers, its seed aside."""
-    settings = resolved(config)
+    """The resolved settings that determine a run's numbers, its seed aside, as the classes that take them have them."""
+    return _part_of_the_run(_as_declared(resolved(config)))
+
+
+def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with the values of each group converted: however a number was typed, it is the same run."""
+    # Imported here, so that a message about a name need not wait for PyTorch.
+    from cope.model.transformer import Transformer
+    from cope.positions.base import ModelShape
+    from cope.run.device import TrainerSettings
+    from cope.run.optimizer import OptimizerSettings
+
+    conversions: dict[str, Callable[[Any], Any]] = {
+        "pe": lambda values: built_as_declared(values, ("shape",)),
+        "task": built_as_declared,
+        "corpus": built_as_declared,
+        "model": lambda values: as_declared(
+            as_declared(values, ModelShape, ("context", "longest")), Transformer, ("vocab_size", "encoding")
+        ),
+        "optimizer": lambda values: as_declared(values, OptimizerSettings),
+        "trainer": lambda values: as_declared(values, TrainerSettings),
+    }
+    convert = {key: conversions[key] for key, values in settings.items() if key in conversions and isinstance(values, dict)}
+    return settings | {key: conversion(settings[key]) for key, conversion in convert.items()}
+
+
+def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
+    settings = copy.deepcopy(settings)
     for path in NOT_PART_OF_THE_RUN:
         *parents, last = path.split(".")
         node = settings
@@ -102,12 +132,30 @@ def definition(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def run_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that stand for :func:`definition`."""
-    text = json.dumps(definition(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _hash(settings: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for ``settings``."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_folder(config: DictConfig) -> RunFolder:
-    """Where the run of ``config`` is."""
-    return RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)
+def run_folder(config: DictConfig, seed: int | None = None) -> RunFolder:
+    """Where the run of ``config`` is, with ``seed`` instead of its own if given."""
+    defined = definition(config)
+    seed = config.seed if seed is None else seed
+    folder = RunFolder.of(config.output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
+    if not folder.config.exists():
+        # Earlier versions named a folder for the settings as they were typed: model.dropout=0 for another than 0.0.
+        for path in sorted(folder.path.parents[1].glob(f"*/{folder.path.name}/config.yaml")):
+            if _defined_by(path, path.stat().st_mtime_ns) == defined:
+                return RunFolder(path.parent)
+    return folder
+
+
+@cache
+def _defined_by(path: Path, modified_ns: int) -> dict[str, Any] | None:
+    """The definition in a run's config.yaml; None if it is not the one that its folder is named for, or is damaged."""
+    try:
+        found = OmegaConf.create(RunFolder(path.parent).read_config())
+    except (UserError, OmegaConfBaseException):
+        return None
+    named_for_it = path.parts[-3] == _hash(_part_of_the_run(resolved(found)))
+    return definition(found) if named_for_it else None

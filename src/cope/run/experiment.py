@@ -19,7 +19,7 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
-from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
+from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
 from cope.run.loggers import Logger, NoLogger
@@ -114,7 +114,7 @@ class Experiment:
         self.logger.start(
             self.folder.path,
             resolved(self.config) | {"provenance": asdict(provenance)},
-            f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
+            f"{self.folder.path.parent.name}-{self.config.pe.name}-{self.config.seed}",
             self.folder.read_metrics(),
         )
         try:

@@ -26,8 +26,7 @@ from omegaconf import DictConfig
 
 from cope.errors import UserError, check_at_least, check_choice
 from cope.overrides import override_problems
-from cope.run.configuration import check_top_level, no_recipe, run_hash
-from cope.run.folder import RunFolder
+from cope.run.configuration import check_top_level, no_recipe, run_folder
 from cope.sweep.jobs import Job
 
 
@@ -92,11 +91,12 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
             place = f"{name}, {section}: {row}"
             base = _composed_row(configs, (*own, *scale), place)
             own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
-            config = _composed_row(configs, (*own, *overrides), place)  # once: the seed is no part of the hash
+            config = _composed_row(configs, (*own, *overrides), place)  # once for all seeds
             check_top_level(config)
             for seed in seeds:
-                folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                runs.append(PlannedRun((*own, *overrides, f"seed={seed}"), folder, config.scale, section, row, seed))
+                runs.append(
+                    PlannedRun((*own, *overrides, f"seed={seed}"), run_folder(config, seed), config.scale, section, row, seed)
+                )
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
