@@ -121,6 +121,9 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         if is_dataclass(hint):
             assert isinstance(hint, type)
             return hint(**arguments(value, hint, key))
+    if isinstance(hint, type) and is_dataclass(hint):
+        allowed = ", ".join(f"{key}.{name}" for name in _parameters(hint))
+        raise UserError(f"{key}={value} is not one setting; allowed: {allowed}.")
     if hint in PLAIN or (get_origin(hint) in (UnionType, list) and set(get_args(hint)) <= PLAIN):
         try:
             return _plain(value, hint)

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,23 +22,13 @@ from cope.run.folder import RunFolder
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
+TABLES = ("pe", "task", "model", "optimizer", "trainer", "logger")  # those that a run cannot do without
 TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
     *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
     *("trainer.threads", "trainer.cuda_graphs"),
 )
-
-
-def no_recipe(error: MissingConfigException, configs: Path) -> str | None:
-    """What to tell a user whose task has no recipe at the scale asked for; None if something else is missing."""
-    group, scale, task = [*str(error.missing_cfg_file).split("/"), "", "", ""][:3]
-    if group != "recipe":
-        return None
-    tasks = sorted(path.stem for path in (configs / group / scale).glob("*.yaml"))
-    scales = sorted(path.parent.name for path in (configs / group).glob(f"*/{task}.yaml"))
-    allowed = f"another task ({', '.join(tasks)}) or scale ({', '.join(scales)})"
-    return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
 
 class Problems:
@@ -64,6 +53,11 @@ class Problems:
 
 def checked(config: DictConfig) -> DictConfig:
     """``config`` with every interpolation resolved, and without keys that must be set and are not."""
+    for group in TABLES:
+        if not isinstance(config.get(group), DictConfig):
+            raise UserError(
+                f"{group}={config.get(group)} is not one setting; allowed: {group}.key=..., see python train.py --help."
+            )
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         from_recipe = all(key.startswith(FROM_RECIPE) for key in missing)

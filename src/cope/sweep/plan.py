@@ -19,14 +19,14 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
 from cope.errors import UserError, check_at_least, check_choice
-from cope.overrides import override_problems
-from cope.run.configuration import check_top_level, no_recipe, run_folder
+from cope.overrides import Composer
+from cope.run.configuration import check_top_level, run_folder
 from cope.sweep.jobs import Job
 
 
@@ -151,9 +151,10 @@ def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> Dict
     try:
         return composed(configs, overrides)
     except HydraException as error:
-        if isinstance(error, MissingConfigException) and (missing := no_recipe(error, configs)):
+        composer = Composer(configs)
+        if missing := composer.no_recipe(error):
             raise NoRecipe(missing) from error
-        problems = override_problems(overrides, configs)
+        problems = composer.problems(overrides)
         if not problems:
             raise
         raise UserError("\n".join(f"{problem} ({place})" for problem in problems)) from error
