@@ -131,9 +131,13 @@ def _hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_folder(config: DictConfig, seed: int | None = None) -> RunFolder:
-    """Where the run of ``config`` is, with ``seed`` instead of its own if given."""
-    defined = definition(config)
+def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, Any] | None = None) -> RunFolder:
+    """Where the run of ``config`` is, with ``seed`` instead of its own if given.
+
+    Args:
+        defined: what :func:`definition` says of it, which takes a moment to find out.
+    """
+    defined = definition(config) if defined is None else defined
     seed = config.seed if seed is None else seed
     folder = RunFolder.of(config.output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
     if not folder.config.exists():

@@ -26,6 +26,7 @@ from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import Provenance, code_fingerprint
+from cope.run.sizes import check_data_fits, check_model_fits, num_weights
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 from cope.threads import num_threads
@@ -62,8 +63,13 @@ class Experiment:
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = model_shape(config, self.task)
-            self.model = build_model(config, self.task, shape)
-            self._check_lengths(self.model.encoding)
+            check_data_fits(self.task)
+            weights = num_weights(lambda other: build_model(config, self.task, other), shape)
+            if not problems.messages:  # without a trainer it cannot be told whether the model fits
+                if weights is not None:
+                    check_model_fits(weights, shape, self.task, self.trainer)
+                self.model = build_model(config, self.task, shape)
+                self._check_lengths(self.model.encoding)
         problems.raise_if_any()
         self.folder = run_folder(config)
 

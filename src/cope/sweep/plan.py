@@ -24,10 +24,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from cope.errors import UserError, check_at_least, check_choice
+from cope.errors import UserError, check_between, check_choice
 from cope.overrides import Composer
-from cope.run.configuration import check_top_level, run_folder
+from cope.run.configuration import check_top_level, definition, run_folder
 from cope.sweep.jobs import Job
+
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
     if num_seeds is not None:
-        check_at_least("number of seeds", num_seeds, 1)
+        check_between("seeds", num_seeds, 1, MOST_SEEDS)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
     _check_overrides(name, content["sections"], overrides)
 
@@ -91,11 +93,14 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
             place = f"{name}, {section}: {row}"
             base = _composed_row(configs, (*own, *scale), place)
             own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
-            config = _composed_row(configs, (*own, *overrides), place)  # once for all seeds
+            config = _composed_row(configs, (*own, *overrides), place)
             check_top_level(config)
+            defined = definition(config)
             for seed in seeds:
                 runs.append(
-                    PlannedRun((*own, *overrides, f"seed={seed}"), run_folder(config, seed), config.scale, section, row, seed)
+                    PlannedRun(
+                        (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed
+                    )
                 )
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
