@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cope.cli import run_command, split_settings
 from cope.errors import UserError
-from cope.overrides import override_problems
+from cope.overrides import Composer
 from cope.run.folder import RunFolder
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     example = "python evaluate.py run=<run folder> [task.key=value ...]"
     settings, overrides = split_settings(arguments, EvaluationSettings, example)
     folder = RunFolder(settings.run)
-    if folder.config.exists() and (problems := override_problems(overrides, folder.path.resolve(), folder.config.stem)):
+    if folder.config.exists() and (problems := Composer(folder.path.resolve(), folder.config.stem).problems(overrides)):
         raise UserError("\n".join(problems))
     scores, path = reevaluate(folder, overrides)
     print(scores_table(scores["headline"], scores["splits"]))

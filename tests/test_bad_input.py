@@ -39,6 +39,12 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
         (["pe=cop"], [r"pe=cop is not known; allowed: absolute, .*sinusoidal\. Did you mean 'cope'\?"]),
         (["task=countin"], [r"task=countin .* counting, flip_flop, .*\. Did you mean 'counting'\?"]),
         (["-m", "pe=cope,rop", "scale=smok"], ["pe=rop .*'rope'", "scale=smok .*'smoke'"]),
+        (["pe=null"], [r"pe=null is not known; allowed: absolute, "]),
+        (["recipe=paper/countin"], [r"recipe=paper/countin .* paper/counting, .*Did you mean 'paper/counting'\?"]),
+        (["hydra/launcher=loca"], [r"hydra/launcher=loca .*Did you mean 'local'\?"]),
+        (["=3"], [r"^=3 is not a setting\. Allowed: .*trainer"]),
+        (["peh.num=3"], [r"peh\.num is not a setting\. Allowed: .*trainer"]),
+        (["~pe.nope"], [r"pe\.nope is not a setting\. Allowed: .*num_positions"]),
         (["trainer.stepz=3"], [r"trainer\.stepz is not a setting\. .*batch_size, .*Did you mean 'trainer\.steps'\?"]),
         (["sed=3", "pe.num_position=3"], ["sed is .*'seed'", r"pe\.num_position is .*gates, .*'pe\.num_positions'"]),
         (
@@ -64,12 +70,44 @@ def test_unknown_names_on_the_command_line(
         ["pe=rope", "pe.base=100"],
         ["-m", "pe=cope,cope_mlp", "pe.num_positions=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
         ["+task.splits.rare={pass_weight: 400}", "logger=none"],
-        ["pe=nonsense", "-sc", "query=bash"],  # completion asks with half a word
+        ["-sc", "query=bash"],  # completion, which has its half a word from the environment
+        ["task=counting", "recipe=paper/counting"],
+        ["-m", "seed=range(1,100000)", "optimizer.lr=choice(1e-3,2e-3)"],
     ],
 )
 def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
     check_overrides(arguments, "configs")
+
+
+@pytest.fixture
+def my_configs(tmp_path: Path) -> Path:
+    """A folder with an encoding of the user's own."""
+    (tmp_path / "pe").mkdir()
+    (tmp_path / "pe" / "mine.yaml").write_text("defaults: [cope, _self_]\nname: mine\nnum_positions: 4\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", ["--config-dir {}", "hydra.searchpath=[file://{}]", "--config-dir={} -m seed=1,2"])
+def test_configurations_of_the_users_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, my_configs: Path, way: str
+) -> None:
+    arguments = way.format(my_configs).split()
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
+    check_overrides([*arguments, "pe=mine", "pe.num_positions=3"], "configs")
+    assert not capsys.readouterr().err
+    (line,) = told(capsys, monkeypatch, *arguments, "pe=min")
+    assert re.search(r"pe=min is not known; allowed: .*, mine, .*Did you mean 'mine'\?", line)
+    (line,) = told(capsys, monkeypatch, *arguments, "pe=mine", "pe.num_position=3")
+    assert re.search(r"pe\.num_position is not a setting\. Allowed with pe=mine: .*'pe\.num_positions'", line)
+
+
+@pytest.mark.slow
+def test_an_encoding_of_the_users_own_runs(my_configs: Path) -> None:
+    few = ("scale=smoke", "trainer.steps=4", "trainer.eval_every=2", "task.num_test=16", "task.num_validation=16")
+    finished = train("--config-dir", str(my_configs), "pe=mine", "logger=none", *few, folder=my_configs)
+    assert finished.returncode == 0, finished.stderr
+    assert list((my_configs / "outputs" / "counting" / "mine").glob("*/seed=1/result.json"))
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------------
@@ -79,6 +117,9 @@ def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments
     ("overrides", "expected"),
     [
         (["trainer.steps=foo"], r"trainer\.steps='?foo.* wrong type; allowed: int"),
+        (["model=3"], r"^model=3 is not one setting; allowed: model\.key=\.\.\., "),
+        (["task=code", "task.tokenizer=3"], r"^task\.tokenizer=3 is not one setting; allowed: task\.tokenizer\.kind, "),
+        (["++pe.nope=1"], r"^pe\.nope is not a setting; allowed: .*num_positions"),
         (["trainer.steps=1.5"], r"trainer\.steps=1\.5 .* int"),
         (["trainer.steps=null"], r"trainer\.steps=None .* int"),
         (["pe.num_positions=abc"], r"pe\.num_positions='?abc.* int"),
@@ -92,6 +133,7 @@ def test_what_is_right_is_let_through(monkeypatch: pytest.MonkeyPatch, arguments
         (["pe.gates=kes"], r"pe\.gates=kes .* Did you mean 'keys'\?"),
         (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 31 tokens, .* 47 are read\."),
         (["+pe.num_position=4"], r"pe\.num_position is not a setting; allowed: .*Did you mean 'num_positions'\?"),
+        (["pe=cope_mlp", "+pe.backend=auto"], r"pe\.backend is not a setting"),  # it has no kernel of its own to choose
         (["pe._target_=cope.nowhere.Nothing"], r"pe\._target_=cope\.nowhere\.Nothing cannot be loaded"),
         (["optimizer.lr=-1"], r"optimizer\.lr=-1\.0 .* above 0"),
         (["optimizer.algorithm=adan"], r"optimizer\.algorithm=adan .* adam, adamw"),

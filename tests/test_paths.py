@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from cope.cli import read_settings
 from cope.errors import UserError
 from cope.files import user_path
-from cope.overrides import override_problems
+from cope.overrides import Composer
 from cope.run.configuration import check_top_level, run_folder
 
 
@@ -58,10 +58,10 @@ def test_no_such_home(typed: str, compose: Callable[..., DictConfig]) -> None:
 @pytest.mark.parametrize("value", ["~/x", "/tmp/ü", "/tmp/a=b", "/tmp/(x)", "{x", "a;b"])
 @pytest.mark.parametrize("key", ["output_dir", "data_dir", "+corpus.train"])
 def test_values_that_need_quotes_are_told_with_them(key: str, value: str) -> None:
-    (problem,) = override_problems(["pe=none", f"{key}={value}"], CONFIGS)
+    (problem,) = Composer(CONFIGS).problems(["pe=none", f"{key}={value}"])
     assert problem.startswith(f"{key}={value} cannot be read") and problem.endswith(f"\"{key}='{value}'\"")
 
 
 @pytest.mark.parametrize("argument", ["output_dir='~/x'", "output_dir=/tmp/x", "seed=1,2", "output_dir='/tmp/ü'"])
 def test_values_that_need_none_are_left_alone(argument: str) -> None:
-    assert override_problems([argument], CONFIGS) == []
+    assert Composer(CONFIGS).problems([argument]) == []

@@ -7,9 +7,10 @@ those of the constructors that take them, so that a new encoding needs no schema
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass, make_dataclass
-from types import UnionType
+from functools import cache
+from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_class
@@ -17,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import UserError, nearest
+
+PLAIN = {int, float, bool, str, NoneType}  # what OmegaConf converts to
 
 
 def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: Collection[str] = ()) -> dict[str, Any]:
@@ -45,11 +48,54 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: 
     }
 
 
+def as_declared(values: Mapping[str, Any], target: Callable[..., Any], provided: Collection[str] = ()) -> dict[str, Any]:
+    """``values`` as ``target`` will have them, its defaults among them: all spellings of a setting come to the same.
+
+    What ``target`` would refuse is left as it is.
+    """
+    parameters = {name: parameter for name, parameter in _parameters(target).items() if name not in provided}
+    hints = {"name": str} | {name: parameter.hint for name, parameter in parameters.items()}
+    defaults = {name: parameter.default for name, parameter in parameters.items() if not parameter.is_required}
+    return defaults | {name: _as_declared(value, hints.get(name)) for name, value in values.items()}
+
+
+def built_as_declared(values: Any, provided: Collection[str] = ()) -> Any:
+    """As :func:`as_declared`, for the class that ``values["_target_"]`` names; as they are if there is none."""
+    try:
+        target = get_class(values["_target_"])
+    except Exception:  # of several kinds, see :func:`build`, which tells of them
+        return values
+    return as_declared(values, target, provided)
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            return built_as_declared(value)
+        return as_declared(value, hint) if isinstance(hint, type) and is_dataclass(hint) else _table(value)
+    try:
+        return _converted(value, hint, "")
+    except UserError:
+        return value
+
+
+def _table(value: Any) -> Any:
+    """A table whose entries no type is declared for: there a number that is whole is an int, and an empty entry a table."""
+    if isinstance(value, dict):
+        return {name: _table({} if entry is None else entry) for name, entry in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _Parameter(NamedTuple):
     hint: Any
-    is_required: bool
+    default: Any
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is inspect.Parameter.empty
 
 
+@cache
 def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
     """What ``target`` takes, by name; where a constructor hands ``**others`` on, what its base takes as well."""
     owners = target.__mro__ if inspect.isclass(target) and not is_dataclass(target) else (target,)
@@ -61,9 +107,7 @@ def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
         hints = get_type_hints(function)
         own = [parameter for name, parameter in inspect.signature(function).parameters.items() if name != "self"]
         others = [parameter for parameter in own if parameter.kind is parameter.VAR_KEYWORD]
-        found |= {
-            p.name: _Parameter(hints[p.name], p.default is p.empty) for p in own if p not in others and p.name not in found
-        }
+        found |= {p.name: _Parameter(hints[p.name], p.default) for p in own if p not in others and p.name not in found}
         if not others:
             break
     return found
@@ -77,15 +121,40 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         if is_dataclass(hint):
             assert isinstance(hint, type)
             return hint(**arguments(value, hint, key))
-    plain = {int, float, bool, str, type(None)}
-    if hint in plain or (get_origin(hint) in (UnionType, list) and set(get_args(hint)) <= plain):
+    if isinstance(hint, type) and is_dataclass(hint):
+        allowed = ", ".join(f"{key}.{name}" for name in _parameters(hint))
+        raise UserError(f"{key}={value} is not one setting; allowed: {allowed}.")
+    if hint in PLAIN or (get_origin(hint) in (UnionType, list) and set(get_args(hint)) <= PLAIN):
         try:
-            schema = OmegaConf.structured(make_dataclass("Schema", [("value", hint)]))
-            value = OmegaConf.merge(schema, {"value": value}).value
+            return _plain(value, hint)
         except OmegaConfBaseException as error:
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise UserError(f"{key}={value!r} has the wrong type; allowed: {wanted}.") from error
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """``value`` converted by OmegaConf; of several types, to the first that takes it, text last."""
+    if get_origin(hint) is UnionType:
+        if value is None and NoneType in get_args(hint):
+            return None
+        *others, last = sorted(set(get_args(hint)) - {NoneType}, key=lambda kind: kind is str)
+        for kind in others:
+            try:
+                return _plain(value, kind)
+            except OmegaConfBaseException:
+                continue
+        return _plain(value, last)
+    converted = value if type(value) is hint else OmegaConf.merge(_schema(hint), {"value": value}).value
+    if OmegaConf.is_config(converted):
+        return OmegaConf.to_container(converted, resolve=True)
+    return converted + 0.0 if isinstance(converted, float) else converted  # -0.0 is 0.0
+
+
+@cache
+def _schema(hint: Any) -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(make_dataclass("Schema", [("value", hint)]))
+    return schema
 
 
 def build(node: DictConfig, key: str, **provided: Any) -> Any:

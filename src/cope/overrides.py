@@ -1,4 +1,7 @@
-"""Names in overrides that do not exist, told with the nearest that do before Hydra composes anything."""
+"""What to tell a user of overrides that Hydra refuses: which name is unknown, what is allowed, and the nearest that is.
+
+Hydra has the first word: whatever it composes is let through, from wherever on its search path the configurations come.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,171 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from cope.errors import nearest
-from cope.run.configuration import no_recipe
 
 
 def check_overrides(arguments: Sequence[str], config_folder: str, config_name: str = "train") -> None:
-    """Exit with one message if an override names a choice or a key that does not exist.
+    """Exit with one message if Hydra will refuse a choice or a key on the command line.
 
-    Hydra refuses them too; this adds the nearest match, and says it of every override at once.
+    It says so of the first; this adds what is allowed and the nearest match, of every override at once.
     """
-    if {"-sc", "--shell-completion"} & set(arguments):
-        return
-    problems = override_problems(arguments, Path(sys.argv[0]).resolve().parent / config_folder, config_name)
+    typed = get_args_parser().parse_args(list(arguments))
+    if typed.shell_completion or typed.hydra_help or typed.info or typed.experimental_rerun:
+        return  # nothing of this project is composed, or from half a word
+    folder = Path(sys.argv[0]).resolve().parent / (typed.config_path or config_folder)
+    problems = Composer(folder, typed.config_name or config_name, typed.config_dir).problems(typed.overrides)
     if problems:
         print("\n".join(problems), file=sys.stderr)
         sys.exit(1)
 
 
-def override_problems(arguments: Sequence[str], folder: Path, config_name: str = "train") -> list[str]:
-    """What is wrong with the names in overrides, given the configurations in ``folder``, or with how they are typed."""
-    if unquoted := [hint for argument in arguments if (hint := _hint_to_quote(argument))]:
-        return unquoted
-    try:
-        overrides = OverridesParser.create().parse_overrides(
-            [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        )
-    except HydraException:
-        return []  # Hydra shows where the syntax goes wrong
-    overrides = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
-    try:
-        return (
-            _unknown_choices(overrides, folder)
-            or _missing_recipes(overrides, folder, config_name)
-            or _unused_groups(overrides, folder, config_name)
-            or _unknown_keys(overrides, folder, config_name)
-        )
-    except HydraException:
-        return []  # a sweep that only Hydra can spell out, such as glob(*)
+class Composer:
+    """Composes as Hydra's command line does, and explains why it cannot.
+
+    Args:
+        folder: of the configurations.
+        further: a folder of the user's own, searched first: Hydra's ``--config-dir``.
+    """
+
+    def __init__(self, folder: Path, config_name: str = "train", further: str | None = None) -> None:
+        search_path = create_config_search_path(str(folder))
+        if further is not None:
+            path = f"file://{Path(further).absolute()}"
+            search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
+        self.loader = ConfigLoaderImpl(search_path)
+        Hydra(config_name, self.loader)  # registers Hydra's resolvers and the job's name, on which configurations rely
+        self.config_name = config_name
+        self.search_path: list[str] = []  # the override of hydra.searchpath, if there is one
+
+    def problems(self, overrides: Sequence[str]) -> list[str]:
+        """Why ``overrides`` cannot be composed; none if they can, or if only Hydra knows."""
+        try:
+            parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+            self.search_path = [_text(override) for override in parsed if override.key_or_group == "hydra.searchpath"]
+            combinations = list(itertools.product(*map(self._alternatives, parsed)))
+        except HydraException:
+            # Of others Hydra shows where the syntax goes wrong, or they are a sweep for a sweeper of another kind.
+            return [hint for override in overrides if (hint := _hint_to_quote(override))]
+        found: dict[str, None] = {}
+        for combination in combinations:
+            try:
+                self._composed(combination)
+            except (HydraException, ValueError) as error:  # the latter where a choice is a number or null
+                if unknown := self._unknown_choices(parsed):
+                    return unknown
+                missing = self.no_recipe(error)
+                found |= dict.fromkeys(
+                    [missing] if missing else self._unused_groups(combination) or self._unknown_keys(combination)
+                )
+        return list(found)
+
+    def no_recipe(self, error: Exception) -> str | None:
+        """What to tell a user whose task has no recipe at the scale asked for; None if something else is wrong."""
+        if not isinstance(error, MissingConfigException):
+            return None
+        group, scale, task = [*str(error.missing_cfg_file).split("/"), "", "", ""][:3]
+        if group != "recipe":
+            return None
+        recipes = [choice.partition("/")[::2] for choice in self._choices(group)]
+        tasks = [other_task for other_scale, other_task in recipes if other_scale == scale]
+        scales = [other_scale for other_scale, other_task in recipes if other_task == task]
+        others = [f"another {key} ({', '.join(names)})" for key, names in (("task", tasks), ("scale", scales)) if names]
+        allowed = " or ".join([*others, "a recipe of another, as recipe=laptop/counting"])
+        return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+        return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
+
+    def _choices(self, group: str) -> list[str]:
+        """Of a group, those in groups below it as ``below/choice``; none if there is no such group."""
+        if not group:
+            return []
+        where = (self.config_name, self.search_path)
+        below = self.loader.get_group_options(group, ObjectType.GROUP, *where)
+        return [
+            *self.loader.get_group_options(group, ObjectType.CONFIG, *where),
+            *(f"{name}/{choice}" for name in below for choice in self._choices(f"{group}/{name}")),
+        ]
+
+    def _alternatives(self, override: Override) -> list[str]:
+        """What stands for ``override``: each choice of a group that is swept; of a setting one value, as good as any."""
+        if not override.is_sweep_override():
+            return [_text(override)]
+        values = (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+        return list(values) if self._choices(override.key_or_group) else list(itertools.islice(values, 1))
+
+    def _unknown_choices(self, overrides: Sequence[Override]) -> list[str]:
+        problems = []
+        for override in overrides:
+            group, choices = override.key_or_group, self._choices(override.key_or_group)
+            for text in self._alternatives(override) if choices and not override.is_delete() else []:
+                value = text.partition("=")[2].strip("'\"")
+                if value not in choices:
+                    problems.append(f"{group}={value} is not known; allowed: {', '.join(choices)}.{nearest(value, choices)}")
+        return problems
+
+    def _groups(self, overrides: Sequence[str]) -> list[Override]:
+        parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+        return [override for override in parsed if self._choices(override.key_or_group) and not override.is_delete()]
+
+    def _unused_groups(self, overrides: Sequence[str]) -> list[str]:
+        """Groups that only some tasks have, such as ``corpus``, chosen for one that has none."""
+        groups = self._groups(overrides)
+        problems = []
+        for override in groups:
+            others = [_text(other) for other in groups if other != override]
+            try:
+                used = override.key_or_group in self._composed([*self.search_path, *others])
+            except HydraException:
+                continue  # another is to blame
+            if not used and not override.key_or_group.startswith("hydra/"):
+                where = f"with {', '.join(others)}" if others else "by default"
+                problems.append(
+                    f"{override.key_or_group}={override.value()} has no effect: {where} nothing has a {override.key_or_group}."
+                )
+        return problems
+
+    def _unknown_keys(self, overrides: Sequence[str]) -> list[str]:
+        groups = [_text(override) for override in self._groups(overrides)]
+        try:
+            known = _known_keys(self._composed([*self.search_path, *groups]))
+        except HydraException:
+            return []
+        problems = []
+        for override in OverridesParser.create().parse_overrides([text for text in overrides if text not in groups]):
+            key = override.key_or_group
+            if key in known or override.is_add() or override.is_force_add():
+                continue
+            parent = key.rpartition(".")[0]
+            while parent and not any(other.startswith(f"{parent}.") for other in known):
+                parent = parent.rpartition(".")[0]
+            allowed = sorted(other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent != other)
+            where = f" with {', '.join(groups)}" if groups else ""
+            problems.append(
+                f"{key or _text(override)} is not a setting. Allowed{where}: {', '.join(allowed)}.{nearest(key, known)}"
+            )
+        return problems
 
 
 def _hint_to_quote(argument: str) -> str:
     """What to tell of ``key=value`` that Hydra's grammar has no place for, if quotes help; else an empty string."""
     key, equals, value = argument.partition("=")
-    if not equals or argument.startswith("-") or "'" in value or _is_parsed(argument):
+    if not equals or "'" in value or _is_parsed(argument):
         return ""
     quoted = f"{key}='{value}'"
     if not _is_parsed(quoted):
-        return ""  # Hydra shows where the syntax goes wrong
+        return ""
     return f'{argument} cannot be read: such a value needs quotes, and those need others for the shell: "{quoted}"'
 
 
@@ -71,106 +186,10 @@ def _is_parsed(argument: str) -> bool:
     return True
 
 
-def _choices(folder: Path, group: str) -> list[str]:
-    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
-
-
-def _typed(override: Override) -> list[object]:
-    """Values as they are, where they can be told without composing."""
-    return [{}] if override.is_sweep_override() else [override.value()]
-
-
-def _is_group(override: Override, folder: Path) -> bool:
-    return (folder / override.key_or_group).is_dir()
-
-
-def _unknown_choices(overrides: Sequence[Override], folder: Path) -> list[str]:
-    problems = []
-    for override in overrides:
-        if _is_group(override, folder) and not override.is_delete():
-            choices = _choices(folder, override.key_or_group)
-            for value in _values(override):
-                if value not in choices:
-                    listed = ", ".join(choices)
-                    problems.append(
-                        f"{override.key_or_group}={value} is not known; allowed: {listed}.{nearest(value, choices)}"
-                    )
-    return problems
-
-
-def _missing_recipes(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    """Combinations of scale and task that have no recipe."""
-    chosen = [override for override in overrides if override.key_or_group in ("scale", "task")]
-    if not chosen:
-        return []  # the defaults have one
-    problems = []
-    for names in itertools.product(*[[f"{group.key_or_group}={value}" for value in _values(group)] for group in chosen]):
-        try:
-            with initialize_config_dir(str(folder), version_base="1.3"):
-                compose(config_name, overrides=list(names))
-        except MissingConfigException as error:
-            problem = no_recipe(error, folder)
-            problems += [problem] if problem else []
-    return problems
-
-
-def _unused_groups(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    """Groups that only some tasks have, such as ``corpus``, chosen for one that has none."""
-    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
-    problems = []
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        always = set(compose(config_name))
-        for override in groups:
-            if override.key_or_group not in always:
-                others = [f"{_prefix(group)}{group.key_or_group}={_values(group)[0]}" for group in groups if group != override]
-                if override.key_or_group not in compose(config_name, overrides=others):
-                    where = f"with {', '.join(others)}" if others else "by default"
-                    problems.append(
-                        f"{override.key_or_group}={_values(override)[0]} has no effect: {where} nothing has a "
-                        f"{override.key_or_group}."
-                    )
-    return problems
-
-
-def _unknown_keys(overrides: Sequence[Override], folder: Path, config_name: str) -> list[str]:
-    groups = [override for override in overrides if _is_group(override, folder) and not override.is_delete()]
-    keys = [
-        override for override in overrides
-        if not _is_group(override, folder) and not (override.is_add() or override.is_force_add() or override.is_delete())
-    ]  # fmt: skip
-    if not keys:
-        return []
-    problems: dict[str, None] = {}
-    for choice in itertools.product(*[_values(group) for group in groups]):
-        names = [f"{_prefix(group)}{group.key_or_group}={value}" for group, value in zip(groups, choice, strict=True)]
-        try:
-            with initialize_config_dir(str(folder), version_base="1.3"):
-                config = compose(config_name, overrides=names)
-        except HydraException:
-            continue  # not a combination that exists: Hydra says why
-        known = _known_keys(config)
-        for override in keys:
-            key = override.key_or_group
-            settings = OmegaConf.select(config, key) if key in known and not OmegaConf.is_missing(config, key) else None
-            if isinstance(settings, DictConfig) and not all(isinstance(value, dict) for value in _typed(override)):
-                problems[f"{key} is not one setting. Allowed: {', '.join(f'{key}.{own!s}' for own in settings)}."] = None
-            elif key not in known:
-                where = f" with {', '.join(names)}" if names else ""
-                siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-                allowed = f" Allowed{where}: {', '.join(sorted(siblings))}." if siblings else ""
-                guess = nearest(key, known)
-                problems[f"{key} is not a setting.{allowed}{guess}"] = None
-    return list(problems)
-
-
-def _prefix(override: Override) -> str:
-    return "+" if override.is_add() else "++" if override.is_force_add() else ""
+def _text(override: Override) -> str:
+    """As it was typed."""
+    assert override.input_line is not None
+    return override.input_line
 
 
 def _known_keys(config: DictConfig, prefix: str = "") -> set[str]:

@@ -94,7 +94,7 @@ class Contextual(Gated):
         share_layers: bool,
         init_std: float,
         gates: str,
-        backend: str = "auto",  # not in every choice of pe: cope_mlp has no kernel of its own
+        backend: str,
     ) -> None:
         super().__init__(shape, num_positions=num_positions, gates=gates)
         check_choice("pe.scale", scale, SCALES)

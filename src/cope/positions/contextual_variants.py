@@ -58,7 +58,7 @@ class ContextualMlp(Contextual):
         init_std: standard deviation of the output layer's initial values, and of the tables'; 0 starts without position, as
             the paper's table does.
         share_layers: concerns the tables.
-        **contextual: as in :class:`Contextual`.
+        num_positions, scale, gates: as in :class:`Contextual`.
     """
 
     def __init__(
@@ -69,9 +69,14 @@ class ContextualMlp(Contextual):
         first_layer_only: bool,
         share_layers: bool,
         init_std: float,
-        **contextual: Any,
+        num_positions: int,
+        scale: str,
+        gates: str,
     ) -> None:
-        super().__init__(shape, share_layers=share_layers, init_std=init_std, **contextual)
+        super().__init__(
+            shape, num_positions=num_positions, scale=scale, share_layers=share_layers, init_std=init_std, gates=gates,
+            backend="auto",
+        )  # fmt: skip
         check_at_least("pe.width", width, 1)
         self.first_layer_only = first_layer_only
         if not first_layer_only or shape.num_layers == 1:

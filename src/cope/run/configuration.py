@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from cope.building import as_declared, built_as_declared
 from cope.errors import UserError, check_choice
 from cope.files import user_path
 from cope.run.folder import RunFolder
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
+TABLES = ("pe", "task", "model", "optimizer", "trainer", "logger")  # those that a run cannot do without
 TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
     *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
     *("trainer.threads", "trainer.cuda_graphs"),
 )
-
-
-def no_recipe(error: MissingConfigException, configs: Path) -> str | None:
-    """What to tell a user whose task has no recipe at the scale asked for; None if something else is missing."""
-    group, scale, task = [*str(error.missing_cfg_file).split("/"), "", "", ""][:3]
-    if group != "recipe":
-        return None
-    tasks = sorted(path.stem for path in (configs / group / scale).glob("*.yaml"))
-    scales = sorted(path.parent.name for path in (configs / group).glob(f"*/{task}.yaml"))
-    allowed = f"another task ({', '.join(tasks)}) or scale ({', '.join(scales)})"
-    return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
 
 class Problems:
@@ -60,6 +53,11 @@ class Problems:
 
 def checked(config: DictConfig) -> DictConfig:
     """``config`` with every interpolation resolved, and without keys that must be set and are not."""
+    for group in TABLES:
+        if not isinstance(config.get(group), DictConfig):
+            raise UserError(
+                f"{group}={config.get(group)} is not one setting; allowed: {group}.key=..., see python train.py --help."
+            )
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         from_recipe = all(key.startswith(FROM_RECIPE) for key in missing)
@@ -91,8 +89,34 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def definition(config: DictConfig) -> dict[str, Any]:
-    """The resolved settings that determine a run's numbers, its seed aside."""
-    settings = resolved(config)
+    """The resolved settings that determine a run's numbers, its seed aside, as the classes that take them have them."""
+    return _part_of_the_run(_as_declared(resolved(config)))
+
+
+def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with the values of each group converted: however a number was typed, it is the same run."""
+    # Imported here, so that a message about a name need not wait for PyTorch.
+    from cope.model.transformer import Transformer
+    from cope.positions.base import ModelShape
+    from cope.run.device import TrainerSettings
+    from cope.run.optimizer import OptimizerSettings
+
+    conversions: dict[str, Callable[[Any], Any]] = {
+        "pe": lambda values: built_as_declared(values, ("shape",)),
+        "task": built_as_declared,
+        "corpus": built_as_declared,
+        "model": lambda values: as_declared(
+            as_declared(values, ModelShape, ("context", "longest")), Transformer, ("vocab_size", "encoding")
+        ),
+        "optimizer": lambda values: as_declared(values, OptimizerSettings),
+        "trainer": lambda values: as_declared(values, TrainerSettings),
+    }
+    convert = {key: conversions[key] for key, values in settings.items() if key in conversions and isinstance(values, dict)}
+    return settings | {key: conversion(settings[key]) for key, conversion in convert.items()}
+
+
+def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
+    settings = copy.deepcopy(settings)
     for path in NOT_PART_OF_THE_RUN:
         *parents, last = path.split(".")
         node = settings
@@ -102,12 +126,34 @@ def definition(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def run_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that stand for :func:`definition`."""
-    text = json.dumps(definition(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _hash(settings: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for ``settings``."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_folder(config: DictConfig) -> RunFolder:
-    """Where the run of ``config`` is."""
-    return RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), config.seed)
+def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, Any] | None = None) -> RunFolder:
+    """Where the run of ``config`` is, with ``seed`` instead of its own if given.
+
+    Args:
+        defined: what :func:`definition` says of it, which takes a moment to find out.
+    """
+    defined = definition(config) if defined is None else defined
+    seed = config.seed if seed is None else seed
+    folder = RunFolder.of(config.output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
+    if not folder.config.exists():
+        # Earlier versions named a folder for the settings as they were typed: model.dropout=0 for another than 0.0.
+        for path in sorted(folder.path.parents[1].glob(f"*/{folder.path.name}/config.yaml")):
+            if _defined_by(path, path.stat().st_mtime_ns) == defined:
+                return RunFolder(path.parent)
+    return folder
+
+
+@cache
+def _defined_by(path: Path, modified_ns: int) -> dict[str, Any] | None:
+    """The definition in a run's config.yaml; None if it is not the one that its folder is named for, or is damaged."""
+    try:
+        found = OmegaConf.create(RunFolder(path.parent).read_config())
+    except (UserError, OmegaConfBaseException):
+        return None
+    named_for_it = path.parts[-3] == _hash(_part_of_the_run(resolved(found)))
+    return definition(found) if named_for_it else None

@@ -10,8 +10,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from cope.errors import UserError, check_at_least, check_choice
+from cope.errors import UserError, check_at_least, check_between, check_choice
 
+MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 
 
@@ -54,7 +55,7 @@ class TrainerSettings:
         for key in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "devices", "num_nodes"):
             check_at_least(f"trainer.{key}", getattr(self, key), 1)
         if self.threads is not None:
-            check_at_least("trainer.threads", self.threads, 1)
+            check_between("trainer.threads", self.threads, 1, MOST_THREADS)
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
         check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
         check_choice("trainer.precision", self.precision, PRECISIONS)
@@ -66,6 +67,8 @@ class TrainerSettings:
             raise UserError("trainer.precision=tf32 has no effect on a CPU; allowed there: 32-true, bf16-mixed.")
         if self.cuda_graphs is True and self.accelerator == "cpu":
             raise UserError("trainer.cuda_graphs=true needs a GPU; allowed on a CPU: auto, false.")
+        if self.accelerator == "cuda" and self.devices > (there := torch.cuda.device_count()):
+            raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
         parts = self.devices * self.num_nodes * self.accumulate

@@ -19,13 +19,14 @@ from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
-from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder, run_hash
+from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.evaluation import score_split
 from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import Provenance, code_fingerprint
+from cope.run.sizes import check_data_fits, check_model_fits, num_weights
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 from cope.threads import num_threads
@@ -62,8 +63,13 @@ class Experiment:
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = model_shape(config, self.task)
-            self.model = build_model(config, self.task, shape)
-            self._check_lengths(self.model.encoding)
+            check_data_fits(self.task)
+            weights = num_weights(lambda other: build_model(config, self.task, other), shape)
+            if not problems.messages:  # without a trainer it cannot be told whether the model fits
+                if weights is not None:
+                    check_model_fits(weights, shape, self.task, self.trainer)
+                self.model = build_model(config, self.task, shape)
+                self._check_lengths(self.model.encoding)
         problems.raise_if_any()
         self.folder = run_folder(config)
 
@@ -114,7 +120,7 @@ class Experiment:
         self.logger.start(
             self.folder.path,
             resolved(self.config) | {"provenance": asdict(provenance)},
-            f"{run_hash(self.config)}-{self.config.pe.name}-{self.config.seed}",
+            f"{self.folder.path.parent.name}-{self.config.pe.name}-{self.config.seed}",
             self.folder.read_metrics(),
         )
         try:

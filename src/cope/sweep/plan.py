@@ -19,16 +19,17 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from cope.errors import UserError, check_at_least, check_choice
-from cope.overrides import override_problems
-from cope.run.configuration import check_top_level, no_recipe, run_hash
-from cope.run.folder import RunFolder
+from cope.errors import UserError, check_between, check_choice
+from cope.overrides import Composer
+from cope.run.configuration import check_top_level, definition, run_folder
 from cope.sweep.jobs import Job
+
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
     if num_seeds is not None:
-        check_at_least("number of seeds", num_seeds, 1)
+        check_between("seeds", num_seeds, 1, MOST_SEEDS)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
     _check_overrides(name, content["sections"], overrides)
 
@@ -92,11 +93,15 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
             place = f"{name}, {section}: {row}"
             base = _composed_row(configs, (*own, *scale), place)
             own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
-            config = _composed_row(configs, (*own, *overrides), place)  # once: the seed is no part of the hash
+            config = _composed_row(configs, (*own, *overrides), place)
             check_top_level(config)
+            defined = definition(config)
             for seed in seeds:
-                folder = RunFolder.of(config.output_dir, config.task.name, config.pe.name, run_hash(config), seed)
-                runs.append(PlannedRun((*own, *overrides, f"seed={seed}"), folder, config.scale, section, row, seed))
+                runs.append(
+                    PlannedRun(
+                        (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed
+                    )
+                )
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
@@ -151,9 +156,10 @@ def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> Dict
     try:
         return composed(configs, overrides)
     except HydraException as error:
-        if isinstance(error, MissingConfigException) and (missing := no_recipe(error, configs)):
+        composer = Composer(configs)
+        if missing := composer.no_recipe(error):
             raise NoRecipe(missing) from error
-        problems = override_problems(overrides, configs)
+        problems = composer.problems(overrides)
         if not problems:
             raise
         raise UserError("\n".join(f"{problem} ({place})" for problem in problems)) from error

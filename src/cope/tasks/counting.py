@@ -98,6 +98,10 @@ class Counting(SyntheticTask):
         return self.context
 
     @property
+    def longest_drawn(self) -> int:
+        return self.max_operations + PRINT_TOKENS  # an operation has at least one
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
         """Always at least five variable names: the models of the paper's 1, 3 and 5 variables then have the same size."""
         values = tuple(str(value) for value in range(self.max_value + 1))

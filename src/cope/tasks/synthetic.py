@@ -116,6 +116,11 @@ class SyntheticTask(Task):
     def longest_sequence(self) -> int:
         """The most tokens a sequence has."""
 
+    @property
+    def longest_drawn(self) -> int:
+        """The most tokens a sequence has before it is cut, or a number below that."""
+        return self.longest_sequence
+
     @abstractmethod
     def generate(self, num: int, random: np.random.Generator) -> Examples:
         """Generate ``num`` examples."""

@@ -1,0 +1,102 @@
+"""What a run needs of memory at the very least, told before any is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cope.errors import UserError
+from cope.model.transformer import Transformer
+from cope.positions.base import ModelShape
+from cope.run.device import TrainerSettings
+from cope.tasks.base import Task
+from cope.tasks.synthetic import SyntheticTask
+
+TOKEN_BYTES = 2  # of generated data: a byte for the token, and one for whether it is an answer
+PROCESS_BYTES = 100 * 2**20  # of Python with PyTorch
+LAYER_BYTES = 40_000  # of a layer's modules, tensors and the optimiser's, whatever its size
+TRAINED_BYTES = 4 * 4  # a weight, its gradient and the optimiser's two averages, in float32
+KEPT_FLOATS = 9  # for the backward pass, for each token, layer and dimension: norms, queries, keys, values, hidden units
+
+
+def machine_bytes() -> int | None:
+    """Memory of the machine, or of the container if it has less; None where the system does not say."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(found, int(text)) if text.isdecimal() else found
+
+
+def check_data_fits(task: Task) -> None:
+    """Raise UserError if a set of generated examples is larger than the machine's memory."""
+    if not isinstance(task, SyntheticTask):
+        return
+    splits = {"num_train": ["train"], "num_validation": ["validation"], "num_test": list(task.test_splits)}
+    for key, names in splits.items():
+        num = getattr(task, key) or task.epoch_size
+        lengths = [task.variant(name).longest_drawn for name in names]
+        _check(
+            f"task.{key}={getattr(task, key)} examples of up to {max(lengths):,} tokens, in {len(names)} split(s)",
+            num * TOKEN_BYTES * sum(lengths),
+        )
+
+
+def num_weights(build: Callable[[ModelShape], Transformer], shape: ModelShape) -> int | None:
+    """Numbers in the weights of the model that ``build`` makes, told from models without memory.
+
+    None for an encoding of the user's own that looks at values while it is built.
+
+    Raises:
+        UserError: whatever ``build`` raises, or more than can be counted.
+    """
+    layers = min(shape.num_layers, 3)  # all layers but the first two are alike
+    try:
+        with torch.device("meta"):
+            weights = _counted(build(replace(shape, num_layers=layers)))
+            if shape.num_layers == layers:
+                return weights
+            each = weights - _counted(build(replace(shape, num_layers=layers - 1)))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "verflow" not in str(error):
+            return None
+        raise UserError(f"{_sizes(shape)}: the model has more weights than can be counted.") from error
+    return weights + each * (shape.num_layers - layers)
+
+
+def check_model_fits(weights: int, shape: ModelShape, task: Task, trainer: TrainerSettings) -> None:
+    """Raise UserError if the weights and what training keeps beside them are larger than memory, a GPU's where it is used."""
+    parts = trainer.devices * trainer.num_nodes * trainer.accumulate
+    longest = min(shape.context, task.longest_drawn) if isinstance(task, SyntheticTask) else shape.context
+    tokens = max(1, trainer.batch_size // parts) * longest
+    kept = KEPT_FLOATS * tokens * shape.num_layers * shape.dim * (2 if trainer.precision == "bf16-mixed" else 4)
+    each_device = TRAINED_BYTES * weights + kept
+    what = f"{_sizes(shape)}, {weights:,} weights in all, trained on {tokens:,} tokens at once"
+    if trainer.accelerator == "cuda":
+        _check(what, each_device, torch.cuda.get_device_properties(0).total_memory, "the GPU")
+        each_device = 4 * weights
+    each_process = each_device + PROCESS_BYTES + LAYER_BYTES * shape.num_layers
+    _check(f"{what}, by trainer.devices={trainer.devices}", trainer.devices * each_process)
+
+
+def _sizes(shape: ModelShape) -> str:
+    return f"model.dim={shape.dim}, model.num_layers={shape.num_layers}"
+
+
+def _counted(model: Transformer) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check(what: str, needed: int, there: int | None = None, where: str = "this machine") -> None:
+    there = machine_bytes() if there is None else there
+    if there is not None and needed > there:
+        raise UserError(
+            f"{what}: at least {needed / 2**30:,.1f} GiB of memory are needed; {where} has {there / 2**30:,.1f} GiB. "
+            "Take smaller sizes, or a larger machine."
+        )
