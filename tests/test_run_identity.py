@@ -33,7 +33,6 @@ PUBLISHED = sorted((ROOT / "docs").glob("*/runs/*/*/*/seed=*/config.yaml"))
         ("task.num_train='64'", "task.num_train=64"),
         ("task.weights.pass=50.0", "task.weights.pass=50"),
         ("task.splits.ood_longer.pass_weight=100.0", "task.splits.ood_longer.pass_weight=100"),
-        ("task.splits.test=null", "task.splits.test={}"),
         ("pe.num_positions='16'", "pe.num_positions=16"),
         ("pe.init_std=1", "pe.init_std=1.0"),
         ("pe.name=1", "pe.name='1'"),

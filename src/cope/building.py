@@ -80,9 +80,9 @@ def _as_declared(value: Any, hint: Any) -> Any:
 
 
 def _table(value: Any) -> Any:
-    """A table whose entries no type is declared for: there a number that is whole is an int, and an empty entry a table."""
+    """A table whose entries no type is declared for: there a number that is whole is an int."""
     if isinstance(value, dict):
-        return {name: _table({} if entry is None else entry) for name, entry in value.items()}
+        return {name: _table(entry) for name, entry in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -67,7 +67,7 @@ class Experiment:
             weights = num_weights(lambda other: build_model(config, self.task, other), shape)
             if not problems.messages:  # without a trainer it cannot be told whether the model fits
                 if weights is not None:
-                    check_model_fits(weights, shape, self.task, self.trainer)
+                    check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)
                 self._check_lengths(self.model.encoding)
         problems.raise_if_any()

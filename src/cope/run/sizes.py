@@ -20,7 +20,7 @@ TOKEN_BYTES = 2  # of generated data: a byte for the token, and one for whether 
 PROCESS_BYTES = 100 * 2**20  # of Python with PyTorch
 LAYER_BYTES = 40_000  # of a layer's modules, tensors and the optimiser's, whatever its size
 TRAINED_BYTES = 4 * 4  # a weight, its gradient and the optimiser's two averages, in float32
-KEPT_FLOATS = 9  # for the backward pass, for each token, layer and dimension: norms, queries, keys, values, hidden units
+KEPT_FLOATS = 8  # for the backward pass, for each token, layer and dimension: norms, queries, keys, values; beside hidden units
 
 
 def machine_bytes() -> int | None:
@@ -70,12 +70,16 @@ def num_weights(build: Callable[[ModelShape], Transformer], shape: ModelShape) -
     return weights + each * (shape.num_layers - layers)
 
 
-def check_model_fits(weights: int, shape: ModelShape, task: Task, trainer: TrainerSettings) -> None:
-    """Raise UserError if the weights and what training keeps beside them are larger than memory, a GPU's where it is used."""
+def check_model_fits(weights: int, shape: ModelShape, hidden: int, task: Task, trainer: TrainerSettings) -> None:
+    """Raise UserError if the weights and what training keeps beside them are larger than memory, a GPU's where it is used.
+
+    Args:
+        hidden: units of the feed-forward, in multiples of the model's dimension.
+    """
     parts = trainer.devices * trainer.num_nodes * trainer.accumulate
     longest = min(shape.context, task.longest_drawn) if isinstance(task, SyntheticTask) else shape.context
     tokens = max(1, trainer.batch_size // parts) * longest
-    kept = KEPT_FLOATS * tokens * shape.num_layers * shape.dim * (2 if trainer.precision == "bf16-mixed" else 4)
+    kept = (KEPT_FLOATS + hidden) * tokens * shape.num_layers * shape.dim * (2 if trainer.precision == "bf16-mixed" else 4)
     each_device = TRAINED_BYTES * weights + kept
     what = f"{_sizes(shape)}, {weights:,} weights in all, trained on {tokens:,} tokens at once"
     if trainer.accelerator == "cuda":
