@@ -171,6 +171,7 @@ def test_settings_that_a_cpu_has_not(changes: dict[str, object], told: str) -> N
 
 def test_graphs_are_for_one_gpu_and_one_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert trainer().uses_graphs
     assert trainer(cuda_graphs=True, precision="tf32").uses_graphs
     assert not trainer(cuda_graphs=False).uses_graphs

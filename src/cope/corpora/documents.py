@@ -59,16 +59,19 @@ def read_texts(corpus: Corpus, folder: Path, max_documents: int | None = None) -
     seen: dict[str, set[bytes]] = {}
     digests: dict[str, str] = {}
     for split in ("test", "validation", "train"):
-        if next(_rows(corpus, split, max_documents), None) is None:  # which the library would say in words of its own
-            raise _empty(corpus, split, Counter())
-        rows = datasets.Dataset.from_generator(
-            _rows,
-            features=features,
-            cache_dir=str(folder),
-            gen_kwargs={"corpus": corpus, "split": split, "max_documents": max_documents},
-            fingerprint=split,
-            writer_batch_size=DOCUMENTS_AT_ONCE,
-        )
+        try:
+            rows = datasets.Dataset.from_generator(
+                _rows,
+                features=features,
+                cache_dir=str(folder),
+                gen_kwargs={"corpus": corpus, "split": split, "max_documents": max_documents},
+                fingerprint=split,
+                writer_batch_size=DOCUMENTS_AT_ONCE,
+            )
+        except ValueError:  # also the library's word for no rows
+            if next(_rows(corpus, split, max_documents), None) is None:
+                raise _empty(corpus, split, Counter()) from None
+            raise
         kept, reasons = _without_duplicates(rows, split, seen)
         left_out += reasons
         if not kept:
