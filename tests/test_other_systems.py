@@ -16,9 +16,11 @@ for name in ("fcntl", "resource", "grp", "pwd", "termios"):  # which Windows has
     sys.modules[name] = None
 import os
 del os.sched_getaffinity, os.getuid, signal.pthread_sigmask
+sys.modules["triton"] = None  # nor this: its kernels are imported when they are launched
 import cope
 for module in pkgutil.walk_packages(cope.__path__, "cope."):
-    if not module.name.endswith(("__main__", "_kernels", "triton.tiles", "sweep.preload")):
+    kernels = module.name.startswith("cope.kernels.triton.") and not module.name.endswith(".launch")
+    if not kernels and not module.name.endswith(("__main__", "sweep.preload")):
         importlib.import_module(module.name)
 from cope.run.device import peak_memory_mib
 from cope.threads import num_cores
