@@ -59,7 +59,7 @@ class Batch:
         targets = flat[where]
         num_targets = len(where)
         if few_shapes:
-            # To an eighth to a quarter of the power of two below: some sizes for each doubling.
+            # To a quarter of the power of two below: some sizes for each doubling.
             missing = _multiple(num_targets, max(64, (1 << num_targets.bit_length()) // 8)) - num_targets
             where, targets = F.pad(where, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
         return cls(inputs.contiguous(), where, targets, num_targets, num_tokens)

@@ -52,7 +52,7 @@ class Problems:
 
 
 def checked(config: DictConfig) -> DictConfig:
-    """``config`` with every interpolation resolved, and without keys that must be set and are not."""
+    """``config``, in which every key that must be set is."""
     for group in TABLES:
         if not isinstance(config.get(group), DictConfig):
             raise UserError(
