@@ -53,7 +53,7 @@ def cope_attention(
     =======================  ==========================================================================================
     float32                  computed in float32 by every backend
     float16, bfloat16        computed in float32, and the output rounded once; ``triton`` multiplies them as they are, where q,
-                             k, v and gate_keys are of one type and there is a table or ``relative``, not both
+                             k, v and gate_keys are of one type
     float64                  computed in float64 by ``reference`` and ``blockwise``, which ``auto`` takes; others refuse it
     other types              refused: integers, bool, complex numbers, float8
     =======================  ==========================================================================================
@@ -134,10 +134,8 @@ def _attend(
     _check_tensors(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
     computed = torch.promote_types(q.dtype, torch.float32)
     chosen = chosen_backend(backend, q.device.type, q.dtype)
-    # With gates and a relative term together, triton's half precision was wrong on an H100 (Triton 3.6), right in Triton's
-    # interpreter, and right in float32 on both: until that is understood, float32.
     alike = all(tensor.dtype == q.dtype for tensor in (k, v, gate_keys) if tensor is not None)
-    takes_half = chosen in TAKE_HALF_PRECISION and alike and (table is None or relative is None)
+    takes_half = chosen in TAKE_HALF_PRECISION and alike
     dtype = q.dtype if takes_half else computed
 
     def convert(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:

@@ -11,11 +11,14 @@ exponential is that of 2.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+# Triton's interpreter knows no assembly: there the same is written in Triton.
+ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -98,6 +101,20 @@ def product(left, right, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def settled(matrix_product):
+    """The product itself, to which a number may be added.
+
+    Triton makes of ``product + x`` a product that starts from x, and sets the registers it starts from after the instruction
+    that has to follow them (``wgmma.fence``). On an H200 (ptxas 12.8) positions then came out as if there were no gates, in
+    some sizes of tiles: ptxas had taken a constant x for the whole sum. A line of assembly keeps the two apart.
+    """
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [matrix_product], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return matrix_product
+
+
+@triton.jit
 def tile_product(of_queries, of_keys, KEY_AXIS: tl.constexpr, PRECISION: tl.constexpr):
     """Of each query's row with each key's."""
     if KEY_AXIS == 1:
@@ -111,9 +128,9 @@ def sums_from_the_left(values, like, KEY_AXIS: tl.constexpr, KEYS: tl.constexpr,
     """Of each query, the sum up to each key, that key included; multiplied in the type of ``like``."""
     first, second = tl.arange(0, KEYS)[:, None], tl.arange(0, KEYS)[None, :]
     if KEY_AXIS == 1:
-        return product(values, (first <= second).to(like.dtype), PRECISION)
+        return settled(product(values, (first <= second).to(like.dtype), PRECISION))
     else:
-        return product((second <= first).to(like.dtype), values.to(like.dtype), PRECISION)
+        return settled(product((second <= first).to(like.dtype), values.to(like.dtype), PRECISION))
 
 
 @triton.jit
