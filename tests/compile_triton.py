@@ -89,6 +89,13 @@ def compiled(dtype: torch.dtype) -> list[Any]:
     ]  # fmt: skip
 
 
+def check_products(kernel: Any) -> None:
+    """No tensor core's product starts from a constant but 0: see :func:`cope.kernels.triton.tiles.settled`."""
+    constants = dict(re.findall(r"(%\w+) = arith\.constant dense<([^>]+)>", kernel.asm["ttgir"]))
+    for start in re.findall(r"warp_group_dot %[\w#]+, %[\w#]+, (%\w+)", kernel.asm["ttgir"]):
+        assert float(constants.get(start, 0)) == 0, f"{kernel.metadata.name}: a product starts from {constants[start]}"
+
+
 def registers(kernel: Any, capability: int) -> str:
     """Registers and spills, as ptxas reports them."""
     suffix = "a" if capability >= 90 else ""
@@ -107,4 +114,5 @@ if __name__ == "__main__":
     target = int(sys.argv[1])
     triton.runtime.driver.set_active(NoDevice(target))
     for kernel in compiled(getattr(torch, sys.argv[2])):
+        check_products(kernel)
         print(kernel.metadata.name, kernel.metadata.shared, *([registers(kernel, target)] if "ptxas" in sys.argv else []))
