@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
 from omegaconf import DictConfig
 from probe_server import Server
@@ -33,6 +36,7 @@ CONFIGS = ROOT / "configs"
 # Whatever has a file in configs/ is tested: a new encoding or task needs no list to be extended.
 ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line")
 
@@ -55,6 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in SLOW_ALONE)
 
 
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for among what imports and collection made, which takes a tenth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
+
 @pytest.fixture(params=ENCODINGS)
 def encoding_name(request: pytest.FixtureRequest) -> str:
     """Every choice of ``pe``."""
@@ -69,8 +80,15 @@ def task_name(request: pytest.FixtureRequest) -> str:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+    """What ``train.py`` would see. To put files together takes Hydra most of a tenth of a second, to change settings little."""
+    choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
+    if choices == overrides:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+    config = copy.deepcopy(_composed(choices))
+    settings = [override for override in overrides if override not in choices]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(settings), config)
+    return config
 
 
 def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
@@ -86,7 +104,7 @@ def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
     """``compose(*overrides)``: what ``train.py`` would see, at scale=smoke and with both its folders under ``tmp_path``."""
 
     def composed(*overrides: str) -> DictConfig:
-        # Hydra takes a tenth of a second; the folders are set afterwards, so that its answer serves several tests.
+        # The folders are set afterwards, so that one answer of Hydra's serves several tests.
         config = copy.deepcopy(_composed(overrides))
         config.output_dir, config.data_dir = str(tmp_path / "outputs"), str(tmp_path / "data")
         return config
