@@ -71,7 +71,7 @@ def test_any_model_has_a_folder_of_its_own(model: str, tmp_path: Path) -> None:
 
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"local=some/model needs the package transformers.*pip install -e '\.\[transformers\]'"):
+    with pytest.raises(UserError, match=r"local=some/model needs the package transformers.*install -e '\.\[transformers\]'"):
         run_probe(settings(local="some/model"), str(tmp_path))
 
 
