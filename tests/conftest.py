@@ -38,7 +38,9 @@ ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
-SLOW_ALONE = ("test_run_process", "test_command_line")
+SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
+# Of tests with jobs: pytest's process has a server for them, which imports everything once.
+WITH_JOBS = pytest.mark.xdist_group("jobs")
 
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
@@ -49,10 +51,10 @@ torch.set_num_threads(1)  # the tensors here are too small to be shared out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What pytest-xdist keeps in one process: a file, for its tests share what they have made, and all that read the tables.
 
-    Tests that start processes of their own share nothing. They come first, since they take longest.
+    Tests that start processes of their own share nothing, unless they say what. They come first, since they take longest.
     """
     for item in items:
-        if item.path.stem in SLOW_ALONE:
+        if item.path.stem in SLOW_ALONE or item.get_closest_marker("xdist_group"):
             continue
         reads_tables = any(getattr(found, "__module__", None) == "plans" for found in vars(item.module).values())  # type: ignore[attr-defined]
         item.add_marker(pytest.mark.xdist_group("tables" if reads_tables else item.path.stem))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENCODINGS, TASKS
+from conftest import ENCODINGS, TASKS, WITH_JOBS
 from omegaconf import DictConfig
 from runs import after_step, clean_environment, command, folder_of, run, train, train_here
 
@@ -132,6 +132,7 @@ def table_of(output: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()[1:]]
 
 
+@WITH_JOBS
 @pytest.mark.parametrize("launcher", ["local", pytest.param("basic", marks=pytest.mark.slow)])
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -> None:
     # No loss stays finite with such a rate.

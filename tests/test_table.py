@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, WITH_JOBS
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -339,6 +339,7 @@ def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> N
     check_jobs(configs(), Answers())
 
 
+@WITH_JOBS
 def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(tmp_path: Path) -> None:
     settings = ["scale=smoke", "logger=none", "optimizer.lr=1e30", "task.num_test=16", f"output_dir={tmp_path}"]
     settings += ["hydra.launcher.jobs=2"]
