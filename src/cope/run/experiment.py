@@ -70,8 +70,18 @@ class Experiment:
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)
                 self._check_lengths(self.model.encoding)
+        with problems.collect():
+            if not problems.messages:
+                self._check_schedule()
         problems.raise_if_any()
         self.folder = run_folder(config)
+
+    def _check_schedule(self) -> None:
+        if self.trainer.patience is not None and self.optimizer.schedule not in ("wsd", "constant"):
+            raise UserError(
+                f"optimizer.schedule={self.optimizer.schedule} falls towards trainer.steps, where a run with "
+                f"trainer.patience={self.trainer.patience} may never come; allowed with it: wsd, constant."
+            )
 
     def _check_lengths(self, encoding: PositionEncoding) -> None:
         if encoding.max_tokens is not None and self.task.longest_context > encoding.max_tokens:
@@ -159,7 +169,8 @@ class Experiment:
             "headline": self.task.headline,
             "splits": splits,
             "best_step": best["step"],
-            "steps": self.trainer.steps,
+            "steps": loop.step,
+            **loop.stopping.found,
             "num_parameters": self.model.num_parameters(),
             "num_tokens": loop.num_tokens,
             "time_s": round(loop.time_s, 2),
