@@ -52,6 +52,7 @@ class TrainingLoop:
         model: on the CPU; moved and wrapped here.
         label: what to call the run in log lines.
         show_progress: draw a bar; without one, each validation is a log line.
+        observe: is told the step and the loss of each validation; what it raises ends the run.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TrainingLoop:
         logger: Logger,
         label: str,
         show_progress: bool,
+        observe: Callable[[int, float], None] | None = None,
     ) -> None:
         self.task = task
         self.seed = seed
@@ -76,6 +78,7 @@ class TrainingLoop:
         self.logger = logger
         self.label = label
         self.show_progress = show_progress
+        self.observe = observe
         self.core = model
         wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
         self.model, self.optimizer = fabric.setup(
@@ -307,6 +310,8 @@ class TrainingLoop:
                 self.trainer.patience, self.stopping.last_step,
             )  # fmt: skip
         self._save(best=is_best)
+        if self.observe is not None:
+            self.observe(self.step, validated.loss)
         return validated
 
     # ---- watching ----------------------------------------------------------------------------------------------------

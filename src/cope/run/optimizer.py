@@ -22,8 +22,8 @@ class OptimizerSettings:
         algorithm: ``adam`` or ``adamw``.
         lr: learning rate at its highest.
         beta1, beta2, epsilon, weight_decay: as in PyTorch.
-        schedule: after warm-up ``constant``, or down to ``final_fraction`` of ``lr`` at the last step: ``linear``, ``cosine``, or
-            ``wsd``, which stays at ``lr`` and falls linearly over the last fifth of the steps (``cope.run.stopping``).
+        schedule: after warm-up ``constant``, or down to ``final_fraction`` of ``lr`` at the last step: ``linear``, ``cosine``,
+            or ``wsd``, which stays at ``lr`` and falls linearly over the last fifth of the steps (``cope.run.stopping``).
         warmup_steps: steps over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; null does not clip.
     """
