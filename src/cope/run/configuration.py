@@ -30,7 +30,7 @@ NOT_PART_OF_THE_RUN = (
     *("trainer.threads", "trainer.cuda_graphs"),
 )
 # Settings that came later: while they are off they leave the name of a run as it was before there were any.
-OFF = {"trainer.patience": None}
+OFF = {"trainer.patience": None, "pe.gate_bias": None, "pe.init_std": None}
 
 
 class Problems:

@@ -166,7 +166,7 @@ class Tuning:
     def overrides(self, trial: Trial | FrozenTrial) -> tuple[str, ...]:
         """What a trial changes."""
         return tuple(
-            f"{key}={values.value(trial.params[key]) if isinstance(values, Range) else trial.params[key]}"
+            f"{key}={_typed(values.value(trial.params[key]) if isinstance(values, Range) else trial.params[key])}"
             for key, values in self.space.items()
         )
 
@@ -214,6 +214,11 @@ def write_trials(tunings: Sequence[Tuning], path: Path) -> None:
                 }
             )
     write_text(path, pd.DataFrame(rows).sort_values(["encoding", "trial"]).to_csv(index=False, lineterminator="\n"))
+
+
+def _typed(value: Any) -> str:
+    """As Hydra reads it."""
+    return "null" if value is None else str(value)
 
 
 def _number(value: float | None) -> str | None:
