@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,6 +36,7 @@ def cope_attention(
     table: Float[Tensor, "num_positions head_dim"],
     *,
     gate_keys: Float[Tensor, "batch heads key head_dim"] | None = None,
+    gate_bias: Float[Tensor, " heads"] | None = None,
     relative: Float[Tensor, "num_distances head_dim"] | None = None,
     bias: Float[Tensor, "#heads num_distances"] | None = None,
     scale: str = "released",
@@ -74,6 +77,8 @@ def cope_attention(
         v: values.
         table: position vectors e[0], ..., e[num_positions - 1]; positions beyond the last are clamped to it.
         gate_keys: keys for the gates alone ("sep-keys"); pass ``v`` for gates from the values ("val-gates").
+        gate_bias: a number for each head, added to what opens its gates; below 0 they open for fewer keys (ours, not the
+            paper's). It costs every backend one more dimension of the heads.
         relative: vectors r[0], r[1], ... of a further, token-based term: ``q_i . r[i - j] / sqrt(head_dim)`` is added to the
             logit (Shaw et al. 2018, arXiv 1803.02155). Pairs further apart than the last vector use the last.
         bias: a further number for each head and distance, added to the logit as it is (ALiBi; T5 without buckets). Pairs
@@ -96,7 +101,7 @@ def cope_attention(
     check_choice("scale", scale, SCALES)
     _check_tensor("table", table)
     check_at_least("num_positions", table.shape[0] if table.dim() > 0 else 0, 1)
-    return _attend(q, k, v, table, gate_keys, relative, bias, scale, dropout, backend)
+    return _attend(q, k, v, table, gate_keys, gate_bias, relative, bias, scale, dropout, backend)
 
 
 def relative_attention(
@@ -114,7 +119,7 @@ def relative_attention(
     The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
     """
     _check_tensor("relative", relative)
-    return _attend(q, k, v, None, None, relative, bias, "released", dropout, backend)
+    return _attend(q, k, v, None, None, None, relative, bias, "released", dropout, backend)
 
 
 def _attend(
@@ -123,6 +128,7 @@ def _attend(
     v: Tensor,
     table: Tensor | None,
     gate_keys: Tensor | None,
+    gate_bias: Tensor | None,
     relative: Tensor | None,
     bias: Tensor | None,
     scale: str,
@@ -131,7 +137,10 @@ def _attend(
 ) -> Tensor:
     check_choice("backend", backend, ["auto", *BACKENDS])
     check_between("dropout", dropout, 0.0, 0.99)
-    _check_tensors(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
+    _check_tensors(q, k, v, table=table, gate_keys=gate_keys, gate_bias=gate_bias, relative=relative, bias=bias)
+    if gate_bias is not None and table is not None:
+        gate_keys = k if gate_keys is None else gate_keys
+        q, k, table, gate_keys, relative = _biased(q, k, table, gate_keys, gate_bias, relative, scale)
     computed = torch.promote_types(q.dtype, torch.float32)
     chosen = chosen_backend(backend, q.device.type, q.dtype)
     alike = all(tensor.dtype == q.dtype for tensor in (k, v, gate_keys) if tensor is not None)
@@ -156,6 +165,26 @@ def _attend(
             dropout=dropout,
         )
     return output.to(q.dtype)
+
+
+def _biased(
+    q: Tensor, k: Tensor, table: Tensor, gate_keys: Tensor, gate_bias: Tensor, relative: Tensor | None, scale: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The tensors of a call without a bias of the gates that has the same result.
+
+    The heads get one more dimension, 1 for every query and the bias for every gate key. Kernels divide by the square root of
+    the new size, for which queries make up, and the table where it is not divided.
+    """
+    head_dim = q.shape[-1]
+    larger = (head_dim + 1) / head_dim
+    column = (gate_bias * math.sqrt(head_dim + 1)).to(gate_keys.dtype)[:, None, None].expand(*gate_keys.shape[:-1], 1)
+    return (
+        F.pad(q * math.sqrt(larger), (0, 1), value=1.0),
+        F.pad(k, (0, 1)),
+        F.pad(table if scale == "released" else table / math.sqrt(larger), (0, 1)),
+        torch.cat([gate_keys, column], dim=-1),
+        None if relative is None else F.pad(relative, (0, 1)),
+    )
 
 
 # torch.compile asks once, while it compiles, instead of looking inside; it would look inside a cached function itself.
@@ -218,6 +247,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> 
         v=(*keys[:3], -1),
         table=(-1, head_dim),
         gate_keys=keys,
+        gate_bias=(num_heads,),
         relative=(-1, head_dim),
         bias=(1 if one_for_all_heads else num_heads, -1),
     )

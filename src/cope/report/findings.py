@@ -102,7 +102,8 @@ class Findings:
         curves = self.curve(section, row)
         found = {}
         for seed, (_, result) in self._of(section, row).items():
-            later = [point for point in curves[seed] if point[0] >= fraction * result["steps"]]
+            steps = result["config"].get("trainer", result)["steps"]  # the most, of a run that may end early
+            later = [point for point in curves[seed] if point[0] >= fraction * steps]
             if later:  # a result whose metrics.jsonl was left behind has none
                 _, found[seed] = min(later)
         return found

@@ -13,6 +13,7 @@ from cope.report.collect import describe_differences
 from cope.report.provenance import provenance_line
 from cope.report.statistics import mean_and_spread, wilson_interval
 from cope.run.folder import RunFolder
+from cope.run.summary import how_it_ended
 
 MISSING = "missing"
 
@@ -53,6 +54,7 @@ def run_table(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
         "",
         scores_table(result["headline"], result["splits"]),
         "",
+        *([ending] if (ending := how_it_ended(result)) else []),
         f"run folder: {folder.path}",
         *[f"picture:    {path}" for path in pictures],
     ]
