@@ -17,6 +17,8 @@ COMMANDS = sorted(
 )
 # From the top. Each floor uses those below it and none above; folders and files of one floor may use one another.
 FLOORS = [
+    {"command"},
+    {"huggingface"},
     {"probe"},
     {"heads"},
     {"report"},
@@ -27,7 +29,7 @@ FLOORS = [
     {"positions"},
     {"tasks"},
     {"corpora"},
-    {"functional"},
+    {"functional", "meter"},
     {"kernels"},
     {"building", "files", "metrics", "seeding", "threads", "errors"},
 ]

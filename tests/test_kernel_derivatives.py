@@ -211,6 +211,8 @@ def test_one_graph_serves_every_length(backend):
 def test_operators_keep_pytorchs_contract(backend, head_dim):
     """Schema, autograd registration and fake tensors, as ``torch.compile`` relies on them."""
     draw = torch.Generator().manual_seed(0)
-    shapes = [(2, 2, 9, head_dim), *[(2, 2, 11, head_dim)] * 2, (5, head_dim), (2, 2, 11, head_dim), (4, head_dim), (2, 3)]
+    shapes = [(2, 4, 9, head_dim), *[(2, 2, 11, head_dim)] * 2, (5, head_dim), (2, 2, 11, head_dim), (4, head_dim), (4, 3)]
     tensors = [torch.randn(shape, generator=draw).requires_grad_() for shape in shapes]
-    torch.library.opcheck(getattr(torch.ops.cope, backend).default, (*tensors, 0.5, 0.0, None))
+    torch.library.opcheck(
+        getattr(torch.ops.cope, backend).default, (*tensors, 0.5, 0.0, None, torch.arange(11).expand(2, -1) > 3)
+    )
