@@ -85,15 +85,13 @@ def test_decoding_with_a_cache_equals_the_whole_sequence(make_model, encoding_na
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(9, 9), (5, 12), (QUERIES_PER_BLOCK + 9, QUERIES_PER_BLOCK + 30)])
-def test_attend_is_softmax_attention_with_bias(make_model, encoding_name, num_queries, num_keys):
+def test_attend_is_what_its_logits_and_weights_say(make_model, encoding_name, num_queries, num_keys):
     # A test split of longer programs, so that encodings with a table have as many entries as there are keys.
     model = make_model(f"pe={encoding_name}", "task.splits.ood_more_operations.context=200").double()
     for layer in range(model.encoding.shape.num_layers):
         heads = some_heads(model, num_queries, num_keys, layer)
-        logits = heads.q @ heads.k.transpose(-1, -2) / heads.q.shape[-1] ** 0.5
-        bias = model.encoding.bias(heads, logits)
-        future = torch.ones(num_queries, num_keys, dtype=torch.bool).triu(num_keys - num_queries + 1)
-        expected = (logits if bias is None else logits + bias).masked_fill(future, -torch.inf).softmax(-1) @ heads.v
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+        expected = model.encoding.weights(model.encoding.logits(heads), visible) @ heads.v
         found = model.encoding.attend(heads, dropout=0.0)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
         wanted = [heads.q, heads.k, heads.v, *model.encoding.parameters()]

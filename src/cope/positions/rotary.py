@@ -39,6 +39,35 @@ class Rotary(PositionEncoding):
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
 
+class Xpos(Rotary):
+    """xPos (Sun et al. 2022, arXiv 2212.10554, Equation 9): RoPE whose products also decay with distance, by frequency.
+
+    The product of pair m is multiplied by zeta_m^((i - j) / scale_base), zeta_m = (m / (d/2) + gamma) / (1 + gamma): the query
+    by its own power, the key by the inverse. Fixed. Defined for any length, but in float32 zeta^(i / scale_base) leaves the
+    range of numbers at some 35,000 tokens.
+
+    Args:
+        base: as in :class:`Rotary`.
+        gamma: the authors' 0.4.
+        scale_base: tokens; the authors' 512.
+    """
+
+    def __init__(self, shape: ModelShape, *, base: float, gamma: float, scale_base: float) -> None:
+        super().__init__(shape, base=base)
+        check_at_least("pe.gamma", gamma, 0.0)
+        check_at_least("pe.scale_base", scale_base, 1.0)
+        self.gamma = gamma
+        self.scale_base = scale_base
+
+    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        q, k = super().rotate(q, k, start)
+        half = q.shape[-1] // 2
+        zeta = (torch.arange(half, device=q.device, dtype=torch.float32) / half + self.gamma) / (1 + self.gamma)
+        position = torch.arange(start, start + q.shape[-2], device=q.device, dtype=torch.float32)
+        scale = torch.cat([zeta, zeta]) ** (position[:, None] / self.scale_base)  # (time, head_dim)
+        return q * scale.to(q.dtype), k / scale.to(k.dtype)
+
+
 class _Turn(torch.autograd.Function):
     """Turns pairs of dimensions by an angle; the gradient is turned back by it.
 
