@@ -12,6 +12,8 @@ from cope.building import build
 from cope.tasks.base import Examples
 from cope.tasks.counting import Counting
 from cope.tasks.flip_flop import FlipFlop
+from cope.tasks.grid_navigation import GridNavigation
+from cope.tasks.mqar import MultiQueryRecall
 from cope.tasks.selective_copy import SelectiveCopy
 from cope.tasks.synthetic import SyntheticTask
 
@@ -19,6 +21,8 @@ SMALL: dict[type[SyntheticTask], dict[str, Any]] = {
     Counting: {"num_train": 50, "num_validation": 50, "num_test": 50, "max_operations": 30, "context": 128, "splits": {}},
     SelectiveCopy: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_copied": 8, "num_blanks": 8, "splits": {}},
     FlipFlop: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_pairs": 10},
+    MultiQueryRecall: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_words": 200, "num_pairs": 5, "splits": {}},
+    GridNavigation: {"num_train": 50, "num_validation": 50, "num_test": 50, "num_steps": 30, "grid": 9},
 }
 TASKS = list(SMALL)
 Made = TypeVar("Made", bound=SyntheticTask)

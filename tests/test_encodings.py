@@ -137,9 +137,9 @@ def test_capped_vectors_are_all_that_training_reads(compose, task_name):
     task = build(config.task, "task")
     model = build_model(config, task, model_shape(config, task))
     examples = task.training_examples(1, 0)
-    inputs, targets = examples.batch(np.array([examples.lengths.argmax()]))
+    inputs, _ = examples.batch(np.array([examples.lengths.argmax()]))
     assert inputs.shape[1] == task.context_of("train") == len(model.encoding.vectors)
-    F.cross_entropy(model(inputs)[:, -1], targets[:, -1]).backward()  # the last query sees every distance
+    model(inputs)[:, -1, 0].sum().backward()  # the last query sees every distance
     assert (model.encoding.vectors.grad.abs().amax(-1) > 0).all()
 
 
