@@ -153,3 +153,211 @@ def test_xpos_decays_rope_by_frequency() -> None:
             turned = (query * key.conj() * complex(math.cos(angle), math.sin(angle))).real
             expected += turned * zeta ** ((i - j) / 7.0)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def turned(x: Tensor, angle: Tensor) -> Tensor:
+    """Pairs (m, m + d/2) of (..., d) as complex numbers, multiplied by exp(i angle)."""
+    half = x.shape[-1] // 2
+    product = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([product.real, product.imag], dim=-1)
+
+
+@pytest.mark.parametrize("delta", ["zero", "uniform"])
+def test_pope_multiplies_lengths_and_adds_angles(delta: str) -> None:
+    encoding = made("pope", delta=delta, base=100.0)
+    assert (encoding.delta == 0).all() if delta == "zero" else (encoding.delta.min() < -3 and encoding.delta.max() <= 0)
+    heads, _ = heads_of(encoding, 9, 4)
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        logit = torch.zeros(2, 3, dtype=torch.double)
+        for c in range(4):
+            lengths = [torch.log1p(x[:, :, place, c].exp()) for x, place in ((heads.q, row), (heads.k, j))]
+            angle = (j - i) * 100.0 ** (-c / 4) + encoding.delta[LAYER, :, 0, c]
+            logit += lengths[0] * lengths[1] * angle.cos()
+        return logit / 2
+
+    torch.testing.assert_close(encoding.logits(heads)[0, 0, 0, 0], expected(0, 5, 0)[0, 0], rtol=1e-5, atol=1e-5)
+    found = encoding.logits(heads)
+    for row, i, j in pairs(heads):  # angles are float32's
+        torch.testing.assert_close(found[..., row, j], expected(row, i, j), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gate", "offset"), [(False, False), (True, False), (False, True), (True, True)])
+def test_selective_rope_adds_up_the_angles_of_its_tokens(gate: bool, offset: bool) -> None:
+    encoding = made("selective_rope", gate=gate, offset=offset, rank=5, base=50.0)
+    if offset:
+        nn.init.normal_(encoding.offset)
+    heads, x = heads_of(encoding, 9, 4)
+    shares = x.unflatten(-1, (3, 4))
+    x = (shares / shares.norm(dim=-1, keepdim=True)).flatten(-2)
+    phi = x @ encoding.down[LAYER].weight.T @ encoding.up[LAYER].weight.T  # (batch, time, heads x pairs)
+    weights = encoding.convolutions[LAYER, :, 0]
+    angle, angles = torch.zeros(2, 3, 2, dtype=torch.double), []
+    for t in range(9):
+        step = sum(phi[:, t - back] * weights[:, 3 - back] for back in range(min(t + 1, 4))).unflatten(-1, (3, 2))
+        if offset:
+            step = step + encoding.offset[LAYER, :, 0].exp()
+        if gate:
+            step = step * encoding.gates[LAYER](x[:, t]).sigmoid()[..., None]
+        angle = angle + step
+        angles.append(angle * torch.tensor([1.0, 50.0**-0.5]))
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        return (turned(heads.q[:, :, row], angles[i]) * turned(heads.k[:, :, j], angles[j])).sum(-1) / 2
+
+    found = encoding.logits(heads)
+    for row, i, j in pairs(heads):  # the frequencies are float32's
+        torch.testing.assert_close(found[..., row, j], expected(row, i, j), rtol=1e-5, atol=1e-5)
+
+
+def test_a_path_and_back_is_no_path() -> None:
+    encoding = made("map", rank=3)
+    torch.testing.assert_close(encoding.omega[0, 0, 0].detach().float(), torch.tensor([2 * math.pi, 2 * math.pi / 64]))
+    heads, x = heads_of(encoding, 7, 5)
+    increments = (x @ encoding.inputs[LAYER].weight.T @ encoding.outputs[LAYER].weight.T).unflatten(-1, (3, 2))
+    angle = (encoding.omega[LAYER, :, 0] * increments.cumsum(1)).transpose(1, 2)
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        return (turned(heads.q[:, :, row], angle[:, :, i]) * turned(heads.k[:, :, j], angle[:, :, j])).sum(-1) / 2
+
+    found = encoding.logits(heads)
+    for row, i, j in pairs(heads):
+        torch.testing.assert_close(found[..., row, j], expected(row, i, j), rtol=1e-6, atol=1e-6)
+    # Steps that undo one another leave the products of queries and keys as they are.
+    x[:, 5], x[:, 6] = -x[:, 4], 0.0
+    there_and_back = encoding.logits(heads._replace(projected=encoding.project(x, LAYER)))
+    torch.testing.assert_close(there_and_back[..., 4, 3], products(heads)[..., 4, 3], rtol=1e-9, atol=1e-9)
+
+
+def test_repo_is_rope_at_positions_of_its_own_from_a_layer_on(caplog: pytest.LogCaptureFixture) -> None:
+    encoding, rope = made("repo", base=10000.0, init_std=1.0), made("rope")
+    heads, x = heads_of(encoding, 7, 5)
+    gate, content, output = (matrix.weight for matrix in encoding.networks[0])
+    hidden = x @ gate.T
+    position = (hidden / (1 + (-hidden).exp()) * (x @ content.T)) @ output.T  # (batch, time, heads)
+    assert position.abs().max() > 1
+    frequency = torch.tensor([1.0, 0.01]).double()
+    angle = position.transpose(1, 2)[..., None] * frequency
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        return (turned(heads.q[:, :, row], angle[:, :, i]) * turned(heads.k[:, :, j], angle[:, :, j])).sum(-1) / 2
+
+    found = encoding.logits(heads)
+    for row, i, j in pairs(heads):
+        torch.testing.assert_close(found[..., row, j], expected(row, i, j), rtol=1e-5, atol=1e-5)
+    assert encoding.project(x, 0) is None
+    first = heads._replace(projected=None, layer=0)
+    q, k = rope.rotate(heads.q, heads.q, 2)[0], rope.rotate(heads.k, heads.k, 0)[1]  # the last query stands at the last key
+    torch.testing.assert_close(encoding.logits(first), q @ k.transpose(-1, -2) / 2, rtol=1e-5, atol=1e-5)
+    make_encoding("repo", SHAPE, first_layer=2)
+    assert "all 2 layer(s) have RoPE's positions" in caplog.text
+
+
+# ---- sums along the row -----------------------------------------------------------------------------------------------------
+
+
+def test_fox_adds_the_logs_of_the_gates_between() -> None:
+    encoding = made("fox", initial_bias=1.5)
+    assert (encoding.gates[LAYER].bias == 1.5).all()
+    heads, x = heads_of(encoding, 9, 4)
+    gates = 1 / (1 + (-(x @ encoding.gates[LAYER].weight.T + 1.5)).exp())  # (batch, time, heads)
+    plain = products(heads)
+    assert_logits(encoding, heads, lambda row, i, j: plain[..., row, j] + gates[:, j + 1 : i + 1].prod(1).log())
+    kept = encoding.attend(heads._replace(projected=torch.full_like(heads.projected, -1e3)), 0.0)
+    torch.testing.assert_close(kept, heads.v[..., 5:, :])  # all is forgotten but the query's own token
+
+
+def test_grape_is_alibi_with_a_slope_of_the_query() -> None:
+    encoding = made("grape")
+    heads, _ = heads_of(encoding, 9, 4)
+    slopes = torch.tensor([2.0**-4, 2.0**-8, 2.0**-2]).double()
+    torch.testing.assert_close(torch.log1p(encoding.omega.exp()), torch.ones(2, 3).double())
+    nn.init.normal_(encoding.omega)
+    omega, direction = encoding.omega[LAYER], encoding.directions[LAYER]
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    plain = products(heads)
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        gate = torch.log1p(((heads.q[:, :, row] * direction).sum(-1) / 2).exp())
+        return plain[..., row, j] - (i - j) * slopes * torch.log1p(omega.exp()) * gate
+
+    assert_logits(encoding, heads, expected)
+    # Queries that the gate does not see leave ALiBi, with slopes of log(2) softplus(omega).
+    blind = heads._replace(q=torch.zeros_like(heads.q))
+    bias = made("alibi").bias(blind, plain)
+    scale = (math.log(2) * torch.log1p(omega.exp()))[:, None, None]
+    torch.testing.assert_close(encoding.bias(blind, plain).tril(5), (bias * scale).expand_as(plain).tril(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_long_sums_lose_no_precision(dtype: torch.dtype) -> None:
+    # After 4,000 tokens the sum of logs is about -3,000: in bfloat16 its steps would be 16 wide, in float32 they are 2e-4.
+    encoding, exact = make_encoding("fox", SHAPE), made("fox")
+    exact.load_state_dict(encoding.state_dict())
+    heads, _ = heads_of(exact, 4000, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        small = Heads(heads.q.to(dtype), heads.k.to(dtype), heads.v.to(dtype), heads.projected.float(), LAYER)
+        found = encoding.attend(small, 0.0)
+    assert found.dtype == dtype
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(found.double(), exact.attend(heads, 0.0), rtol=tolerance, atol=tolerance)
+
+
+# ---- what no bias can say --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attend_current", [False, True])
+def test_stick_breaking_breaks_a_stick(attend_current: bool) -> None:
+    encoding = made("stick_breaking", attend_current=attend_current)
+    heads, _ = heads_of(encoding, 9, 4)
+    shares = 1 / (1 + (-products(heads)).exp())
+    expected = torch.zeros(2, 3, 4, 4, dtype=torch.double)
+    for row in range(4):
+        stick = torch.ones(2, 3, dtype=torch.double)
+        for j in reversed(range(row + 5 + attend_current)):
+            expected[:, :, row] += (stick * shares[..., row, j])[..., None] * heads.v[:, :, j]
+            stick = stick * (1 - shares[..., row, j])
+    torch.testing.assert_close(encoding.attend(heads, 0.0), expected)
+    whole, _ = heads_of(encoding, 5)
+    first = encoding.attend(whole, 0.0)[..., 0, :]
+    assert (first == 0).all() != attend_current  # nothing stands before the first token
+
+
+def test_path_multiplies_a_reflection_for_each_token_between() -> None:
+    encoding = made("path", rank=5)
+    heads, x = heads_of(encoding, 9, 6)
+    inner = x @ encoding.down[LAYER].weight.T @ encoding.up[LAYER].weight.T
+    weights = encoding.convolutions[LAYER, :, 0]
+    reflections = []
+    for t in range(9):
+        w = sum(inner[:, t - back] * weights[:, 2 - back] for back in range(min(t + 1, 3)))
+        w = (w / (1 + (-w).exp())).unflatten(-1, (3, 4))
+        w = w / w.norm(dim=-1, keepdim=True)
+        beta = 2 * encoding.betas[LAYER](x[:, t]).sigmoid()[..., None, None]
+        reflections.append(torch.eye(4).double() - beta * w[..., :, None] * w[..., None, :])
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        vector = heads.q[:, :, row]
+        for t in range(i, j, -1):
+            vector = (reflections[t] @ vector[..., None])[..., 0]
+        return (heads.k[:, :, j] * vector).sum(-1) / 2
+
+    assert_logits(encoding, heads, expected)
+
+
+@pytest.mark.parametrize("strength", [1.0, 100.0])
+def test_wall_fades_each_dimension_by_itself(strength: float) -> None:
+    encoding = made("wall")
+    assert (encoding.gates[LAYER].bias == 8).all()
+    nn.init.zeros_(encoding.gates[LAYER].bias)
+    encoding.gates[LAYER].weight.data *= strength  # by 100: single tokens that fade a dimension by e^-200
+    heads, x = heads_of(encoding, 40, 37)
+    logs = nn.functional.logsigmoid(x @ encoding.gates[LAYER].weight.T).unflatten(-1, (3, 4))  # (batch, time, heads, size)
+
+    def expected(row: int, i: int, j: int) -> Tensor:
+        kept = logs[:, j + 1 : i + 1].sum(1).exp()
+        return (heads.q[:, :, row] * heads.k[:, :, j] * kept).sum(-1) / 2
+
+    assert_logits(encoding, heads, expected)
+    encoding.logits(heads).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoding.gates[LAYER].parameters())

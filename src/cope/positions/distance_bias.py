@@ -122,7 +122,7 @@ def _buckets(num_distances: int, num_buckets: int, max_distance: int) -> list[in
 
 
 class KerpleLog(DistanceBias):
-    """KERPLE's logarithmic kernel (Chi et al. 2022, arXiv 2205.09921, Equation 4): b = -p_h log(1 + a_h (i - j)).
+    """KERPLE's logarithmic kernel (Chi et al. 2022, arXiv 2205.09921): b = -p_h log(1 + a_h (i - j)).
 
     p and a are learned and at least 0.01; at the start p is from U(0, 2), a from U(0, 1), as in the authors' code. Each layer
     has its own. Defined for any length.

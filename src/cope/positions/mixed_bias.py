@@ -17,7 +17,7 @@ from cope.positions.distance_bias import Alibi, DistanceBias, KerpleLog
 
 
 class Fire(PositionEncoding):
-    """FIRE (Li et al. 2023, arXiv 2310.04418, Equation 4): b_ij = MLP(psi(i - j) / psi(max(i, mu L))).
+    """FIRE (Li et al. 2023, arXiv 2310.04418): b_ij = MLP(psi(i - j) / psi(max(i, mu L))).
 
     psi(x) = log(|c x| + 1); the MLP is 1-``width``-H with a ReLU. c and mu are learned, from 0.1 and 1; L is fixed. For i above
     mu L every distance is measured as a share of the query's position, so that longer sequences give the MLP no new input.
@@ -53,7 +53,7 @@ class Fire(PositionEncoding):
 
 
 class Dape(PositionEncoding):
-    """DAPE (Zheng et al. 2024, arXiv 2405.14722, Equation 2): s + b + MLP([s; b]), s the logits and b another encoding's bias.
+    """DAPE (Zheng et al. 2024, arXiv 2405.14722): s + b + MLP([s; b]), s the logits and b another encoding's bias.
 
     The MLP mixes the heads: 2H-``width``-H with a LeakyReLU, one a layer, from PyTorch's initial values as in the authors'
     code. Beyond the trained length b does what its own encoding does.
