@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from small_tasks import configured, words
 
+from cope.tasks.a5 import AlternatingGroup
 from cope.tasks.base import IGNORE, Examples
 from cope.tasks.grid_navigation import GridNavigation
+from cope.tasks.indirect_indexing import IndirectIndexing
+from cope.tasks.length_generalisation import LengthGeneralisation
 from cope.tasks.mqar import MultiQueryRecall
 from cope.tasks.synthetic import SyntheticTask, draw_distinct
 
@@ -109,3 +112,79 @@ def test_grid_navigation_walks_in_runs_of_every_length_and_direction() -> None:
     # Runs of 1 to 3 steps end after 2 on average, and the next goes elsewhere in three of four cases.
     assert (actions[:, 30:-1] != actions[:, 31:]).mean() == pytest.approx(0.75 / 2, abs=0.01)
     assert (observed == 4).mean() == pytest.approx(0.25, abs=0.01)
+
+
+# ---- indirect indexing -------------------------------------------------------------------------------------------------------
+
+
+def test_indirect_indexing_goes_from_the_letter_by_the_shift() -> None:
+    task = configured(IndirectIndexing, num_test=2000)
+    assert task.vocab_size == 1 + 52 + 31
+    for split, sizes in (("test", range(20, 41)), ("ood_longer", range(41, 53))):
+        examples = task.evaluation_examples(split)
+        shifts, found_sizes = Counter(), Counter()
+        for sequence, asked in zip(words(task, examples), scored(task, examples), strict=True):
+            text = " ".join(sequence).split(" , ")
+            letters = text[0].split()
+            assert len(set(letters)) == len(letters)
+            letter, shift, answer = text[1:]
+            assert letters[letters.index(letter) + int(shift)] == answer
+            assert letters.index(letter) + int(shift) >= 0
+            assert asked == [(len(sequence) - 2, answer)]
+            shifts[int(shift)] += 1
+            found_sizes[len(letters)] += 1
+        assert set(shifts) == set(range(-15, 16))
+        assert set(found_sizes) == set(sizes)
+
+
+# ---- the word problem of A5 --------------------------------------------------------------------------------------------------
+
+
+def test_a5_is_closed_and_its_labels_are_products() -> None:
+    task = configured(AlternatingGroup, num_test=200)
+    matrices = {word: np.eye(5, dtype=int)[[int(digit) for digit in word]] for word in task.vocabulary}
+    assert len(matrices) == 60
+    assert all(round(float(np.linalg.det(matrix))) == 1 for matrix in matrices.values())  # even
+    for split, length in (("test", 20), ("ood_longer", 40)):
+        examples = task.evaluation_examples(split)
+        for sequence, asked in zip(words(task, examples), scored(task, examples), strict=True):
+            assert [place for place, _ in asked] == list(range(length))
+            product = np.eye(5, dtype=int)
+            for place, label in asked:
+                product = product @ matrices[sequence[place]]  # row i of a matrix has its 1 where i goes
+                assert (product == matrices[label]).all()
+    tokens = Counter(task.generate(600, np.random.default_rng(0)).tokens.ravel().tolist())
+    assert min(tokens.values()) > 140 and max(tokens.values()) < 290  # 210 each
+
+
+# ---- copy, reverse and addition ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["copy", "reverse", "addition"])
+def test_length_generalisation_answers_are_right_and_lengths_uniform(operation: str) -> None:
+    task = configured(
+        LengthGeneralisation,
+        operation=operation,
+        num_test=1000,
+        max_length=10,
+        splits={"ood": {"min_length": 21, "max_length": 40}},
+    )
+    for split, sizes in (("test", range(1, 11)), ("ood", range(21, 41))):
+        examples = task.evaluation_examples(split)
+        found = Counter()
+        for sequence, asked in zip(words(task, examples), scored(task, examples), strict=True):
+            text = "".join(sequence)
+            question, answer = text.rstrip(".").split("=" if operation == "addition" else ">")
+            if operation == "addition":
+                numbers = question.split("+")
+                assert int(answer) == sum(map(int, numbers))
+                assert all(number == str(int(number)) for number in (*numbers, answer))  # no leading zeros
+                found[max(map(len, numbers))] += 1
+            else:
+                assert answer == (question if operation == "copy" else question[::-1])
+                found[len(question)] += 1
+            assert "".join(label for _, label in asked) == f"{answer}."
+            assert [place for place, _ in asked] == list(range(len(question), len(text) - 1))
+        assert set(found) == set(sizes)
+        expected = 1000 / len(sizes)
+        assert all(abs(count - expected) < 5 * expected**0.5 for count in found.values())

@@ -12,10 +12,13 @@ from conftest import CONFIGS
 from small_tasks import TASKS, configured, same, small, words
 
 from cope.errors import UserError
+from cope.tasks.a5 import AlternatingGroup
 from cope.tasks.base import Examples
 from cope.tasks.counting import Counting
 from cope.tasks.flip_flop import FlipFlop
 from cope.tasks.grid_navigation import GridNavigation
+from cope.tasks.indirect_indexing import IndirectIndexing
+from cope.tasks.length_generalisation import LengthGeneralisation
 from cope.tasks.mqar import MultiQueryRecall
 from cope.tasks.selective_copy import SelectiveCopy
 from cope.tasks.synthetic import SyntheticTask, smallest_integer
@@ -167,6 +170,11 @@ WRONG: list[tuple[type[SyntheticTask], dict[str, Any], str]] = [
     (GridNavigation, {"num_dimensions": 3}, r"task\.num_dimensions=3 is out of range; allowed: 1 to 2"),
     (GridNavigation, {"splits": {"ood": {"grid": 1}}}, r"task\.splits\.ood\.grid=1 is too small"),
     (GridNavigation, {"longest_run": 0}, r"task\.longest_run=0"),
+    (IndirectIndexing, {"min_letters": 41}, r"task\.min_letters=41 is out of range; allowed: 1 to 40"),
+    (IndirectIndexing, {"splits": {"ood": {"max_letters": 53}}}, r"task\.splits\.ood\.max_letters=53 .*1 to 52"),
+    (AlternatingGroup, {"length": 0}, r"task\.length=0 is too small"),
+    (LengthGeneralisation, {"operation": "reserve"}, r"task\.operation=reserve .*Did you mean 'reverse'"),
+    (LengthGeneralisation, {"min_length": 21}, r"task\.min_length=21 is out of range; allowed: 1 to 20"),
     (FlipFlop, {"source": "generater"}, r"task\.source=generater .*Did you mean 'generator'"),
     (FlipFlop, {"source": "/no/such/folder"}, r"task\.source=/no/such/folder is not a folder"),
 ]
@@ -193,6 +201,9 @@ def test_an_unknown_split_names_the_nearest(task: type[SyntheticTask]) -> None:
         (SelectiveCopy, ("test", "ood_dense", "ood_sparse")),
         (FlipFlop, ("test", "ood_sparse", "ood_dense")),
         (MultiQueryRecall, ("test", "shorter", "fewer_pairs", "ood_longer", "ood_more_pairs")),
+        (IndirectIndexing, ("test", "ood_longer")),
+        (AlternatingGroup, ("test", "ood_longer")),
+        (LengthGeneralisation, ("test", "ood_2x", "ood_4x")),
         (GridNavigation, ("test", "ood_dense", "ood_sparse")),
     ],
 )

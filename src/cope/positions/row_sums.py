@@ -28,7 +28,7 @@ class RowSums(PositionEncoding):
 
     @abstractmethod
     def factors(self, heads: Heads) -> tuple[Float[Tensor, "*batch #query 1"], Float[Tensor, "*batch key 1"]]:
-        """a of each query, and b of each key, of nothing after it: else later tokens would change the rounding of earlier ones."""
+        """a of each query, and b of each key, of nothing after it: later tokens would change how earlier ones are rounded."""
 
     def bias(self, heads: Heads, logits: Tensor) -> Tensor:
         of_query, of_key = self.factors(heads)
