@@ -130,6 +130,23 @@ def relative_attention(
     return _attend(q, k, v, None, None, None, relative, bias, key_mask, "released", dropout, backend)
 
 
+def distance_attention(
+    q: Float[Tensor, "batch heads query head_dim"],
+    k: Float[Tensor, "batch heads key head_dim"],
+    v: Float[Tensor, "batch heads key value_dim"],
+    bias: Float[Tensor, "#heads num_distances"],
+    *,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Float[Tensor, "batch heads query value_dim"]:
+    """Causal attention with a number for each head and distance added to the logits (ALiBi, T5, KERPLE).
+
+    The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
+    """
+    _check_tensor("bias", bias)
+    return _attend(q, k, v, None, None, None, bias, "released", dropout, backend)
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
