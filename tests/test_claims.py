@@ -82,7 +82,7 @@ LOW, MIDDLE, HIGH, WILD = around(1.0, 10), around(5.0, 10), around(20.0, 10), [0
             MIDDLE,
             HIGH,
             "reproduced",
-        ),  # it was, when nine seeds were there: what follows does not take it back
+        ),  # it was with nine seeds: what follows does not take it back
         (LOW[:1], MIDDLE[:1], HIGH[:1], "not decided"),
         ([], MIDDLE, HIGH, "not run"),
     ],
@@ -311,7 +311,7 @@ def decided(
                 continue
             run.folder.path.mkdir(parents=True)
             headline = "token_error" if run.section == "flip_flop" else "error"
-            splits = dict.fromkeys(("validation", "test", "ood_sparse", "ood_dense"), {headline: error / 100})
+            splits = {split: {headline: error / 100} for split in ("validation", "test", "ood_sparse", "ood_dense")}
             run.folder.result.write_text(completed({"headline": headline, "seed": run.seed, "splits": splits}))
 
 

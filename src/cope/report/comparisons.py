@@ -183,11 +183,11 @@ def _attends(relation: dict[str, Any], margins: Margins, findings: Findings) -> 
     measured = findings.position_alone(section, row, kinds)
     best = {kind: 100 * float(np.mean([found[kind] for found in measured.values()])) if measured else None for kind in kinds}
     figures = {kind: MISSING if most is None else f"best head {most:+.2f}{POINTS}" for kind, most in best.items()}
-    notes = _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",)
+    differences = {seed: 100 * max(found.values()) - by for seed, found in measured.items()}
     yield Comparison(
-        section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"), POINTS, figures,
-        Evidence({seed: 100 * max(found.values()) - by for seed, found in measured.items()}, margins.tie["error"], None),
-        margins.rule, notes,
+        section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"),
+        POINTS, figures, Evidence(differences, margins.tie["error"], None), margins.rule,
+        _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",),
     )  # fmt: skip
 
 

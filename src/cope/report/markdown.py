@@ -36,10 +36,10 @@ def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame,
 
 
 def comparison_table(plan: Plan, section: str, findings: Findings) -> Table:
-    """Mean (standard deviation) over seeds, beside it the paper's; how many seeds there are, how many learned, how long they took.
+    """Mean (standard deviation) over seeds, beside it the paper's; how many seeds there are, how many learned, their time.
 
-    Where no run is finished the figure is "missing" or "failed". If runs ended after different numbers of steps, the validation at
-    the step that all came to stands beside what each came to in the end.
+    Where no run is finished the figure is "missing" or "failed". If runs ended after different numbers of steps, the validation
+    at the step that all came to stands beside what each came to in the end.
     """
     metric = METRICS[findings.headline(section)]
     splits = findings.shown_splits(plan, section)
