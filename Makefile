@@ -69,32 +69,33 @@ tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=fl
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)
 
+.PHONY: decide
+decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
+	$(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) \
+		$(if $(WINDOWS),windows=$(WINDOWS))
+
 .PHONY: claims
-claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs
-	$(BIN)/python scripts/report.py claims=true $(SETTINGS)
+claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
+	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(WHY)) scale=$(SCALE) $(SET)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
-	$(BIN)/python scripts/report.py to="$(REPORT)" $(SETTINGS)
+	$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET)
 
 .PHONY: published-runs
-published-runs: ## Take the runs behind docs/results and docs/results-night for finished ones (in outputs/), so that only others are run
-	@for path in docs/results*/runs/*/*/*/seed=*; do run=outputs/$${path#docs/*/runs/}; \
-		[ -e "$$path/result.json" ] || continue; \
-		if [ -e "$$run/result.json" ]; then echo "left alone: $$run is finished already"; \
-		elif [ -e "$$run" ]; then echo "left alone: $$run was begun here; finish it or delete it"; else \
-		mkdir -p "$${run%/*}" && rm -rf "$$run.partial" && cp -R "$$path" "$$run.partial" && mv "$$run.partial" "$$run" || exit 1; fi; done
+published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished ones (in outputs/), so that only others are run
+	$(BIN)/python scripts/published_runs.py
 
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
-	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true $(SETTINGS)
+	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true scale=$(SCALE) $(SET)
 
 # One queue for all of it, so that no core waits for a table's last run. A failed run (exit status 3) does not keep the report
 # from being written; a refused command does.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
 	$(if $(IS_DRY),$(call TABLE,all),$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
-		$(BIN)/python scripts/report.py to="$(REPORT)" $(SETTINGS) && exit $$status)
+		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && exit $$status)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

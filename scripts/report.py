@@ -1,16 +1,18 @@
 """The report of everything that is finished: verdicts on the paper's claims, tables, figures, and one page.
 
     python scripts/report.py to=outputs/report                     # writes it there
-    python scripts/report.py claims=true                           # prints the verdicts alone
+    python scripts/report.py claims=true                           # prints a line for each claim
+    python scripts/report.py claims=true why=9                     # all there is to know of one
     python scripts/report.py to=docs/results with_runs=true        # writes elsewhere, with the runs behind it
     python scripts/report.py to=/tmp/report scale=smoke output_dir=/tmp/runs    # of other runs: settings of train.py say which
 
-Nothing is run: `make tables figures` does that, `make reproduce` both.
+Nothing is run: `make decide` and `make tables figures` do that, `make reproduce` all of it.
 
     to=outputs/report    the folder to write
-    with_runs=false      true: copy the runs' results beside it, without weights
+    with_runs=false      true: the runs' results beside it, without weights
     claims=false         true: print the verdicts and write nothing
-    seeds=null           how many, from 1 on, instead of each table's own
+    why=null             with claims=true: the claim to tell in full
+    first_seed=null      of other runs than the plan's, such as results from before there was a plan (1): these decide nothing
 """
 
 import shlex
@@ -19,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
-from cope.report.page import collect, verdict_table, write_report
+from cope.errors import UserError
+from cope.report.claims import ClaimsPlan
+from cope.report.page import collect, write_report
+from cope.report.verdicts import claim_in_full, claim_lines, verdict_table
 from cope.sweep.plan import read_plans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -30,26 +35,28 @@ class ReportSettings:
     to: Path = Path("outputs/report")
     with_runs: bool = False
     claims: bool = False
-    seeds: int | None = None
+    why: int | None = None
+    first_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.why is not None and not self.claims:
+            raise UserError(f"why={self.why} has no effect without claims=true; allowed with it: the number of a claim.")
 
 
 def main(arguments: list[str]) -> None:
     settings, overrides = split_settings(arguments, ReportSettings, "python scripts/report.py to=outputs/report")
-    plans, left_out = read_plans(CONFIGS, overrides, settings.seeds)
+    claims_plan = ClaimsPlan.read(CONFIGS, settings.first_seed)
+    plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
-    print("reading the runs, judging and drawing: a minute or so", file=sys.stderr)
-    report = collect(plans)
-    if settings.claims:
-        for verdict in report.verdicts:
-            print(f"{verdict.number:2}. {verdict.outcome:15} {verdict.claim} ({verdict.source})")
-            print(f"      {verdict.summary}")
-            for comparison in verdict.comparisons:
-                print(f"      {comparison.outcome}: {comparison.text}")
-        return
-    command = shlex.join(["python", "scripts/report.py", *arguments])
-    page = write_report(report, settings.to, command, settings.with_runs)
-    print(verdict_table(report.verdicts))
-    print(f"\nwritten: {page}")
+    report = collect(plans, claims_plan)
+    if settings.why is not None:
+        print(claim_in_full(report.verdicts, claims_plan, settings.why))
+    elif settings.claims:
+        print(claim_lines(report.verdicts, claims_plan))
+    else:
+        command = shlex.join(["python", "scripts/report.py", *arguments])
+        page = write_report(report, settings.to, command, settings.with_runs)
+        print(f"{verdict_table(report.verdicts)}\n\nwritten: {page}")
 
 
 if __name__ == "__main__":

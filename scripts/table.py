@@ -9,7 +9,7 @@
 
     table=        files of configs/table, with commas between, or all
     action=show   or run, list
-    seeds=null    how many, from 1 on, instead of each table's own
+    seeds=3       to run: so many, from the first of configs/plan.yaml on; what is finished of others is shown too
     windows=300   of text, over which figure4 measures heads
 
 All else are settings of train.py, for every run, and of Hydra's launcher. A table is a sweep: a run that fails does not stop
@@ -20,11 +20,12 @@ is left, 1 if the command was refused.
 import re
 import runpy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import LEFT_OVER, run_command, split_settings
-from cope.errors import UserError, check_at_least, check_choice
+from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.report.findings import Findings
 from cope.report.markdown import plan_tables
@@ -32,7 +33,17 @@ from cope.report.paper_figures import draw_paper_figures
 from cope.report.table_figures import draw_table_figures
 from cope.run.configuration import NOT_PART_OF_THE_RUN
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
-from cope.sweep.plan import Plan, PlannedRun, all_runs, composed, launcher_for, read_plan, read_plans, table_names
+from cope.sweep.plan import (
+    Plan,
+    PlannedRun,
+    all_runs,
+    composed,
+    launcher_for,
+    planned_seeds,
+    read_plan,
+    read_plans,
+    table_names,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -43,7 +54,7 @@ LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
 class TableSettings:
     table: tuple[str, ...]
     action: str = "show"
-    seeds: int | None = None
+    seeds: int = 3
     windows: int = 300
 
     def __post_init__(self) -> None:
@@ -57,9 +68,11 @@ def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, TableSettings, f"allowed: all, {', '.join(table_names(CONFIGS))}.")
     of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
     overrides = [override for override in others if override not in of_hydra]
-    plans = read(settings, overrides)
+    seeds = planned_seeds(CONFIGS)
+    check_between("seeds", settings.seeds, 1, len(seeds))
+    plans = read(settings, overrides, seeds)
     findings = Findings(plans)  # refuses runs that cannot be compared, before more are made
-    runs = all_runs(plans)
+    runs = [run for run in all_runs(plans) if run.seed in seeds[: settings.seeds]]
     waiting = [run for run in runs if run.result() is None]
     if settings.action == "list":
         list_runs(runs, waiting)
@@ -87,11 +100,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(LEFT_OVER)
 
 
-def read(settings: TableSettings, overrides: list[str]) -> list[Plan]:
+def read(settings: TableSettings, overrides: list[str], seeds: Sequence[int]) -> list[Plan]:
     """The plans that are asked for."""
     if len(settings.table) == 1 and settings.table != ("all",):
-        return [read_plan(CONFIGS, settings.table[0], overrides, settings.seeds)]
-    plans, left_out = read_plans(CONFIGS, overrides, settings.seeds, None if settings.table == ("all",) else settings.table)
+        return [read_plan(CONFIGS, settings.table[0], overrides, seeds)]
+    plans, left_out = read_plans(CONFIGS, overrides, seeds, None if settings.table == ("all",) else settings.table)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     return plans
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from conftest import CONFIGS
 
 from cope.run.folder import RunFolder
-from cope.sweep.plan import Plan, read_plan
+from cope.sweep.plan import Plan, planned_seeds, read_plan
 
 TABLES = sorted(path.stem for path in (CONFIGS / "table").glob("*.yaml"))
 NOWHERE = Path("/nonexistent")
+SEEDS = planned_seeds(CONFIGS)
 
 
 @cache
 def composed(table: str) -> Plan:
-    """The plan at the smallest scale with three seeds; none of its runs is there."""
-    return read_plan(CONFIGS, table, ["scale=smoke", "logger=none", f"output_dir={NOWHERE}"], 3)
+    """The plan at the smallest scale with the planned seeds; none of its runs is there."""
+    return read_plan(CONFIGS, table, ["scale=smoke", "logger=none", f"output_dir={NOWHERE}"], SEEDS)
 
 
 def plan_in(folder: Path, table: str, num_seeds: int = 3) -> Plan:
@@ -27,6 +28,6 @@ def plan_in(folder: Path, table: str, num_seeds: int = 3) -> Plan:
     runs = tuple(
         replace(run, folder=RunFolder(folder / run.folder.path.relative_to(NOWHERE)))
         for run in plan.runs
-        if run.seed <= num_seeds
+        if run.seed in SEEDS[:num_seeds]
     )
     return replace(plan, seeds=plan.seeds[:num_seeds], runs=runs)

@@ -23,8 +23,8 @@ from cope.files import write_atomically, write_json
 from cope.metrics import METRICS, percent
 from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
-from cope.report.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
-from cope.report.tables import run_table, spread, sweep_table
+from cope.report.statistics import mean_and_spread, wilson_interval
+from cope.report.tables import FORMATS, Table, run_table, spread, sweep_table
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
 from cope.run.summary import run_line
@@ -46,27 +46,6 @@ Compose = Callable[..., DictConfig]
 )
 def test_wilson_interval(errors: int, count: int, low: float, high: float) -> None:
     assert wilson_interval(errors, count) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "low", "high"),
-    [
-        ((56, 70), (48, 80), 0.0524, 0.3339),  # method 10 of table II of Newcombe 1998, Statistics in Medicine 17, 873-890
-        ((9, 10), (3, 10), 0.1705, 0.8090),
-        ((10, 10), (0, 10), 0.6075, 1.0),
-        ((0, 10), (0, 10), -0.2775, 0.2775),
-    ],
-)
-def test_newcombe_interval(first: tuple[int, int], second: tuple[int, int], low: float, high: float) -> None:
-    assert newcombe_interval(first, second) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
-
-
-def test_a_paired_test_needs_two_pairs_that_differ_differently() -> None:
-    # t = 2 / (1 / sqrt(3)) with two degrees of freedom, whose distribution function is 1/2 + t / (2 sqrt(2 + t^2))
-    t = 2 * math.sqrt(3)
-    assert paired_p_value([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(1 - t / math.sqrt(2 + t * t))
-    assert paired_p_value([2.0], [1.0]) is None
-    assert paired_p_value([100.0, 100.0], [0.0, 0.0]) is None
 
 
 def test_mean_and_spread() -> None:
@@ -115,6 +94,20 @@ def test_table_of_a_run(tmp_path: Path) -> None:
     assert str(tmp_path / "picture.png") in rows["picture:"]
     line = run_line(result_of("cope", 1, {"test": 20}))
     assert "counting cope seed=1: sequence error %: test 2.00 (" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_table_in_every_form(form: str) -> None:
+    rows = {"cope": {"test": "0.1 (0.2)", "ood_dense": "3 & 4"}, "rope": {"test": "missing"}}
+    text = Table.of("flip_flop, error %", rows).render(form)
+    known = {
+        "markdown": "| cope | 0.1 (0.2) | 3 & 4 |\n| rope | missing |  |",
+        "csv": ",test,ood_dense\ncope,0.1 (0.2),3 & 4\nrope,missing,\n",
+        "latex": "cope & 0.1 (0.2) & 3 \\& 4 \\\\\nrope & missing &  \\\\",
+        "json": '"test":"0.1 (0.2)"',
+        "text": "cope 0.1 (0.2)     3 & 4\nrope   missing",
+    }
+    assert known[form] in text and ("ood\\_dense" in text) == (form == "latex")
 
 
 def test_table_of_a_sweep() -> None:

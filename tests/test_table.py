@@ -17,7 +17,7 @@ from conftest import CONFIGS, ROOT, WITH_JOBS
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
-from plans import TABLES, composed, plan_in
+from plans import SEEDS, TABLES, composed, plan_in
 from runs import command_here, completed
 
 from cope.cli import LEFT_OVER
@@ -56,16 +56,16 @@ def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> Non
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "table5", 2)
     for run in plan.runs:
-        if run.section == "code" and run.row == "cope" and run.seed == 2:
+        if run.section == "code" and run.row == "cope" and run.seed == SEEDS[1]:
             run.folder.path.mkdir(parents=True)
             splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}
             run.folder.result.write_text(completed(result))
     findings = Findings([plan])
-    assert comparison_table(plan, "wikipedia", findings) == "**wikipedia**: missing"
-    text = comparison_table(plan, "code", findings)
-    assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
-    assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
+    text = comparison_table(plan, "code", findings).render("markdown")
+    assert "**code, perplexity**\n\n|  | test | test_disjoint | test_disjoint, paper | seeds | seconds a run |\n" in text
+    assert "| cope | 21.50 | 22.25 | 3.9 | 1 | 7 |" in text
+    assert "| rope | missing | missing | 4.1 | 0 | missing |" in text
 
 
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,23 +108,22 @@ def failing(folder: Path, failed: Callable[[PlannedRun], bool]) -> tuple[Plan, F
 
 
 def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
-    plan, _ = failing(tmp_path, lambda run: (run.row, run.seed) != ("absolute", 2))
+    plan, _ = failing(tmp_path, lambda run: (run.row, run.seed) != ("absolute", SEEDS[1]))
     for run in plan.runs:
-        if run.section == "code" and run.row == "cope" and run.seed == 2:  # finished after all: no failure any more
+        if run.section == "code" and run.row == "cope" and run.seed == SEEDS[1]:  # finished after all: no failure any more
             run.folder.result.write_text(
                 completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
-    text = comparison_table(plan, "code", Findings([plan]))
-    assert "| cope (1 of 2 seeds, 1 failed) | 21.50 | 7 |" in text
-    assert "| rope (0 of 2 seeds, 2 failed) | failed | failed |" in text
-    assert "| absolute (0 of 2 seeds, 1 failed) | missing | missing |" in text
+    text = comparison_table(plan, "code", Findings([plan])).render("markdown")
+    assert "| cope | 21.50 | 1, 1 failed | 7 |" in text
+    assert "| rope | failed | 0, 2 failed | failed |" in text
+    assert "| absolute | failed | 0, 1 failed | failed |" in text
 
 
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
-    plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", 1))
-    assert comparison_table(plan, "code", findings) == "**code**: missing (1 of 8 runs failed)"
-    plan, findings = failing(tmp_path / "all", lambda run: True)
-    assert comparison_table(plan, "code", findings) == "**code**: failed"
+    plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
+    text = comparison_table(plan, "code", findings).render("markdown")
+    assert "| cope | failed | 3.9 | 0, 1 failed | failed |" in text and "| rope | missing | 4.1 | 0 | missing |" in text
 
 
 @pytest.mark.parametrize(
@@ -193,8 +192,8 @@ def test_what_is_left_over_is_told_from_what_failed(tmp_path: Path) -> None:
 def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first() -> None:
     plans = [composed("table2"), composed("figure5")]  # the figure's runs are among the table's
     runs = all_runs(plans)
-    assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs} and len(runs) == 30
-    assert [run.seed for run in runs] == [1] * 10 + [2] * 10 + [3] * 10
+    assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs}
+    assert [run.seed for run in runs] == [seed for seed in SEEDS for _ in range(10)]
 
 
 def finish(folder: Path, task: str, seconds: float) -> None:
@@ -216,21 +215,21 @@ def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_p
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "):
-        read_plan(CONFIGS, "table5", ["scale=night"], 1)
+        read_plan(CONFIGS, "table5", ["scale=night"], [1])
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
-        ("seed=5", r"seed=5: a table has its own seeds; allowed: seeds=N"),
+        ("seed=5", r"seed=5: a table has the seeds of configs/plan.yaml; allowed: seeds=N"),
         ("force=true", r"force=true: a table runs what is not finished"),
         ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
     ],
 )
 def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_plan(CONFIGS, "figure5", [override], 1)
+        read_plan(CONFIGS, "figure5", [override], [1])
 
 
 @pytest.mark.parametrize(
@@ -248,15 +247,15 @@ def test_settings_that_would_make_a_false_table_are_refused(override: str, said:
 )
 def test_settings_are_checked_with_each_rows_own(table: str, override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_plan(CONFIGS, table, [override], 1)
+        read_plan(CONFIGS, table, [override], [1])
 
 
 def test_a_table_takes_settings_of_its_own_task() -> None:
-    assert read_plan(CONFIGS, "figure5", ["task.num_pairs=32"], 1).runs[0].overrides[2] == "task.num_pairs=32"
+    assert read_plan(CONFIGS, "figure5", ["task.num_pairs=32"], [1]).runs[0].overrides[2] == "task.num_pairs=32"
 
 
 def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
-    plans, left_out = read_plans(CONFIGS, ["scale=night"], 1, ["table5", "figure3", "figure5"])
+    plans, left_out = read_plans(CONFIGS, ["scale=night"], [1], ["table5", "figure3", "figure5"])
     assert [plan.name for plan in plans] == ["figure5"]
     assert len(left_out) == 2 and left_out[1].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
 
@@ -346,9 +345,9 @@ def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(
     made = command_here("scripts/table.py", "table=table4", "action=run", "seeds=1", *settings)
     assert made.returncode == LEFT_OVER, made.stderr
     assert made.stdout.count("] FAILED: python train.py task=counting pe=") == made.stderr.count("The loss became ") == 5
-    assert "**counting**: failed" in made.stdout
+    assert made.stdout.count(" | failed | 0, 1 failed | ") + made.stdout.count(" | failed |  | 0, 1 failed | ") == 5
     assert made.stderr.endswith("5 of 5 runs are not finished; the same command runs only those.\n")
-    assert "Traceback" not in made.stderr and len(list(tmp_path.glob("counting/*/*/seed=1/failed.txt"))) == 5
+    assert "Traceback" not in made.stderr and len(list(tmp_path.glob(f"counting/*/*/seed={SEEDS[0]}/failed.txt"))) == 5
 
 
 @pytest.mark.slow
@@ -399,9 +398,14 @@ def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: P
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"table=table51 is not known; allowed: .*Did you mean 'table5'"):
-        read_plan(CONFIGS, "table51", [])
+        read_plan(CONFIGS, "table51", [], [1])
+
+
+def test_a_table_has_no_more_seeds_than_the_plan() -> None:
+    with pytest.raises(UserError, match=r"seeds=25 is out of range; allowed: 1 to 24"):
+        command.main(["table=table2", "seeds=25"])
 
 
 def test_at_the_papers_scale_language_models_read_the_papers_text_and_it_has_settings() -> None:
-    runs = read_plan(CONFIGS, "table5", ["scale=paper", "corpus.source=/data"], 1).runs
+    runs = read_plan(CONFIGS, "table5", ["scale=paper", "corpus.source=/data"], [1]).runs
     assert {run.section: run.overrides[2] for run in runs} == {"wikipedia": "corpus=wikitext103", "code": "corpus=codeparrot"}

@@ -14,6 +14,12 @@ from cope.sweep.plan import PlannedRun
 MEASURED_TABLE = "figure4"  # the table whose runs are looked at: Figures 4 and 6 are not of scores
 
 
+def is_unmeasured(run: PlannedRun) -> bool:
+    """Whether a run is finished, has its weights, and nobody has looked at its heads."""
+    result = run.result()
+    return result is not None and run.folder.best_checkpoint.exists() and measurement(run, result) is None
+
+
 def measure_heads(runs: Iterable[PlannedRun], num_windows: int) -> list[PlannedRun]:
     """Measure, print and draw each finished run that was not measured yet; returns those that could not be."""
     failed = []

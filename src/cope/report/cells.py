@@ -1,95 +1,114 @@
-"""Every cell of every table as one row of numbers: what CSV, LaTeX and the page are made from."""
+"""Every cell of every table as one row of numbers: what CSV, LaTeX, pictures and the page are made from.
+
+Errors are in percent. What has not been run is NaN.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cope.metrics import METRICS
+from cope.report.comparisons import Margins, below
 from cope.report.findings import Findings, task_and_encoding
 from cope.report.markdown import no_figure
 from cope.report.paper import paper_values
-from cope.report.statistics import mean_and_spread, mean_interval, wilson_interval
+from cope.report.rule import e_value
+from cope.report.statistics import interquartile_mean, mean_and_spread, probability_lower, wilson_interval
 from cope.sweep.plan import Plan
+
+BASELINE = "cope"
 
 
 def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
     """One row for each table, section, row and split: statistics over seeds, and the paper's figure.
 
-    Errors are in percent. What has not been run is NaN.
-
-    state: complete, partial, or without any finished run failed (every run ended with an error) or missing
-    low, high: the 95% interval of the mean over seeds (Student's t), of an error cut at 0 and 100, which no mean can pass
-    seeds, planned, failed: runs that are finished, that the table asks for, and that ended with an error
-    failed_to_learn: finished seeds with more than 5% error on the validation split, which is drawn as the training data are;
-        NaN for perplexities
-    examples_low, examples_high: Wilson's 95% interval of an error from the answers of all seeds together, as if each were
-        independent of the others: it tells how well the test set measures, not how much seeds differ
+    state: finished, or without any finished run failed (one ended with an error) or missing
+    values: of each seed, with spaces between
+    iqm, iqm_low, iqm_high: the interquartile mean and its 95% bootstrap interval over seeds
+    learned, learned_low, learned_high: the share of seeds with at most 5% error on the validation split, which is drawn as the
+        training data are, and Wilson's interval of it; NaN for perplexities
+    still_improving: seeds that still improved when their steps were used up; NaN where that was not recorded
     difference: our mean less the paper's; NaN for perplexities unless the scale is the paper's, since those of other texts and
         vocabularies cannot be compared
     """
-    published = paper_values()
     rows = []
-    for plan in plans:
-        for section in plan.sections:
-            runs = {run.row: run for run in plan.runs if run.section == section}
-            failed = findings.failures(section)
-            paper = published.get(section, {})
-            for label in runs:
-                for split in findings.shown_splits(plan, section):
-                    values = list(findings.values(section, label, split).values())
-                    figure, spread = [*paper.get(label, {}).get(split, []), np.nan, np.nan][:2]
-                    task, encoding = task_and_encoding(runs[label])
-                    metric = METRICS[findings.headline(section)]
-                    learned = findings.failed_to_learn(section, label)
-                    comparable = metric.is_percentage or runs[label].scale == "paper"
-                    examples_low, examples_high = _interval_over_examples(findings.counts(section, label, split))
-                    rows.append(
-                        {
-                            "table": plan.name,
-                            "section": section,
-                            "row": label,
-                            "task": task,
-                            "encoding": encoding,
-                            "split": split,
-                            "metric": metric.label,
-                            "state": _state(len(values), failed[label], len(plan.seeds)),
-                            **_statistics(values, 100.0 if metric.is_percentage else np.inf),
-                            "planned": len(plan.seeds),
-                            "failed": failed[label],
-                            "failed_to_learn": np.nan if learned is None else learned,
-                            "examples_low": examples_low,
-                            "examples_high": examples_high,
-                            "paper": figure,
-                            "paper_std": spread,
-                            "difference": float(np.mean(values)) - figure if values and comparable else np.nan,
-                        }
-                    )
+    for plan, identity in _places(plans, findings):
+        section, row, split = (identity[key] for key in ("section", "row", "split"))
+        values = list(findings.values(section, row, split).values())
+        figure, spread = [*paper_values().get(section, {}).get(row, {}).get(split, []), np.nan, np.nan][:2]
+        metric = METRICS[findings.headline(section)]
+        failed = findings.failures(section)[row]
+        summary = _summary(values)
+        learned = findings.learned(section, row)
+        improving = findings.still_improving(section, row)
+        comparable = metric.is_percentage or identity["scale"] == "paper"
+        rows.append(
+            {"table": plan.name}
+            | identity
+            | {"state": "finished" if values else no_figure(failed), "seeds": len(values), "failed": failed}
+            | summary
+            | _learned(learned)
+            | {"still_improving": np.nan if improving is None else improving, "values": " ".join(f"{v:.6g}" for v in values)}
+            | {"paper": figure, "paper_std": spread, "difference": summary["mean"] - figure if comparable else np.nan}
+        )
     return pd.DataFrame(rows)
 
 
-def _state(num_finished: int, num_failed: int, num_seeds: int) -> str:
-    if num_finished:
-        return "complete" if num_finished == num_seeds else "partial"
-    return no_figure(num_failed, num_seeds)
+def differences(plans: Iterable[Plan], findings: Findings, margins: Margins) -> pd.DataFrame:
+    """One row for each row beside ``cope``, section and split: how much more error or perplexity it has, seed by seed.
+
+    difference, low, high: the mean; the interval of the median by the rule. In percentage points of an error, in percent of a
+        perplexity: above 0, CoPE is better
+    cope_lower, cope_higher, ties: seeds; e_lower, e_higher: what they say, see ``rule.py``
+    probability: that a run of CoPE is below a run of the other, whatever their seeds
+    """
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}  # a section that several tables share is one
+    for plan, identity in _places(plans, findings):
+        section, row, split = (identity[key] for key in ("section", "row", "split"))
+        if row == BASELINE or BASELINE not in plan.rows(section):
+            continue
+        ours, others = (findings.values(section, name, split) for name in (BASELINE, row))
+        evidence = below(margins, findings, section, ours, others)
+        found, wins, losses = list(evidence.differences.values()), evidence.wins, evidence.losses
+        low, high = margins.rule.interval(found) or (np.nan, np.nan)
+        rows[section, row, split] = identity | {
+            "seeds": len(found), "difference": float(np.mean(found)) if found else np.nan, "low": low, "high": high,
+            "cope_lower": wins, "cope_higher": losses, "ties": len(found) - wins - losses,
+            "e_lower": e_value(wins, losses), "e_higher": e_value(losses, wins),
+            "probability": probability_lower([*ours.values()], [*others.values()]) if ours and others else np.nan,
+        }  # fmt: skip
+    return pd.DataFrame(list(rows.values()))
 
 
-def _statistics(values: list[float], largest: float) -> dict[str, float]:
-    """Of the seeds, the mean's interval within 0 to ``largest``; NaN where there are too few values."""
+def _places(plans: Iterable[Plan], findings: Findings) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    """Every cell, and what it is of."""
+    for plan in plans:
+        for section in plan.sections:
+            first_of = {run.row: run for run in reversed(plan.runs) if run.section == section}
+            for row in plan.rows(section):
+                task, encoding = task_and_encoding(first_of[row])
+                for split in findings.shown_splits(plan, section):
+                    yield plan, {
+                        "section": section, "row": row, "task": task, "encoding": encoding, "scale": first_of[row].scale,
+                        "split": split, "metric": METRICS[findings.headline(section)].label,
+                    }  # fmt: skip
+
+
+def _summary(values: list[float]) -> dict[str, float]:
     if not values:
-        return {**dict.fromkeys(("mean", "std", "low", "high", "median"), np.nan), "seeds": 0}
-    low, high = np.clip(mean_interval(values) or (np.nan, np.nan), 0.0, largest)
+        return dict.fromkeys(("mean", "std", "median", "iqm", "iqm_low", "iqm_high"), np.nan)
     mean, deviation = mean_and_spread(values)
+    iqm, low, high = interquartile_mean(values)
     spread = np.nan if deviation is None else deviation
-    median = float(np.median(values))
-    return {"mean": mean, "std": spread, "low": float(low), "high": float(high), "median": median, "seeds": len(values)}
+    return {"mean": mean, "std": spread, "median": float(np.median(values)), "iqm": iqm, "iqm_low": low, "iqm_high": high}
 
 
-def _interval_over_examples(counts: tuple[int, int] | None) -> tuple[float, float]:
-    """In percent."""
-    if counts is None:
-        return np.nan, np.nan
-    low, high = wilson_interval(*counts)
-    return 100 * low, 100 * high
+def _learned(found: tuple[int, int] | None) -> dict[str, float]:
+    if found is None:
+        return dict.fromkeys(("learned", "learned_low", "learned_high"), np.nan)
+    low, high = wilson_interval(*found)
+    return {"learned": found[0] / found[1], "learned_low": low, "learned_high": high}

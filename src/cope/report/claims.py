@@ -1,64 +1,64 @@
-"""A verdict on each claim of the paper, from result files alone.
+"""A verdict on each claim of the paper, from result files alone, by the plan in ``configs/plan.yaml``.
 
-``claims.yaml`` says which cells a claim compares and how. Each comparison is made over seeds, paired where two encodings were
-run with the same ones: if the 95% interval of the mean (Student's t) lies wholly where the claim says, it holds; if wholly on
-the other side, it is contradicted; else, or with a single seed, it stays open. Where all seeds say the very same, t is not
-defined, and the interval over their test examples decides (Wilson's). All must hold for *reproduced*; one contradicted is
-*not reproduced*; runs that are missing make it *not run*; the rest is *undecided*.
+A claim is one or more relations between cells of tables; each is made of comparisons, seed by seed. :mod:`cope.report.rule`
+says when they have decided something. A claim is *reproduced* if every comparison came out as claimed, *contradicted* if one
+came out the other way, and there is *no difference* if each came out as claimed or closer than the equivalence margin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from importlib.resources import files
-from itertools import pairwise
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import yaml
 
 from cope.errors import UserError
-from cope.metrics import METRICS
+from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached
 from cope.report.findings import Findings
-from cope.report.statistics import mean_interval, wilson_interval
-from cope.report.tables import MISSING
+from cope.report.rule import VERDICTS, Rule, claim_evidence, e_benjamini_hochberg
 
-MOST_SHOWN = 3  # comparisons in a summary
-
-
-class Outcome(StrEnum):
-    """What a claim, or one of its relations, turned out to be."""
-
-    HOLDS = "reproduced"
-    CONTRADICTED = "not reproduced"
-    OPEN = "undecided"
-    MISSING = "not run"
-
-
-_WHY = {
-    Outcome.CONTRADICTED: "did not come out as claimed",
-    Outcome.MISSING: "could not be made, since runs are missing or failed",
-    Outcome.OPEN: "decided nothing",
-}
+LONGEST_LINE = 100
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One relation, and what was found."""
+class ClaimsPlan:
+    """``configs/plan.yaml``."""
 
-    outcome: Outcome
-    where: str
-    claimed: str
-    figures: dict[str, str]  # of each row, or split, that is compared
-    detail: str = ""  # the interval that decides, or why there is none
+    margins: Margins
+    seeds: range
+    last_seed_seen: int
+    claims: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def read(cls, configs: Path, first_seed: int | None = None) -> ClaimsPlan:
+        """The plan; with another first seed, of other seeds, such as those of results from before there was a plan."""
+        content = yaml.safe_load((configs / "plan.yaml").read_text(encoding="utf-8"))
+        first = content["seeds"]["first"] if first_seed is None else first_seed
+        seeds = range(first, first + content["seeds"]["most"])
+        if used := sorted(set(seeds) & set(content["tuning_seeds"])):
+            raise UserError(f"seed {used[0]} chose settings, so that no verdict comes from it; allowed: another first_seed.")
+        rule = Rule(content["alpha"], content["family_level"])
+        margins = Margins(content["margin"], content["equivalence"], rule)
+        return cls(margins, seeds, content["last_seed_seen"], tuple(content["claims"]))
 
     @property
-    def text(self) -> str:
-        """All of it in a sentence."""
-        figures = ", ".join(f"{name} {figure}" for name, figure in self.figures.items())
-        return f"{self.where}: {self.claimed}: {figures}" + (f"; {self.detail}" if self.detail else "")
+    def is_fresh(self) -> bool:
+        """Whether nobody had seen results of its seeds."""
+        return min(self.seeds) > self.last_seed_seen
+
+    def with_seeds(self, number: int) -> ClaimsPlan:
+        """The plan with its first seeds only."""
+        return replace(self, seeds=self.seeds[:number])
+
+    def claim(self, number: int) -> dict[str, Any]:
+        """One of them."""
+        found = {claim["number"]: claim for claim in self.claims}
+        if number not in found:
+            raise UserError(f"claim {number} is not known; allowed: {min(found)} to {max(found)}.")
+        return found[number]
 
 
 @dataclass(frozen=True)
@@ -66,192 +66,119 @@ class Verdict:
     """One claim, judged."""
 
     number: int
+    topic: str  # a few words
     claim: str
     source: str  # where the paper makes it
-    outcome: Outcome
     comparisons: tuple[Comparison, ...]
+    rule: Rule
     scales: tuple[str, ...] = ()  # of the runs that were compared
+    stands_by: tuple[str, ...] = ()  # the corrections for the number of claims that it survives
+
+    @cached_property
+    def evidence(self) -> pd.DataFrame:
+        """E after each seed, as :func:`claim_evidence`."""
+        return claim_evidence([part.evidence for part in self.comparisons])
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """The verdict."""
+        missing = any(part.outcome == Outcome.MISSING for part in self.comparisons)
+        if self.evidence.empty:
+            return Outcome.MISSING
+        outcome = first_reached(self.evidence, self.rule.needed)
+        return Outcome.MISSING if missing and outcome != Outcome.CONTRADICTED else outcome
+
+    @property
+    def e_now(self) -> float:
+        """Of the verdict, or of the nearest one, with every seed that there is."""
+        if self.evidence.empty:
+            return 1.0
+        last = self.evidence.iloc[-1]
+        return float(last[COLUMNS[self.outcome]] if self.outcome in COLUMNS else last.max())
+
+    @property
+    def seeds(self) -> int:
+        """How many the comparison with fewest has."""
+        return min(len(part.evidence.differences) for part in self.comparisons)
+
+    @property
+    def label(self) -> str:
+        """The verdict in words, with its margin or number of seeds."""
+        if self.outcome == Outcome.EQUAL:
+            margins = {f"{part.evidence.equivalence:g}{part.unit}" for part in self._telling()}
+            return f"no difference larger than {', '.join(sorted(margins))}"
+        if self.outcome == Outcome.OPEN:
+            return f"not decided after {self.seeds} seed{'s' * (self.seeds != 1)}"
+        return str(self.outcome)
+
+    @property
+    def finding(self) -> str:
+        """In half a sentence."""
+        first, *others = self._telling()
+        if self.outcome == Outcome.HOLDS and others:
+            shares = [(part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons]
+            won, number = min(shares, key=lambda share: share[0] / share[1])
+            return f"all {len(self.comparisons)} parts with {won} of {number} seeds{' or more' if won < number else ''}"
+        return first.finding
 
     @property
     def summary(self) -> str:
-        """Why the verdict is what it is."""
-        decisive = [comparison for comparison in self.comparisons if comparison.outcome == self.outcome]
-        single = len(self.comparisons) == 1
-        if self.outcome == Outcome.HOLDS:
-            return (
-                "It comes out as the paper says." if single else f"All {len(decisive)} comparisons come out as the paper says."
-            )
-        several_places = len({comparison.where for comparison in self.comparisons}) > 1
-        claimed = [
-            (f"{comparison.where}: {comparison.claimed}" if several_places else comparison.claimed)
-            + (f" ({comparison.detail})" if comparison.detail else "")
-            for comparison in decisive
-        ]
-        more = [f"and {len(claimed) - MOST_SHOWN} more"] if len(claimed) > MOST_SHOWN else []
-        counted = "The comparison" if single else f"{len(decisive)} of {len(self.comparisons)} comparisons"
-        return f"{counted} {_WHY[self.outcome]}: {'; '.join([*claimed[:MOST_SHOWN], *more])}."
+        """What decided, or what is open, part by part."""
+        return "; ".join(part.finding for part in self._telling()) + "."
 
     @property
     def figures(self) -> str:
         """What was compared, place by place."""
         places: dict[str, dict[str, str]] = {}
-        for comparison in self.comparisons:
-            places.setdefault(comparison.where, {}).update(comparison.figures)
+        for part in self.comparisons:
+            places.setdefault(f"{part.section}, {part.split}", {}).update(part.figures)
         return "; ".join(
             f"{where}: {', '.join(f'{name} {figure}' for name, figure in found.items())}" for where, found in places.items()
         )
 
+    @property
+    def line(self) -> str:
+        """All of it in at most 100 characters."""
+        text = f"{self.number:2} {self.outcome:13} {self.topic:24} {self.finding}"
+        return text if len(text) <= 100 else f"{text[:99]}…"
+
+    def _telling(self) -> list[Comparison]:
+        """The comparisons that made it so, else all of them; the furthest from what is claimed first."""
+        found = [part for part in self.comparisons if part.outcome == self.outcome] or list(self.comparisons)
+        return sorted(found, key=lambda part: part.evidence.running()["claimed"].tail(1).sum())
+
     def as_json(self) -> dict[str, Any]:
         """What ``verdicts.json`` holds of it."""
-        found = [{"outcome": comparison.outcome, "text": comparison.text} for comparison in self.comparisons]
-        described = {"number": self.number, "claim": self.claim, "source": self.source, "outcome": self.outcome}
-        return described | {"summary": self.summary, "figures": self.figures, "scales": list(self.scales), "findings": found}
+        described = {key: getattr(self, key) for key in ("number", "topic", "claim", "source", "outcome", "label", "finding")}
+        described |= {"seeds": self.seeds, "e_value": float(f"{self.e_now:.4g}"), "stands_by": list(self.stands_by)}
+        found = [{"outcome": part.outcome, "text": part.text} for part in self.comparisons]
+        return described | {
+            "summary": self.summary, "figures": self.figures, "scales": list(self.scales), "findings": found
+        }  # fmt: skip
 
 
-def read_claims() -> list[dict[str, Any]]:
-    """The entries of ``claims.yaml``."""
-    content: list[dict[str, Any]] = yaml.safe_load(files("cope.report").joinpath("claims.yaml").read_text(encoding="utf-8"))
-    return content
+def judge_all(plan: ClaimsPlan, findings: Findings) -> list[Verdict]:
+    """The verdict on every claim, in the paper's order, and which stand together."""
+    verdicts = [judge(claim, plan, findings) for claim in plan.claims]
+    values = [float(value) for verdict in verdicts if not verdict.evidence.empty for value in verdict.evidence.iloc[-1]]
+    hypotheses, level = VERDICTS * len(verdicts), plan.margins.rule.family_level
+    needed = {"e-BH": e_benjamini_hochberg(values, hypotheses, level), "Bonferroni": hypotheses / level}
+    return [
+        replace(verdict, stands_by=tuple(name for name, least in needed.items() if verdict.e_now >= least))
+        if verdict.outcome in COLUMNS else verdict
+        for verdict in verdicts
+    ]  # fmt: skip
 
 
-def judge(claim: dict[str, Any], findings: Findings) -> Verdict:
-    """The verdict on one entry of ``claims.yaml``."""
-    found = [comparison for relation in claim["relations"] for comparison in _examine(relation, findings)]
-    outcomes = {comparison.outcome for comparison in found}
-    worst = (Outcome.CONTRADICTED, Outcome.MISSING, Outcome.OPEN, Outcome.HOLDS)
-    outcome = next(candidate for candidate in worst if candidate in outcomes)
-    cells = ((relation["section"], rows_of(relation)) for relation in claim["relations"])
-    scales = sorted({scale for section, rows in cells for scale in findings.scales(section, rows)})
-    return Verdict(claim["number"], claim["claim"], claim["source"], outcome, tuple(found), tuple(scales))
-
-
-def rows_of(relation: dict[str, Any]) -> list[str]:
-    """The rows that a relation is about."""
-    return list(relation["order"]) if "order" in relation else [relation[kind] for kind in KINDS if kind in relation]
-
-
-def _examine(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
-    for kind, examine in KINDS.items():
-        if kind in relation:
-            return examine(relation, findings)
-    raise UserError(f"claims.yaml: {relation} has no relation; allowed: {', '.join(KINDS)}.")
-
-
-def _order(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
-    section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
-    found = []
-    for lower, higher in pairwise(relation["order"]):
-        low, high = findings.values(section, lower, split), findings.values(section, higher, split)
-        claimed = f"{lower} below {'' if factor == 1.0 else f'{factor:g} times '}{higher}"
-        seeds = sorted(low.keys() & high.keys())
-        shown = _means(findings, section, {lower: low, higher: high}, seeds)
-        examples = _difference_over_examples(findings, section, split, (lower, higher), factor, seeds)
-        comparison = _compare(f"{section}, {split}", claimed, [factor * high[s] - low[s] for s in seeds], shown, examples)
-        found.append(_with_learning(comparison, findings, section, (lower, higher)))
-    return found
-
-
-def _solved(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
-    section, split = relation["section"], relation["split"]
-    row, sign, word = (relation["solved"], 1, "at most") if "solved" in relation else (relation["unsolved"], -1, "above")
-    values = findings.values(section, row, split)
-    differences = [sign * (relation["by"] - value) for value in values.values()]
-    shown = _means(findings, section, {row: values}, values)
-    counts = findings.counts(section, row, split)
-    ends = None if counts is None else sorted(sign * (relation["by"] - 100 * end) for end in wilson_interval(*counts))
-    examples = None if ends is None else (ends[0], ends[1])
-    comparison = _compare(f"{section}, {split}", f"{row} {word} {relation['by']}%", differences, shown, examples)
-    return [_with_learning(comparison, findings, section, (row,))]
-
-
-def _trend(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
-    section = relation["section"]
-    row, sign, word = (relation["falls"], 1, "falls") if "falls" in relation else (relation["rises"], -1, "rises")
-    found = []
-    for first, second in pairwise(relation["splits"]):
-        before, after = findings.values(section, row, first), findings.values(section, row, second)
-        seeds = sorted(before.keys() & after.keys())
-        shown = _means(findings, section, {first: before, second: after}, seeds)
-        differences = [sign * (before[seed] - after[seed]) for seed in seeds]
-        found.append(_compare(f"{section}, {row}", f"{word} from {first} to {second}", differences, shown))
-    return found
-
-
-def _attends(relation: dict[str, Any], findings: Findings) -> list[Comparison]:
-    row, by, kinds = relation["attends"], relation["by"], relation["kinds"]
-    measured = findings.position_alone(relation["section"], row, kinds)
-    where = f"{relation['section']}, {row}"
-    claimed = f"some head keeps {by:.0%} more of its attention by position alone within its segment than chance explains"
-    if not measured:
-        shown = dict.fromkeys(kinds, MISSING)
-        return [Comparison(Outcome.MISSING, where, claimed, shown, "not measured (scripts/position_alone.py)")]
-    shown = {kind: f"the best head {np.mean([found[kind] for found in measured.values()]):+.1%} on average" for kind in kinds}
-    differences = [max(found.values()) - by for found in measured.values()]
-    # Each seed's heads were tested by themselves: seeds that say the same, such as that none is significant, decide.
-    return [_compare(where, claimed, differences, shown, (min(differences), max(differences)), "the heads of each seed")]
-
-
-KINDS: dict[str, Callable[[dict[str, Any], Findings], list[Comparison]]] = {
-    "order": _order, "solved": _solved, "unsolved": _solved, "falls": _trend, "rises": _trend, "attends": _attends,
-}  # fmt: skip
-
-
-def _with_learning(comparison: Comparison, findings: Findings, section: str, rows: Sequence[str]) -> Comparison:
-    """``comparison``, with the seeds that never learned what they were trained on: theirs come from too little training."""
-    failed = {row: findings.failed_to_learn(section, row) for row in rows}
-    told = [f"{row} did not learn the training data with {number} of the seeds" for row, number in failed.items() if number]
-    return replace(comparison, detail="; ".join([comparison.detail, *told])) if told and comparison.detail else comparison
-
-
-def _compare(
-    where: str,
-    claimed: str,
-    differences: Sequence[float],
-    shown: dict[str, str],
-    otherwise: tuple[float, float] | None = None,
-    over: str = "the examples",
-) -> Comparison:
-    """Whether ``differences``, one a seed, are positive.
-
-    Args:
-        shown: the figures behind them.
-        otherwise: the interval that decides if all seeds say the same.
-        over: what that interval is over.
-    """
-    if not differences:
-        return Comparison(Outcome.MISSING, where, claimed, shown)
-    if len(differences) == 1:
-        return Comparison(Outcome.OPEN, where, claimed, shown, "a single seed")
-    number = f"{len(differences)} seeds"
-    interval, basis = mean_interval(differences), number
-    if interval is None:
-        each = f"{differences[0]:.3g} in each of {number}"
-        if otherwise is None:
-            return Comparison(Outcome.OPEN, where, claimed, shown, f"difference {each}, of which there is no interval")
-        interval, basis = otherwise, f"over {over}; {each}"
-    low, high = interval
-    outcome = Outcome.HOLDS if low > 0 else Outcome.CONTRADICTED if high < 0 else Outcome.OPEN
-    return Comparison(outcome, where, claimed, shown, f"difference {low:.3g} to {high:.3g}, {basis}")
-
-
-def _difference_over_examples(
-    findings: Findings, section: str, split: str, rows: tuple[str, str], factor: float, seeds: Collection[int]
-) -> tuple[float, float] | None:
-    """``factor`` times the higher's less the lower's error, from the ends of their Wilson intervals, in percentage points."""
-    counts = [findings.counts(section, row, split, seeds) for row in rows]
-    intervals = [wilson_interval(*found) for found in counts if found is not None]
-    if len(intervals) < len(rows):
-        return None
-    (lower_low, lower_high), (higher_low, higher_high) = intervals
-    return 100 * (factor * higher_low - lower_high), 100 * (factor * higher_high - lower_low)
-
-
-def _means(findings: Findings, section: str, values: dict[str, dict[int, float]], seeds: Collection[int]) -> dict[str, str]:
-    """What is compared, over the seeds that are; over all that there are where none is common."""
-    metric = METRICS[findings.headline(section)]
-    unit = "%" if metric.is_percentage else ""
-    compared = {label: [found[seed] for seed in seeds or found] for label, found in values.items()}
-    return {
-        label: metric.text(float(np.mean(found)) / metric.factor) + unit if found else MISSING
-        for label, found in compared.items()
-    }
+def judge(claim: dict[str, Any], plan: ClaimsPlan, findings: Findings) -> Verdict:
+    """The verdict on one claim, by itself."""
+    parts = [part for relation in claim["relations"] for part in compare(relation, plan.margins, findings)]
+    used = {seed for part in parts for seed in part.evidence.differences}
+    if others := sorted(used - set(plan.seeds)):
+        raise UserError(
+            f"seed {others[0]} is none of the plan's ({plan.seeds[0]} to {plan.seeds[-1]}): no verdict comes from it."
+        )
+    scales = sorted({scale for part in parts for scale in findings.scales(part.section, part.rows)})
+    return Verdict(
+        claim["number"], claim["topic"], claim["claim"], claim["source"], tuple(parts), plan.margins.rule, tuple(scales)
+    )

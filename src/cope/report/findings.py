@@ -99,32 +99,27 @@ class Findings:
         return found
 
     def _values_during_training(self, section: str, row: str, fraction: float) -> dict[int, float]:
-        curves = self.curve(section, row)
+        """At the first validation after a share of the steps that a run may take; where it ended earlier, at its last."""
         found = {}
-        for seed, (_, result) in self._of(section, row).items():
-            steps = result["config"].get("trainer", result)["steps"]  # the most, of a run that may end early
-            later = [point for point in curves[seed] if point[0] >= fraction * steps]
-            if later:  # a result whose metrics.jsonl was left behind has none
-                _, found[seed] = min(later)
+        for seed, points in self.curve(section, row).items():
+            result = self._of(section, row)[seed][1]
+            steps = result["config"].get("trainer", result)["steps"]
+            later = [value for step, value in points if step >= fraction * steps]
+            if later or (points and result["steps"] < steps):
+                found[seed] = later[0] if later else points[-1][1]
         return found
 
-    def counts(self, section: str, row: str, split: str, seeds: Collection[int] | None = None) -> tuple[int, int] | None:
-        """Wrong answers and answers of ``seeds`` (None: all) together; None where the headline metric is not their quotient."""
-        wrong = count = 0
-        for seed, (_, result) in self._of(section, row).items():
-            if seeds is not None and seed not in seeds:
-                continue
-            names, scores = METRICS[result["headline"]].counts, result["splits"].get(split, {})
-            if names is not None and all(name in scores for name in names):
-                wrong, count = wrong + scores[names[0]], count + scores[names[1]]
-        return (wrong, count) if count else None
-
-    def failed_to_learn(self, section: str, row: str) -> int | None:
-        """Seeds that did not learn what they were trained on: see ``LEARNED_PERCENT``; None where that has no meaning."""
-        if not METRICS[self.headline(section)].is_percentage:
-            return None
+    def learned(self, section: str, row: str) -> tuple[int, int] | None:
+        """Seeds that learned what they were trained on (``LEARNED_PERCENT``), of how many; None where that has no meaning."""
         errors = self.values(section, row, "validation")
-        return sum(error > LEARNED_PERCENT for error in errors.values()) if errors else None
+        if not errors or not METRICS[self.headline(section)].is_percentage:
+            return None
+        return sum(error <= LEARNED_PERCENT for error in errors.values()), len(errors)
+
+    def still_improving(self, section: str, row: str) -> int | None:
+        """How many seeds still improved when their steps were used up; None where no run was asked."""
+        asked = [result["still_improving"] for result in self.results(section, row) if "still_improving" in result]
+        return sum(asked) if asked else None
 
     def scales(self, section: str, rows: Iterable[str]) -> set[str]:
         """The scales that the rows' runs were made at."""
@@ -143,6 +138,22 @@ class Findings:
                 lines = []
             curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
         return curves
+
+    def at_equal_steps(self, section: str, rows: Iterable[str]) -> tuple[int | None, dict[str, dict[int, float]]]:
+        """The last validation at a step that every run of ``rows`` came to, by row and seed; None if all took as many steps."""
+        steps = {result["steps"] for row in rows for result in self.results(section, row)}
+        if len(steps) < 2:
+            return None, {}
+        curves = {row: self.curve(section, row) for row in rows}
+        found = {
+            row: {
+                seed: max(reached)[1]
+                for seed, points in curve.items()
+                if (reached := [p for p in points if p[0] <= min(steps)])
+            }
+            for row, curve in curves.items()
+        }
+        return min(steps), found
 
     def position_alone(self, section: str, row: str, kinds: Collection[str]) -> dict[int, dict[str, float]]:
         """By seed, for each of ``kinds`` of boundaries: the most by which a head keeps to them more than chance.

@@ -27,17 +27,17 @@ import pandas as pd
 
 from cope.errors import AlreadyRunning, UserError
 from cope.files import lock
-from cope.report.cells import cells
-from cope.report.claims import Verdict, judge, read_claims
-from cope.report.differences import differences
+from cope.report.cells import cells, differences
+from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
-from cope.report.markdown import plan_tables
+from cope.report.markdown import write_tables
 from cope.report.page_content import RunList, difference_sections, tables
 from cope.report.paper_figures import FIGURES_DRAWN, draw_paper_figures
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import TABLES_DRAWN, draw_table_figures
+from cope.report.verdicts import verdict_reasons, verdict_table
 from cope.sweep.plan import Plan
 
 MARKER = "verdicts.json"  # by which a folder is known as a report
@@ -54,28 +54,13 @@ class Report:
     plans: Sequence[Plan]
     findings: Findings
     verdicts: Sequence[Verdict]
+    claims_plan: ClaimsPlan
 
 
-def collect(plans: Sequence[Plan]) -> Report:
+def collect(plans: Sequence[Plan], claims_plan: ClaimsPlan) -> Report:
     """The report of what is finished now."""
     findings = Findings(plans)
-    return Report(plans, findings, [judge(claim, findings) for claim in read_claims()])
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a Markdown table."""
-    lines = ["| claim | where | verdict |", "|---|---|---|"]
-    lines += [f"| {verdict.number}. {verdict.claim} | {verdict.source} | **{verdict.outcome}** |" for verdict in verdicts]
-    return "\n".join(lines)
-
-
-def verdict_reasons(verdicts: Sequence[Verdict]) -> str:
-    """Each verdict with its comparisons and their numbers, in Markdown."""
-    lines = []
-    for verdict in verdicts:
-        lines.append(f"\n## {verdict.number}. {verdict.claim}: {verdict.outcome}\n\n{verdict.summary}\n")
-        lines += [f"- {comparison.outcome}: {comparison.text}" for comparison in verdict.comparisons]
-    return "\n".join(lines)
+    return Report(plans, findings, judge_all(claims_plan, findings), claims_plan)
 
 
 def write_report(report: Report, folder: Path, command: str, with_runs: bool = False) -> Path:
@@ -123,13 +108,14 @@ def _write_report(report: Report, folder: Path, command: str, with_runs: bool) -
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "tables").mkdir(parents=True)
         (partial / "figures").mkdir()
-        table, beside_cope = cells(report.plans, report.findings), differences(report.plans, report.findings)
-        _write_tables(report, table, partial / "tables")
+        table = cells(report.plans, report.findings)
+        beside_cope = differences(report.plans, report.findings, report.claims_plan.margins)
+        write_tables(report.plans, report.findings, table, partial / "tables")
         beside_cope.to_csv(partial / "tables" / "differences.csv", index=False, float_format="%.6g")
         drawings = _draw(report, partial / "figures")
         verdicts = [verdict.as_json() for verdict in report.verdicts]
         (partial / MARKER).write_text(json.dumps(verdicts, indent=2) + "\n")
-        (partial / "verdicts.md").write_text(f"{verdict_table(report.verdicts)}\n{verdict_reasons(report.verdicts)}\n")
+        (partial / "verdicts.md").write_text(f"{verdict_table(report.verdicts)}\n\n{verdict_reasons(report.verdicts)}\n")
         page = _page(report, table, beside_cope, drawings, command)
         (partial / "index.html").write_text(page, encoding="utf-8")
         if with_runs:
@@ -146,21 +132,6 @@ def _write_report(report: Report, folder: Path, command: str, with_runs: bool) -
         kept = "; the report that was there is kept" if folder.exists() else ""
         raise UserError(f"{folder} cannot be written ({reason}){kept}.") from error
     return folder / "index.html"
-
-
-def _write_tables(report: Report, table: pd.DataFrame, folder: Path) -> None:
-    for plan in report.plans:
-        own = table[table["table"] == plan.name].drop(columns="table")
-        own.to_csv(folder / f"{plan.name}.csv", index=False, float_format="%.6g")
-        text = _for_print(own).to_latex(index=False, float_format="%.3g", na_rep="", caption=plan.title, escape=True)
-        (folder / f"{plan.name}.tex").write_text(text)
-        (folder / f"{plan.name}.md").write_text(f"# {plan.title}\n\n{plan_tables(plan, report.findings)}\n")
-
-
-def _for_print(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a printed page has room for; instead of a mean that there is none of, "missing" or "failed"."""
-    columns = ["section", "row", "split", "mean", "std", "low", "high", "median", "seeds", "failed", "paper", "difference"]
-    return table[columns].assign(mean=table["mean"].astype(object).where(table["seeds"] > 0, table["state"]))
 
 
 def _draw(report: Report, folder: Path) -> list[Drawing]:
@@ -182,6 +153,9 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         command=command,
         date=date.today().isoformat(),
         learned_percent=LEARNED_PERCENT,
+        rule=report.claims_plan.margins.rule,
+        seeds=f"{report.claims_plan.seeds[0]} to {report.claims_plan.seeds[-1]}",
+        is_fresh=report.claims_plan.is_fresh,
         verdicts=report.verdicts,
         counts=Counter(str(verdict.outcome) for verdict in report.verdicts),
         tables=tables(report.plans, table, runs),

@@ -93,7 +93,7 @@ def _sections(table: pd.DataFrame, show: Callable[[dict[Any, Any]], dict[str, An
         section = sections.setdefault(cell["section"], {"name": cell["section"], "metric": cell["metric"], "rows": []})
         section["rows"].append(show(cell))
     for section in sections.values():
-        section["has_errors"] = any(row["examples"] or row.get("not_learned") for row in section["rows"])
+        section["has_errors"] = any(row.get("learned") for row in section["rows"])
     return list(sections.values())
 
 
@@ -105,17 +105,17 @@ def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
 
 
 def _cell(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
-    ours = _with_spread(cell["metric"], cell["mean"], cell["std"]) if cell["seeds"] else cell["state"]
-    not_learned = "" if math.isnan(cell["failed_to_learn"]) else f"{cell['failed_to_learn']:g} of {cell['seeds']}"
+    learned = "" if math.isnan(cell["learned"]) else f"{100 * cell['learned']:.0f}%"
     return _identity(cell, runs) | {
-        "ours": ours,
-        "median": "" if math.isnan(cell["median"]) else _figure(cell["metric"], cell["median"]),
-        "interval": _interval(cell["low"], cell["high"]),
-        "examples": _interval(cell["examples_low"], cell["examples_high"]),
-        "not_learned": not_learned,
+        "ours": _with_spread(cell["metric"], cell["mean"], cell["std"]) if cell["seeds"] else cell["state"],
+        "iqm": "" if math.isnan(cell["iqm"]) else _figure(cell["metric"], cell["iqm"]),
+        "interval": _interval(cell["iqm_low"], cell["iqm_high"]),
+        "learned": learned,
+        "learned_interval": _interval(100 * cell["learned_low"], 100 * cell["learned_high"]),
+        "still_improving": _number(cell["still_improving"]),
         "paper": _as_printed(cell["paper"], cell["paper_std"]),
         "difference": _signed(cell["difference"]),
-        "count": num_runs_text(cell["seeds"], cell["failed"], cell["planned"]).replace(" seeds", ""),
+        "count": num_runs_text(cell["seeds"], cell["failed"]),
     }
 
 
@@ -123,8 +123,9 @@ def _difference(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
     return _identity(cell, runs) | {
         "difference": _signed(cell["difference"]),
         "interval": _interval(cell["low"], cell["high"]),
-        "p_value": _number(cell["p_value"], 2),
-        "examples": _interval(cell["examples_low"], cell["examples_high"]),
+        "cope_lower": f"{cell['cope_lower']} of {cell['seeds']}",
+        "e_value": f"{max(cell['e_lower'], cell['e_higher']):.3g}",
+        "probability": _number(cell["probability"], 2),
     }
 
 

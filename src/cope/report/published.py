@@ -1,63 +1,104 @@
-"""The runs behind a report, copied beside it: what judges, tables and figures read, without the weights.
+"""The runs behind a report, beside it: what judges, tables and figures read, in little room.
 
-Commands take a copy for the run itself: ``scripts/report.py output_dir=docs/results/runs`` makes the same report from it, and
-in ``outputs/`` it is a finished run.
+    runs/<task>/<pe>/<hash>/seed=<n>/result.json
+    runs/<task>/<pe>/<hash>/seed=<n>/figures/position_alone/<hash>/scores.json    where heads were measured
+    runs/curves.jsonl.gz                                                          every run's metrics.jsonl
+
+``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and figures are the same.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cope.errors import UserError
+from cope.files import write_text
 from cope.report.findings import Findings
-from cope.report.run_pictures import gates_of, runs_with_gates
+from cope.run.folder import RunFolder
 
-READ = ("config.yaml", "metrics.jsonl", "result.json")
-MEASURED = ("position_alone/*/scores.json", "position_alone/*/position_alone.png")  # below figures/
+CURVES = "curves.jsonl.gz"
+MEASURED = "figures/position_alone/*/scores.json"
+LEFT_OUT = ("train/lr", "train/tokens_per_s")  # of the curves: the one follows from the settings, the other is in result.json
+LOSS_DIGITS = 4
 
 
 def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> None:
-    """Raise UserError if ``folder`` holds a run's file that would not be copied there again, or a run that is to be copied."""
-    there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    """Raise UserError if ``folder`` holds a run, or what was measured of one, that would not be there again."""
+    there = {path.relative_to(folder) for path in folder.rglob("*.json")}
     if there and not with_runs:
         raise UserError(f"{folder} holds {len(there)} files and would lose them; allowed: with_runs=true, or another folder.")
     if any(run.folder.path.resolve().is_relative_to(folder.resolve()) for run, _ in findings.runs()):
         raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
-    kept = _files(findings)
-    lost = sorted(there - kept.keys())
-    runs = sorted({path.parent for path in lost if path.name == "result.json"})
-    if runs:
+    if lost := sorted(there - _files(findings).keys()):
         raise UserError(
-            f"{folder} holds {len(runs)} runs that this report has not, such as {runs[0]}, and would lose them. If they are "
-            "not finished here: make published-runs. If there are more seeds: SEEDS= as many (seeds=). If no table asks for "
-            "them any more: delete them there first."
-        )
-    if lost:
-        raise UserError(
-            f"{folder} would lose {len(lost)} files that this report has not, such as {lost[0]}. Make them again (what "
-            "heads attend to: make figure4), or delete them there first."
+            f"{folder} holds {len(lost)} files that this report has not, such as {lost[0]}, and would lose them. If these "
+            "runs are not finished here: make published-runs. What heads attend to: make figure4. If nothing asks for them: "
+            "delete them there first."
         )
 
 
 def copy_runs(findings: Findings, folder: Path) -> None:
-    """Copy every finished run's files to ``folder``, in folders of the same names."""
+    """Write every finished run to ``folder``."""
     for place, path in _files(findings).items():
-        if not path.exists():
-            raise UserError(f"{path} is missing; run it again, or leave it out.")
-        copy = folder / place
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
+    runs = {_place(run.folder): run.folder for run, _ in findings.runs()}
+    with gzip.GzipFile(folder / CURVES, "wb", mtime=0) as file:  # without the time, so that the same curves are the same file
+        for place, run_folder in sorted(runs.items()):
+            for line in run_folder.read_metrics():
+                file.write((json.dumps({"run": place.as_posix()} | _shortened(line)) + "\n").encode())
+
+
+def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
+    """Make finished runs in ``outputs`` of those that are published in ``published``.
+
+    Returns:
+        how many were made, and the folders that were left alone because something is there.
+
+    Raises:
+        UserError: nothing is published there.
+    """
+    curves: dict[str, list[str]] = {}
+    if not (published / CURVES).exists():
+        raise UserError(f"{published} holds no {CURVES}; allowed: the folder of a report that was written with_runs=true.")
+    with gzip.open(published / CURVES, "rt") as file:
+        for text in file:
+            line = json.loads(text)
+            curves.setdefault(line.pop("run"), []).append(json.dumps(line) + "\n")
+    made, left_alone = 0, []
+    for result in sorted(published.rglob("result.json")):
+        place = result.parent.relative_to(published)
+        to = RunFolder(outputs / place)
+        if to.config.exists() or to.result.exists():
+            left_alone.append(to.path)
+            continue
+        for path in result.parent.glob(MEASURED):
+            copy = to.path / path.relative_to(result.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        write_text(to.metrics, "".join(curves.get(place.as_posix(), [])))
+        write_text(to.result, json.dumps(json.loads(result.read_text()), indent=2) + "\n")  # last: it means "finished"
+        made += 1
+    return made, left_alone
+
+
+def _shortened(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of ``metrics.jsonl`` with what verdicts are made of as it is, and the training loss as a picture needs it."""
+    kept = {key: value for key, value in line.items() if key not in LEFT_OUT}
+    return kept | ({"train/loss": float(f"{line['train/loss']:.{LOSS_DIGITS}g}")} if "train/loss" in line else {})
+
+
+def _place(folder: RunFolder) -> Path:
+    return Path(*folder.path.parts[-4:])
 
 
 def _files(findings: Findings) -> dict[Path, Path]:
-    """What is copied, by where to: <task>/<pe>/<hash>/seed=<n>/<file>."""
+    """What is written as it is, by where to."""
     found: dict[Path, Path] = {}
-    drawn = runs_with_gates(findings)
     for run, _ in findings.runs():
-        source = run.folder.path
-        wanted = [source / name for name in READ]
-        wanted += [path for pattern in MEASURED for path in run.folder.figures.glob(pattern)]
-        wanted += [gates_of(run)] if run in drawn else []
-        found |= {Path(*source.parts[-4:]) / path.relative_to(source): path for path in wanted}
+        for path in [run.folder.result, *run.folder.path.glob(MEASURED)]:
+            found[_place(run.folder) / path.relative_to(run.folder.path)] = path
     return found

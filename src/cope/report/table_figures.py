@@ -61,7 +61,7 @@ def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
     """One for each split; of perplexities, which are drawn apart, those splits that the paper has."""
     rows = plan.rows(section)
     failed = findings.failures(section)
-    lost = {row: no_figure(failed[row], len(plan.seeds)) for row in rows}
+    lost = {row: no_figure(failed[row]) for row in rows}
     splits = findings.shown_splits(plan, section)
     if METRICS[findings.headline(section)].is_percentage:
         return [_Panel(section, split, rows, lost) for split in splits]

@@ -1,8 +1,9 @@
-"""Tables for the terminal: one run, or a sweep."""
+"""Tables, and what is shown of one run, or of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,33 @@ from cope.run.folder import RunFolder
 from cope.run.summary import how_it_ended
 
 MISSING = "missing"
+FORMATS = ("text", "markdown", "csv", "latex", "json")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title over rows and columns of text."""
+
+    title: str
+    frame: pd.DataFrame
+
+    @classmethod
+    def of(cls, title: str, rows: Mapping[str, Mapping[str, str]]) -> Table:
+        """Of cells by row and column; a row may leave a column out."""
+        return cls(title, pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("").reset_index())
+
+    def render(self, form: str) -> str:
+        """As one of ``FORMATS``."""
+        if form == "csv":
+            return self.frame.to_csv(index=False)
+        if form == "json":
+            return self.frame.to_json(orient="records", indent=2, force_ascii=False)
+        if form == "latex":
+            return self.frame.to_latex(index=False, caption=self.title, escape=True)
+        if form == "text":
+            return f"{self.title}\n{self.frame.to_string(index=False)}"
+        lines = [list(self.frame.columns), ["---"] * self.frame.shape[1], *self.frame.to_numpy().tolist()]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def scores_table(headline: str, splits: dict[str, Any]) -> str:

@@ -24,12 +24,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from cope.errors import UserError, check_between, check_choice
+from cope.errors import UserError, check_choice
 from cope.overrides import Composer
 from cope.run.configuration import check_top_level, definition, run_folder
 from cope.sweep.jobs import Job
-
-MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,17 @@ def table_names(configs: Path) -> list[str]:
     return sorted(path.stem for path in (configs / "table").glob("*.yaml"))
 
 
-def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int | None = None) -> Plan:
+def planned_seeds(configs: Path) -> range:
+    """Those that ``configs/plan.yaml`` reports."""
+    seeds = yaml.safe_load((configs / "plan.yaml").read_text())["seeds"]
+    return range(seeds["first"], seeds["first"] + seeds["most"])
+
+
+def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterable[int]) -> Plan:
     """The plan of ``configs/table/<name>.yaml``.
 
     Args:
         overrides: of every run, the last word.
-        num_seeds: 1 to this, instead of the table's own; None takes those.
 
     Raises:
         UserError: there is no such table, or settings that its rows have themselves or that a row cannot have.
@@ -81,9 +84,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     """
     check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
-    if num_seeds is not None:
-        check_between("seeds", num_seeds, 1, MOST_SEEDS)
-    seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
+    seeds = tuple(seeds)
     _check_overrides(name, content["sections"], overrides)
 
     scale = [override for override in overrides if override.startswith("scale=")]
@@ -109,17 +110,17 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
 
 
 def read_plans(
-    configs: Path, overrides: Sequence[str], num_seeds: int | None = None, names: Sequence[str] | None = None
+    configs: Path, overrides: Sequence[str], seeds: Iterable[int], names: Sequence[str] | None = None
 ) -> tuple[list[Plan], list[str]]:
     """The plans of ``names`` (None: of every table) that have a recipe at the scale asked for, and why others are left out.
 
     Raises:
         UserError: there is none, or whatever :func:`read_plan` raises but for that.
     """
-    plans, left_out = [], []
+    plans, left_out, seeds = [], [], tuple(seeds)
     for name in table_names(configs) if names is None else names:
         try:
-            plans.append(read_plan(configs, name, overrides, num_seeds))
+            plans.append(read_plan(configs, name, overrides, seeds))
         except NoRecipe as error:
             left_out.append(f"{name} is left out: {error}")
     if not plans:
@@ -133,7 +134,9 @@ def _check_overrides(name: str, sections: Mapping[str, Mapping[str, Sequence[str
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         if key == "seed":
-            raise UserError(f"{override}: a table has its own seeds; allowed: seeds=N (SEEDS=N), for 1 to N.")
+            raise UserError(
+                f"{override}: a table has the seeds of configs/plan.yaml; allowed: seeds=N (SEEDS=N), for the first N of them."
+            )
         if key == "force":
             raise UserError(
                 f"{override}: a table runs what is not finished; to start a run over, add it to that run's command."

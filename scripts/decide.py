@@ -1,0 +1,87 @@
+"""Run what claims of the paper still need until each is decided, or its seeds are used up: configs/plan.yaml is the plan.
+
+    python scripts/decide.py                              # all claims, in the queue that the tables use, on every core
+    python scripts/decide.py claims=1,2,17 seeds=12       # some of them, with fewer seeds than the plan has
+    python scripts/decide.py scale=smoke logger=none output_dir=/tmp/outputs claims=9 seeds=2
+    python scripts/decide.py hydra/launcher=submitit_slurm
+
+After each batch it prints a line for each claim. The same command goes on from there. The exit status is 0 when nothing more
+can be decided, 3 if runs failed, 1 if the command was refused. Fewer than nine seeds decide nothing.
+
+    claims=         by number, with commas between; all without it
+    seeds=null      at most so many, from the plan's first on
+    windows=300     of text, over which heads are measured (claim 15)
+
+All else are settings of train.py, for every run, and of Hydra's launcher.
+"""
+
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.errors import check_between
+from cope.heads.measure_runs import MEASURED_TABLE, is_unmeasured, measure_heads
+from cope.report.agenda import Agenda, progress_line
+from cope.report.claims import ClaimsPlan, judge
+from cope.report.comparisons import rows_of
+from cope.report.findings import Findings
+from cope.sweep.clock import Clock
+from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
+from cope.sweep.plan import composed, launcher_for, read_plans
+from cope.threads import num_cores
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+RUNS_PER_CORE = 4  # of a batch, at least: a batch ends with its last run, for which other cores wait
+
+
+@dataclass(frozen=True)
+class DecideSettings:
+    claims: tuple[int, ...] = ()
+    seeds: int | None = None
+    windows: int = 300
+
+
+def main(arguments: list[str]) -> None:
+    settings, others = split_settings(arguments, DecideSettings, "python scripts/decide.py [claims=1,2 ...]")
+    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
+    plan = ClaimsPlan.read(CONFIGS)
+    if settings.seeds is not None:
+        check_between("seeds", settings.seeds, 1, len(plan.seeds))
+        plan = plan.with_seeds(settings.seeds)
+    claims = [plan.claim(number) for number in settings.claims] or plan.claims
+    tables, left_out = read_plans(CONFIGS, [override for override in others if override not in of_hydra], plan.seeds)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    cells = {(relation["section"], row) for claim in claims for relation in claim["relations"] for row in rows_of(relation)}
+    runs = [run for table in tables for run in table.runs if (run.section, run.row) in cells]
+    looked_at = [run for table in tables if table.name == MEASURED_TABLE for run in table.runs if run in runs]
+    configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in runs)]
+    clock = Clock(runs[0].folder.path.parents[3])
+    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
+    left_over: dict[Path, str] = {}
+    is_checked = False
+    with launcher_for(CONFIGS, of_hydra, train) as launcher:
+        while True:
+            measure_heads([run for run in looked_at if is_unmeasured(run)], settings.windows)
+            findings = Findings(tables)
+            verdicts = [judge(claim, plan, findings) for claim in claims]
+            agenda = Agenda(plan, runs, left_over)
+            print("\n" + "\n".join(progress_line(verdict, agenda) for verdict in verdicts), flush=True)
+            batch = agenda.next_runs(
+                verdicts, RUNS_PER_CORE * num_cores(), lambda run: clock.seconds([(run.task, run.scale)], 1) or 1.0
+            )
+            if not batch:
+                break
+            if not is_checked:  # what is wrong with any of the settings is told before the first run begins
+                check_jobs(configs, launcher)
+                is_checked = True
+            left_over |= run_jobs(launcher, batch)
+    tell_left_over(left_over, len(left_over))
+    if left_over:
+        sys.exit(LEFT_OVER)
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

@@ -1,0 +1,30 @@
+"""Take the runs behind docs/results for finished ones, so that only others are run; they have no weights.
+
+python scripts/published_runs.py                                     # into outputs/
+python scripts/published_runs.py report=docs/results to=/tmp/runs    # elsewhere
+
+report=docs/results    a report with its runs
+to=outputs             the folder of runs; what is there already is left alone
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cope.cli import read_settings, run_command
+from cope.report.published import make_runs
+
+
+@dataclass(frozen=True)
+class PublishedSettings:
+    report: Path = Path("docs/results")
+    to: Path = Path("outputs")
+
+
+def main(arguments: list[str]) -> None:
+    settings = read_settings(arguments, PublishedSettings, "python scripts/published_runs.py")
+    made, left_alone = make_runs(settings.report / "runs", settings.to)
+    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{made} runs in {settings.to}")
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

@@ -1,0 +1,246 @@
+"""What a claim compares: two cells of a table seed by seed, or a cell with a limit; in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cope.errors import UserError
+from cope.metrics import METRICS
+from cope.report.findings import Findings
+from cope.report.rule import Evidence, Rule
+from cope.report.tables import MISSING
+
+NAMES = {"cope": "CoPE", "rope": "RoPE"}  # what a sentence calls a row; others as they are
+POINTS, PERCENT = " points", "%"  # of an error; of a perplexity
+
+
+class Outcome(StrEnum):
+    """What a claim, or one of its comparisons, turned out to be."""
+
+    HOLDS = "reproduced"
+    CONTRADICTED = "contradicted"
+    EQUAL = "no difference"
+    OPEN = "not decided"
+    MISSING = "not run"
+
+
+COLUMNS = {
+    Outcome.CONTRADICTED: "opposite",
+    Outcome.HOLDS: "claimed",
+    Outcome.EQUAL: "equal",
+}  # of the evidence; first come first
+
+
+def first_reached(running: pd.DataFrame, needed: float) -> Outcome:
+    """The first of the three that E ever reached."""
+    reached = (running >= needed).any()
+    return next((outcome for outcome, column in COLUMNS.items() if reached[column]), Outcome.OPEN)
+
+
+class Sides(NamedTuple):
+    """A comparison's possible outcomes in words; ``equal`` is empty where that means nothing."""
+
+    claimed: str
+    opposite: str
+    equal: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One relation of two cells, or of a cell and a limit, and what was found."""
+
+    section: str
+    split: str
+    rows: tuple[str, ...]
+    sides: Sides
+    unit: str
+    figures: dict[str, str]  # of each row, or split, that is compared
+    evidence: Evidence
+    rule: Rule
+    notes: tuple[str, ...] = ()  # what to know of the runs
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """By the first of the three that was ever reached."""
+        if not self.evidence.differences:
+            return Outcome.MISSING
+        return first_reached(self.evidence.running(), self.rule.needed)
+
+    @property
+    def _side(self) -> tuple[str, int, int]:
+        """What is found, or looks likeliest: in words, the seeds that say so, and which way differences count for it."""
+        evidence = self.evidence
+        sides = {
+            Outcome.HOLDS: (self.sides.claimed, evidence.wins, 1),
+            Outcome.CONTRADICTED: (self.sides.opposite, evidence.losses, -1),
+            Outcome.EQUAL: (self.sides.equal, evidence.close, 1),
+        }
+        return sides.get(self.outcome) or max(sides.values(), key=lambda side: side[1])
+
+    @property
+    def finding(self) -> str:
+        """In half a sentence."""
+        if not self.evidence.differences:
+            return f"{self.sides.claimed}: no seed yet"
+        side, seeds, _ = self._side
+        return f"{side} with {seeds} of {len(self.evidence.differences)} seeds"
+
+    @property
+    def effect(self) -> str:
+        """The median difference with its interval, the way that the finding names."""
+        values = [self._side[2] * difference for difference in self.evidence.differences.values()]
+        if not values:
+            return ""
+        interval = self.rule.interval(values)
+        low, high = interval or (min(values), max(values))
+        known = "whenever one looks" if interval else "from seed to seed; too few for an interval"
+        return f"by {np.median(values):.3g}{self.unit} in the median ({low:.3g} to {high:.3g} {known})"
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        figures = ", ".join(f"{NAMES.get(name, name)} {figure}" for name, figure in self.figures.items())
+        parts = [f"{self.section}, {self.split}: {self.finding}", self.effect, figures]
+        if self.evidence.differences:
+            last = self.evidence.running().iloc[-1]
+            said = [f"as claimed {last['claimed']:.3g}", f"opposite {last['opposite']:.3g}"]
+            said += [f"no difference {last['equal']:.3g}"] if self.evidence.equivalence is not None else []
+            parts.append(f"E: {', '.join(said)}")
+        return "; ".join(part for part in [*parts, *self.notes] if part)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """In percentage points of an error, in percent of a perplexity: by ``error`` and ``perplexity``."""
+
+    tie: dict[str, float]
+    equivalence: dict[str, float]
+    rule: Rule
+
+
+def rows_of(relation: dict[str, Any]) -> list[str]:
+    """The rows that a relation of the plan is about."""
+    return list(relation["order"]) if "order" in relation else [relation[kind] for kind in KINDS if kind in relation]
+
+
+def compare(relation: dict[str, Any], margins: Margins, findings: Findings) -> list[Comparison]:
+    """The comparisons that a relation of the plan stands for."""
+    for kind, comparisons in KINDS.items():
+        if kind in relation:
+            return list(comparisons(relation, margins, findings))
+    raise UserError(f"plan.yaml: {relation} has no relation; allowed: {', '.join(KINDS)}.")
+
+
+def _order(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
+    section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
+    for lower, higher in pairwise(relation["order"]):
+        values = {row: findings.values(section, row, split) for row in (lower, higher)}
+        a, b = (NAMES.get(row, row) for row in (lower, higher))
+        sides = Sides(f"{a} below {b}", f"{b} below {a}", f"{a} and {b} within")
+        if factor < 1:
+            share = f"{'half' if factor == 0.5 else factor} of {b}"
+            sides = Sides(f"{a} at most {share}", f"{a} above {share}", f"{a} and {share} within")
+        elif factor > 1:
+            above = f"{100 * (factor - 1):.3g}% above {b}"
+            sides = Sides(f"{a} at most {above}", f"{a} more than {above}", f"{a} and {above} within")
+        yield _below(margins, findings, section, split, (lower, higher), values, sides, factor)
+
+
+def _trend(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
+    section, falls = relation["section"], "falls" in relation
+    row = relation["falls" if falls else "rises"]
+    name = NAMES.get(row, row)
+    for first, second in pairwise(relation["splits"]):
+        lower, higher = (second, first) if falls else (first, second)
+        values = {split: findings.values(section, row, split) for split in (lower, higher)}
+        ways = [f"{name} {way} from {first} to {second}" for way in ("falls", "rises")]
+        sides = Sides(*(ways if falls else ways[::-1]), f"{name} in {first} and {second} within")
+        yield _below(margins, findings, section, f"{first} to {second}", (row,), values, sides)
+
+
+def _solved(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
+    section, split, by, solves = relation["section"], relation["split"], relation["by"], "solved" in relation
+    row = relation["solved" if solves else "unsolved"]
+    values = findings.values(section, row, split)
+    ways = [f"{NAMES.get(row, row)} {way} {by}% error" for way in ("at most", "above")]
+    differences = {seed: by - value if solves else value - by for seed, value in values.items()}
+    yield Comparison(
+        section, split, (row,), Sides(*(ways if solves else ways[::-1])), POINTS, _means(findings, section, {row: values}),
+        Evidence(differences, margins.tie["error"], None), margins.rule, _notes(findings, section, (row,)),
+    )  # fmt: skip
+
+
+def _attends(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
+    section, row, by, kinds = relation["section"], relation["attends"], relation["by"], relation["kinds"]
+    measured = findings.position_alone(section, row, kinds)
+    best = {kind: 100 * float(np.mean([found[kind] for found in measured.values()])) if measured else None for kind in kinds}
+    figures = {kind: MISSING if most is None else f"best head {most:+.2f}{POINTS}" for kind, most in best.items()}
+    differences = {seed: 100 * max(found.values()) - by for seed, found in measured.items()}
+    yield Comparison(
+        section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"),
+        POINTS, figures, Evidence(differences, margins.tie["error"], None), margins.rule,
+        _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",),
+    )  # fmt: skip
+
+
+KINDS: dict[str, Callable[[dict[str, Any], Margins, Findings], Iterable[Comparison]]] = {
+    "order": _order, "solved": _solved, "unsolved": _solved, "falls": _trend, "rises": _trend, "attends": _attends,
+}  # fmt: skip
+
+
+def _below(
+    margins: Margins, findings: Findings, section: str, split: str, rows: tuple[str, ...],
+    values: dict[str, dict[int, float]], sides: Sides, factor: float = 1.0,
+) -> Comparison:  # fmt: skip
+    """Whether the first of two ``values`` is below ``factor`` times the second, seed by seed."""
+    evidence = below(margins, findings, section, *values.values(), factor)
+    unit = POINTS if METRICS[findings.headline(section)].is_percentage else PERCENT
+    shown = {name: {seed: found[seed] for seed in evidence.differences or found} for name, found in values.items()}
+    return Comparison(
+        section, split, rows, sides._replace(equal=f"{sides.equal} {evidence.equivalence:g}{unit}"), unit,
+        _means(findings, section, shown), evidence, margins.rule, _notes(findings, section, rows),
+    )  # fmt: skip
+
+
+def below(
+    margins: Margins, findings: Findings, section: str, low: dict[int, float], high: dict[int, float], factor: float = 1.0
+) -> Evidence:
+    """How far ``low`` is below ``factor`` times ``high``, seed by seed: of a perplexity in percent of it."""
+    seeds = sorted(low.keys() & high.keys())
+    if METRICS[findings.headline(section)].is_percentage:
+        found, kind = {seed: factor * high[seed] - low[seed] for seed in seeds}, "error"
+    else:
+        found, kind = {seed: 100 * (1 - low[seed] / (factor * high[seed])) for seed in seeds}, "perplexity"
+    return Evidence(found, margins.tie[kind], margins.equivalence[kind])
+
+
+def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str, ...]:
+    """Which seeds did not learn what they were trained on, and what was still improving when it ended."""
+    notes = []
+    for row in rows:
+        name, learned = NAMES.get(row, row), findings.learned(section, row)
+        if learned is not None and learned[0] < learned[1]:
+            notes.append(f"{name} learned the training data with {learned[0]} of {learned[1]} seeds")
+        if improving := findings.still_improving(section, row):
+            notes.append(
+                f"{name} was still improving when it ended with {improving} of {len(findings.results(section, row))} seeds"
+            )
+    return tuple(notes)
+
+
+def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> dict[str, str]:
+    """What is compared, over the seeds that are."""
+    metric = METRICS[findings.headline(section)]
+    unit = "%" if metric.is_percentage else ""
+    return {
+        label: metric.text(float(np.mean(list(found.values()))) / metric.factor) + unit if found else MISSING
+        for label, found in values.items()
+    }
