@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from cope.report.style import INK, Look
 
@@ -55,7 +55,7 @@ def value_axis(axis: Axes, values: Sequence[float], along: str = "x") -> None:
         {"x": axis.set_xscale, "y": axis.set_yscale}[along]("symlog", linthresh=LINEAR_UP_TO, linscale=0.5)
         which = {"x": axis.xaxis, "y": axis.yaxis}[along]
         which.set_ticks([0, 1, 10, 100])
-        which.set_minor_locator(plt.NullLocator())
+        which.set_minor_locator(NullLocator())
         which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         limits(-0.12, min(130.0, 1.6 * largest))
     else:
