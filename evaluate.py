@@ -1,18 +1,23 @@
 """Score the best checkpoint of a run again: on other splits, other settings of its task, or longer sequences.
 
-    python evaluate.py run=outputs/counting/cope/1a2b3c4d/seed=1
+    python evaluate.py run=1a2b3c4d                          # the beginning of a run's hash, or its folder
     python evaluate.py run=outputs/counting/cope/1a2b3c4d/seed=1 '+task.splits.ood_rare={pass_weight: 400, context: 512}'
     python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1 task.num_pairs=128
+
+    run=               the run: its folder, or the beginning of its hash
+    format=table       or markdown, csv, latex, json
+    task.KEY=VALUE     changes the task for this scoring
 
 Overrides change the task as the run's config.yaml has it; a ``+`` adds a split, a ``~`` removes one. The scores are printed
 and written to ``evaluations/`` in the run's folder.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
-from cope.errors import UserError
+from cope.errors import UserError, check_choice
 from cope.overrides import Composer
 from cope.run.folder import RunFolder
 
@@ -20,10 +25,15 @@ from cope.run.folder import RunFolder
 @dataclass(frozen=True)
 class EvaluationSettings:
     run: Path
+    format: str = "table"
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ["table", "markdown", "csv", "latex", "json"])
 
 
 def main(arguments: list[str]) -> None:
-    from cope.report.tables import scores_table
+    from cope.report.run_sheets import scores_sheet
+    from cope.report.sheets import show
     from cope.run.reevaluation import reevaluate
 
     example = "python evaluate.py run=<run folder> [task.key=value ...]"
@@ -32,10 +42,11 @@ def main(arguments: list[str]) -> None:
     if folder.config.exists() and (problems := Composer(folder.path.resolve(), folder.config.stem).problems(overrides)):
         raise UserError("\n".join(problems))
     scores, path = reevaluate(folder, overrides)
-    print(scores_table(scores["headline"], scores["splits"]))
+    show([scores_sheet(scores["headline"], scores["splits"])], settings.format)
     for split, num_tokens in scores["left_out"].items():
-        print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {scores['num_positions']} positions")
-    print(f"\nwritten to: {path}")
+        positions = scores["num_positions"]
+        print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {positions} positions", file=sys.stderr)
+    print(f"\nwritten to: {path}", file=sys.stderr if settings.format != "table" else sys.stdout)
 
 
 if __name__ == "__main__":

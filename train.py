@@ -20,7 +20,8 @@ def train(config: DictConfig) -> None:
     with reporting_errors():
         # Imported here, so that --help and shell completion need not wait for PyTorch.
         from cope.report.figures import draw_run
-        from cope.report.tables import run_table
+        from cope.report.run_sheets import run_sheet
+        from cope.report.sheets import show
         from cope.run.experiment import Experiment
         from cope.run.summary import run_line
 
@@ -30,7 +31,10 @@ def train(config: DictConfig) -> None:
             pictures = draw_run(experiment.folder)
             experiment.logger.images(pictures)
             experiment.logger.finish(result["splits"])
-            print(run_line(result) if is_sweep() else run_table(result, experiment.folder, pictures.values()), flush=True)
+            if is_sweep():
+                print(run_line(result), flush=True)
+            else:
+                show([run_sheet(result, experiment.folder, pictures.values())])
 
 
 if __name__ == "__main__":

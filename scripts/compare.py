@@ -1,41 +1,52 @@
 """Finished runs side by side: the settings in which they differ, their scores, time and size.
 
-    python scripts/compare.py runs=outputs/counting/cope/1a2b3c4d/seed=1,outputs/counting/rope/5e6f7a8b/seed=1
-    python scripts/compare.py runs=outputs task=counting seed=1,2       # every run below a folder, those that are asked for
-    python scripts/compare.py runs=outputs pe=cope,rope split=test,ood_shorter
+python scripts/compare.py                                           # what there is: the list of scripts/runs.py
+python scripts/compare.py runs=outputs/counting                     # every finished run below a folder
+python scripts/compare.py runs=1a2b3c4d/seed=1,5e6f7a8b/seed=1      # two of them, by the beginnings of their hashes
+python scripts/compare.py runs=outputs pe=cope,rope split=test,ood_shorter seed=1
 
-Filters: task, pe, seed, scale, split; several values are separated by commas.
+runs=            folders of runs, or any above them, or beginnings of hashes, with commas between
+task= pe= seed= scale=    only those with one of these values
+split=           only these splits
+format=table     or markdown, csv, latex, json
 """
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from cope.cli import read_settings, run_command
 from cope.errors import UserError, check_choice
-from cope.files import user_path
-from cope.metrics import METRICS
-from cope.report.collect import describe_differences, read_results
-from cope.report.tables import MISSING
+from cope.report.collect import read_results
+from cope.report.run_sheets import comparison_sheets
+from cope.report.runs import list_runs
+from cope.report.sheets import FORMATS, show
+from cope.run.lookup import OUTPUTS, run_path
 
 FILTERS = {"task": "task", "pe": "encoding", "seed": "seed", "scale": "scale"}  # what is typed -> the key in result.json
 
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    runs: tuple[str, ...]  # folders of runs, or any above them
+    runs: tuple[str, ...] = ()
     task: tuple[str, ...] = ()  # of this and those below: () takes all
     pe: tuple[str, ...] = ()
     seed: tuple[str, ...] = ()
     scale: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
+    format: str = "table"
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
 
 
 def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, ComparisonSettings, "python scripts/compare.py runs=outputs [task=counting ...]")
     wanted = {key: values for key in FILTERS if (values := getattr(settings, key))}
+    if not settings.runs:
+        filters = [f"{key}={','.join(values)}" for key, values in wanted.items()]
+        show([list_runs([OUTPUTS], filters)], settings.format)
+        return
     results = []
-    for folder in (user_path("runs", text) for text in settings.runs):
+    for folder in (run_path(text, key="runs") for text in settings.runs):
         found = read_results(folder)
         if not found:
             raise UserError(f"{folder} holds no finished run; allowed: folders of runs, or any above them, such as outputs.")
@@ -49,21 +60,7 @@ def main(arguments: list[str]) -> None:
     splits = list(dict.fromkeys(split for result in results for split in result["splits"]))
     for split in settings.split:
         check_choice("split", split, splits)
-    splits = list(settings.split) or splits
-    rows = []
-    for result, differences in zip(results, describe_differences([result["config"] for result in results]), strict=True):
-        metric = METRICS[result["headline"]]
-        scores = {
-            split: metric.text(result["splits"][split][result["headline"]]) if split in result["splits"] else MISSING
-            for split in splits
-        }
-        rows.append(
-            {"task": result["task"], "pe": result["encoding"], "seed": result["seed"], "scale": result["scale"]}
-            | {"metric": metric.label}
-            | scores
-            | {"seconds": round(result["time_s"]), "parameters": f"{result['num_parameters']:,}", "differs in": differences}
-        )
-    print(pd.DataFrame(rows).sort_values(["task", "pe", "seed"], kind="stable").to_string(index=False))
+    show(comparison_sheets(results, settings.split), settings.format)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
     action=show   or run, list
     seeds=3       to run: so many, from the first of configs/plan.yaml on; what is finished of others is shown too
     windows=300   of text, over which figure4 measures heads
+    format=table  or markdown, csv, latex, json
 
 All else are settings of train.py, for every run, and of Hydra's launcher. A table is a sweep: a run that fails does not stop
 the others, and the same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something
@@ -28,8 +29,10 @@ from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.report.findings import Findings
-from cope.report.markdown import plan_tables
+from cope.report.markdown import plan_sheets
+from cope.report.names import table_title
 from cope.report.paper_figures import draw_paper_figures
+from cope.report.sheets import FORMATS, show
 from cope.report.table_figures import draw_table_figures
 from cope.run.configuration import NOT_PART_OF_THE_RUN
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
@@ -56,9 +59,11 @@ class TableSettings:
     action: str = "show"
     seeds: int = 3
     windows: int = 300
+    format: str = "table"
 
     def __post_init__(self) -> None:
         check_choice("action", self.action, ["show", "run", "list"])
+        check_choice("format", self.format, FORMATS)
         check_at_least("windows", self.windows, 1)
         if "all" in self.table and len(self.table) > 1:
             raise UserError("table=all stands for every table; allowed: all alone, or tables by name.")
@@ -86,7 +91,9 @@ def main(arguments: list[str]) -> None:
             left_over = run_jobs(launcher, runs)
         findings = Findings(plans)
     for plan in plans:
-        print(f"\n# {plan.name}: {plan.title}\n\n{plan_tables(plan, findings)}", flush=True)
+        if settings.format == "table":
+            print(f"\n{table_title(plan.name)}: {plan.title}\n", flush=True)
+        show(plan_sheets(plan, findings), settings.format)
     not_measured = []
     if settings.action == "run":
         for picture in draw(plans, findings, overrides):

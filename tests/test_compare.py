@@ -1,4 +1,4 @@
-"""``scripts/compare.py``: finished runs side by side, and what it says of words that mean nothing."""
+"""``scripts/compare.py`` and ``scripts/runs.py``: finished runs side by side, and what it says of words that mean nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from runs import command_here, completed
+
+from cope.errors import UserError
+from cope.run.lookup import run_path
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +25,66 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "config": {"pe": {"name": pe}, "optimizer": {"lr": 0.1 * seed}},
         }  # fmt: skip
         (run / "result.json").write_text(completed(result))
+        settings = {"seed": seed, "scale": "smoke", "task": {"name": "counting"}, **result["config"]}  # type: ignore[dict-item]
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
 def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return command_here("scripts/compare.py", *arguments)
+    return call("compare.py", *arguments)
+
+
+def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command_here(f"scripts/{script}", *arguments)
 
 
 def test_runs_stand_side_by_side(outputs: Path) -> None:
-    lines = compare(f"runs={outputs}").stdout.splitlines()
-    assert lines[0].split()[:6] == ["task", "pe", "seed", "scale", "metric", "test"] and len(lines) == 4
-    assert "0.10" in lines[1] and "optimizer.lr=0.2" in lines[3]
-    filtered = compare(f"runs={outputs}", "pe=rope", "seed=2", "split=ood_shorter").stdout.splitlines()
-    assert len(filtered) == 2 and "60.00" in filtered[1] and "30.00" not in filtered[1]
-    assert (
-        compare(f"runs={outputs / 'counting' / 'rope' / '01234567' / 'seed=2'}", "split=ood_shorter").stdout.count("60.00") == 1
-    )
+    rows = list(csv.DictReader(compare(f"runs={outputs}", "format=csv").stdout.splitlines()))
+    assert [row["pe"] for row in rows] == ["cope", "rope", "rope"]
+    assert rows[0]["test"] == "0.1" and rows[2]["differs in"] == "optimizer.lr=0.2"
+    arguments = (f"runs={outputs}", "pe=rope", "seed=2", "split=ood_shorter", "format=csv")
+    (filtered,) = csv.DictReader(compare(*arguments).stdout.splitlines())
+    assert filtered["ood shorter"] == "60.0" and "test" not in filtered
+    one = outputs / "counting" / "rope" / "01234567" / "seed=2"
+    assert compare(f"runs={one}", "split=ood_shorter").stdout.count("60.0") == 1
+
+
+def test_the_list_of_runs_says_what_they_share_once(outputs: Path) -> None:
+    def listed(*arguments: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(call("runs.py", f"runs={outputs}", "format=csv", *arguments).stdout.splitlines()))
+
+    rows = listed("sort=error")
+    assert [(row["encoding"], row["seed"], row["test"], row["worst OOD"]) for row in rows] == [
+        ("cope", "1", "0.1", "0.2"), ("rope", "1", "25.0", "50.0"), ("rope", "2", "30.0", "60.0")
+    ]  # fmt: skip
+    assert "task" not in rows[0] and rows[1]["differs in"] == "optimizer.lr=0.1"
+    assert all((Path(row["folder"]) / "result.json").exists() for row in rows)
+    assert "all with task counting, scale smoke, state finished" in call("runs.py", f"runs={outputs}").stdout
+    assert [row["seed"] for row in listed("optimizer.lr=2e-1")] == ["2"]
+    assert [row["encoding"] for row in listed("pe=cope,rope", "seed=1")] == ["cope", "rope"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("pe=cpoe", "pe=cpoe: no run has it; allowed: cope, rope. Did you mean 'cope'?"),
+        ("optimizer.lrr=1", "optimizer.lrr is no setting of these runs. Did you mean 'optimizer.lr'?"),
+        ("sort=name", "sort=name is not known; allowed: task,"),
+        ("format=html", "format=html is not known; allowed: table, markdown, csv, latex, json"),
+    ],
+)
+def test_filters_that_mean_nothing_are_told(outputs: Path, argument: str, said: str) -> None:
+    done = call("runs.py", f"runs={outputs}", argument)
+    assert done.returncode == 1 and done.stderr.startswith(said), done.stderr
+
+
+def test_a_run_is_named_by_the_beginning_of_its_hash(outputs: Path) -> None:
+    assert run_path("0123/seed=2", outputs) == outputs / "counting" / "rope" / "01234567" / "seed=2"
+    with pytest.raises(UserError, match=r"run=01 is the beginning of 3 runs: .*cope.*rope.* Type more of it, or the seed"):
+        run_path("01", outputs)
+    with pytest.raises(UserError, match=r"run=ff: no run in .* has a hash that begins so"):
+        run_path("ff", outputs)
+    assert run_path("outputs/counting", outputs) == Path("outputs/counting")  # a path is a path
 
 
 @pytest.mark.parametrize(
@@ -45,7 +93,7 @@ def test_runs_stand_side_by_side(outputs: Path) -> None:
         (["pe=cpoe"], "pe=cpoe is not known; allowed: cope, rope. Did you mean 'cope'?"),
         (["pe=rope,cpoe"], "pe=cpoe is not known"),
         (["seed=1", "seed=2"], "seed=2 is one seed too many"),
-        (["sed=1"], "sed is not a setting; allowed: runs, task, pe, seed, scale, split. Did you mean 'seed'?"),
+        (["sed=1"], "sed is not a setting; allowed: runs, task, pe, seed, scale, split, format. Did you mean 'seed'?"),
         (["split=tset"], "split=tset is not known; allowed: test, ood_shorter. Did you mean 'test'?"),
         (["pe=cope", "seed=2"], "no finished run has all of these filters' values"),
         (["pe=rope", "nowhere"], "'nowhere' is not of the form key=value"),
@@ -57,6 +105,8 @@ def test_words_that_mean_nothing_are_told(outputs: Path, arguments: list[str], s
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(said), done.stderr
 
 
-def test_a_filter_alone_is_not_enough() -> None:
-    assert compare("seed=1").stderr.startswith("runs=... must be given: python scripts/compare.py runs=")
+def test_without_runs_it_lists_what_there_is(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outputs.parent)
+    monkeypatch.setattr("cope.run.lookup.OUTPUTS", outputs)
+    assert "3 runs, all with" in compare().stdout and compare("seed=2").stdout.count("rope") > 0
     assert compare("runs=nowhere").stderr.startswith("nowhere holds no finished run")

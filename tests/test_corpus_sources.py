@@ -22,6 +22,7 @@ from runs import command_here
 from cope.building import build
 from cope.corpora import hub, python_stdlib
 from cope.corpora.base import Corpus, LeftOut, split_by_hash
+from cope.corpora.tokenizer import TokenizerSettings
 from cope.corpora.wiki_markup import plain_text
 from cope.corpora.wikitext103 import articles
 from cope.errors import UserError
@@ -258,6 +259,34 @@ def test_your_files_in_every_format(write: Callable[[Path, list[str]], Path], tm
     assert all(texts == list(own.documents(split)) for split in SPLITS)
 
 
+@pytest.mark.parametrize(("pattern", "num_files"), [("book0.txt", 1), ("*.txt", 3), ("", 3)])
+def test_a_few_files_are_cut_by_position(pattern: str, num_files: int, tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number}.\nIt has two lines.\n\n" for number in range(100)]
+    for number in range(3):
+        (tmp_path / f"book{number}.txt").write_text("".join(paragraphs))
+    corpus = made("files", train=str(tmp_path / pattern))
+    documents = all_documents(corpus)
+    assert {split: len(texts) for split, texts in documents.items()} == dict.fromkeys(SPLITS, num_files)
+    for parts in zip(*(documents[split] for split in SPLITS), strict=True):
+        assert "".join(parts) == "".join(paragraphs)
+        assert all(part.startswith("Paragraph") for part in parts)
+        assert [round(len(part) / len("".join(paragraphs)), 1) for part in parts] == [0.8, 0.1, 0.1]
+    assert "by position" in corpus.note and ("each of 3 files" in corpus.note) == (num_files == 3)
+    assert corpus.identity() != made("files", train=str(tmp_path / pattern), document="file").identity()
+    own = made("files", train=str(tmp_path / pattern), validation=str(tmp_path), test=str(tmp_path))
+    assert own.note == "" and len(all_documents(own)["train"]) == num_files
+
+
+def test_a_tiny_text_gets_a_vocabulary_that_it_can_fill(tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    (tmp_path / "large.txt").write_text("The quick brown fox jumps over the lazy dog. " * 9000)
+    asked = TokenizerSettings("bpe", 2048, byte_fallback=True)
+    size = made("files", train=str(tmp_path / "small.txt")).size_of_tiny()
+    assert size == (900, 29) and asked.fitting(*size).vocab_size == 331
+    assert made("files", train=str(tmp_path / "large.txt")).size_of_tiny() is None
+    assert TokenizerSettings("bpe", 300, byte_fallback=True).fitting(*size).vocab_size == 300
+
+
 def test_a_saved_data_set_brings_its_own_splits(tmp_path: Path) -> None:
     import datasets
 
@@ -373,7 +402,7 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "near").mkdir()
     (tmp_path / "near" / "b.txt").write_text("near")
     (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
-    assert flat(made("files", train=str(tmp_path / "near"))) == ["far", "near"]
+    assert flat(made("files", train=str(tmp_path / "near"), document="file")) == ["far", "near"]
     (tmp_path / "near" / "round").symlink_to(tmp_path / "near")
     with pytest.raises(UserError, match=r"round is a link to a folder that it lies in"):
         made("files", train=str(tmp_path / "near"))
@@ -387,7 +416,7 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("text")
     for train in ("~/a.txt", "~", "~/*.txt"):
-        assert flat(made("files", train=train)) == ["text"]
+        assert flat(made("files", train=train, document="file")) == ["text"]
     with pytest.raises(UserError, match=r"corpus\.train=~nobody-of-that-name/a.txt: there is no home folder"):
         made("files", train="~nobody-of-that-name/a.txt")
 

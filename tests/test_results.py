@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -23,8 +25,10 @@ from cope.files import write_atomically, write_json
 from cope.metrics import METRICS, percent
 from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
+from cope.report.run_sheets import comparison_sheets, run_sheet, sweep_sheets
+from cope.report.sheets import Sheet, as_text, show
 from cope.report.statistics import mean_and_spread, wilson_interval
-from cope.report.tables import FORMATS, Table, run_table, spread, sweep_table
+from cope.report.tables import spread
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
 from cope.run.summary import run_line
@@ -52,13 +56,13 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([0.25]) == (0.25, None)
     assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
     assert mean_and_spread([0.3, 0.1 + 0.2]) == (pytest.approx(0.3), 0.0), "they differ by rounding only"
-    assert spread([0.25], METRICS["error"]) == "25.00"
-    assert spread([0.01, 0.03], METRICS["error"]) == "2.00 (1.41)"
+    assert spread([0.25], METRICS["error"]) == "25.0"
+    assert spread([0.01, 0.03], METRICS["error"]) == "2.0 (1.4)"
     assert spread([], METRICS["error"]) == "missing"
 
 
 @pytest.mark.parametrize(
-    ("fraction", "text"), [(0, "0.00"), (1, "100.00"), (0.01234, "1.23"), (1e-4, "0.01"), (5e-5, "0.005"), (2e-7, "0.00002")]
+    ("fraction", "text"), [(0, "0.0"), (1, "100.0"), (0.01234, "1.2"), (1e-4, "0.01"), (5e-5, "0.005"), (2e-7, "0.00002")]
 )
 def test_a_small_percentage_does_not_look_like_none(fraction: float, text: str) -> None:
     assert percent(fraction) == text
@@ -83,35 +87,22 @@ def result_of(
 
 
 def test_table_of_a_run(tmp_path: Path) -> None:
-    text = run_table(result_of("cope", 1, {"test": 20, "ood_longer": 0}), RunFolder(tmp_path), [tmp_path / "picture.png"])
+    sheet = run_sheet(result_of("cope", 1, {"test": 20, "ood_longer": 0}), RunFolder(tmp_path), [tmp_path / "picture.png"])
+    text = drawn(sheet)
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "seed 1" in rows["cope"] and "12,345 parameters" in rows["cope"]
-    for part in ("2.00", "1.30 to 3.07", "20 of 1000", "0.50"):
+    for part in ("2.0", "1.3 to 3.1", "20 of 1,000", "0.5"):
         assert part in rows["test"]
-    assert "0.00 to 0.38" in rows["ood_longer"]
+    assert "0.0 to 0.4" in rows["ood_longer"]
     assert rows["sequences"].endswith("3 of test")
     assert str(tmp_path) in rows["run"]
     assert str(tmp_path / "picture.png") in rows["picture:"]
     line = run_line(result_of("cope", 1, {"test": 20}))
-    assert "counting cope seed=1: sequence error %: test 2.00 (" in line and "\n" not in line
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_table_in_every_form(form: str) -> None:
-    rows = {"cope": {"test": "0.1 (0.2)", "ood_dense": "3 & 4"}, "rope": {"test": "missing"}}
-    text = Table.of("flip_flop, error %", rows).render(form)
-    known = {
-        "markdown": "| cope | 0.1 (0.2) | 3 & 4 |\n| rope | missing |  |",
-        "csv": ",test,ood_dense\ncope,0.1 (0.2),3 & 4\nrope,missing,\n",
-        "latex": "cope & 0.1 (0.2) & 3 \\& 4 \\\\\nrope & missing &  \\\\",
-        "json": '"test":"0.1 (0.2)"',
-        "text": "cope 0.1 (0.2)     3 & 4\nrope   missing",
-    }
-    assert known[form] in text and ("ood\\_dense" in text) == (form == "latex")
+    assert "counting cope seed=1: sequence error %: test 2.0 (" in line and "\n" not in line
 
 
 def test_table_of_a_sweep() -> None:
-    text = sweep_table(
+    sheets = sweep_sheets(
         [
             result_of("rope", 1, {"test": 100, "ood_longer": 300}),
             result_of("rope", 2, {"test": 300, "ood_longer": 500}),
@@ -120,14 +111,65 @@ def test_table_of_a_sweep() -> None:
             result_of("cope", 1, {"test": 5}, task="flip_flop"),
         ]
     )
-    first, second, last = text.split("\n\n")
-    assert first.startswith("counting: sequence error %") and second.startswith("flip_flop: ")
+    first, second = sheets
+    assert first.title.startswith("counting: sequence error %") and second.title.startswith("flip_flop: ")
+    (last,) = second.notes
     assert last.startswith("Scale smoke; seeds 1, 2; A, 1 thread(s) a run; ") and "; code 4567; " in last
-    rows = [line.split() for line in first.splitlines()[1:]]
-    assert rows[0] == ["encoding", "seeds", "test", "ood_longer"]
-    assert rows[1] == ["rope", "2", "20.00", "(14.14)", "40.00", "(14.14)"]
-    assert rows[2] == ["cope", "model.dim=16", "1", "0.10", "missing"]
-    assert rows[3] == ["cope", "model.dim=32", "1", "0.20", "missing"]
+    assert first.columns == ("encoding", "seeds", "in distribution", "OOD longer")
+    assert first.rows == (
+        ("rope", "2", "20.0 (14.1)", "40.0 (14.1)"),
+        ("cope model.dim=16", "1", "0.1", "missing"),
+        ("cope model.dim=32", "1", "0.2", "missing"),
+    )
+
+
+def test_runs_of_other_tasks_and_scales_have_tables_of_their_own() -> None:
+    results = [result_of("rope", 1, {"test": 3}), result_of("cope", 1, {"test": 2})]
+    results.append(result_of("cope", 2, {"test": 1}, task="flip_flop"))
+    counting, flip_flop = comparison_sheets(results)
+    assert counting.title == "counting, scale smoke: sequence error %" and flip_flop.title.startswith("flip_flop")
+    assert [row[:3] for row in counting.rows] == [("cope", "1", "0.2"), ("rope", "1", "0.3")]
+
+
+def drawn(sheet: Sheet, width: int = 0) -> str:
+    """As a terminal of this width has it, without its colours; 0: as a file has it."""
+    stream = io.StringIO()
+    if not width:
+        show([sheet], stream=stream)
+    else:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("COLUMNS", str(width))
+            patched.setattr(stream, "isatty", lambda: True, raising=False)
+            show([sheet], stream=stream)
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+
+
+SHEET = Sheet(
+    "Errors_of all", ("encoding", "OOD more operations", "folder"),
+    (("rope", "1.5 (0.2)", "outputs/counting/rope/01234567/seed=1"), ("cope", "0.0 (0.0)", "outputs/x & y")),
+    notes=("seeds 1, 2",), words=frozenset({"folder"}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [0, 120, 60, 40, 12])
+def test_no_cell_is_cut_at_any_width(width: int) -> None:
+    text = drawn(SHEET, width)
+    assert all(cell in text for row in SHEET.rows for cell in row) and "operations" in text
+    assert "\x1b" not in drawn(SHEET)
+    if width >= 60:
+        assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    heading = next((line for line in text.splitlines() if "encoding" in line), "")
+    assert ("folder" in heading) == (width in (0, 120, 60))  # below the figures where there is no room beside them
+
+
+def test_the_forms_that_are_pasted() -> None:
+    assert as_text([SHEET], "csv").splitlines()[1] == "rope,1.5 (0.2),outputs/counting/rope/01234567/seed=1"
+    assert as_text([SHEET], "markdown").splitlines()[2:4] == [
+        "| encoding | OOD more operations | folder |", "| --- | ---: | --- |"
+    ]  # fmt: skip
+    latex = as_text([SHEET], "latex")
+    assert r"\toprule" in latex and r"outputs/x \& y \\" in latex and r"\caption{Errors\_of all}" in latex
+    assert json.loads(as_text([SHEET], "json"))[0]["rows"][1]["OOD more operations"] == "0.0 (0.0)"
 
 
 def test_differences_are_those_among_runs_of_one_encoding() -> None:

@@ -23,9 +23,10 @@ from runs import command_here, completed
 from cope.cli import LEFT_OVER
 from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
-from cope.report.markdown import comparison_table
+from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
+from cope.report.sheets import as_text
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.places import gpu_names, memory_gib, num_places
@@ -62,7 +63,7 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}
             run.folder.result.write_text(completed(result))
     findings = Findings([plan])
-    text = comparison_table(plan, "code", findings).render("markdown")
+    text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
     assert "**code, perplexity**\n\n|  | test | test_disjoint | test_disjoint, paper | seeds | seconds a run |\n" in text
     assert "| cope | 21.50 | 22.25 | 3.9 | 1 | 7 |" in text
     assert "| rope | missing | missing | 4.1 | 0 | missing |" in text
@@ -114,7 +115,7 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
             run.folder.result.write_text(
                 completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
-    text = comparison_table(plan, "code", Findings([plan])).render("markdown")
+    text = as_text([comparison_sheet(plan, "code", Findings([plan]))], "markdown")
     assert "| cope | 21.50 | 1, 1 failed | 7 |" in text
     assert "| rope | failed | 0, 2 failed | failed |" in text
     assert "| absolute | failed | 0, 1 failed | failed |" in text
@@ -122,7 +123,7 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
 
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
     plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
-    text = comparison_table(plan, "code", findings).render("markdown")
+    text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
     assert "| cope | failed | 3.9 | 0, 1 failed | failed |" in text and "| rope | missing | 4.1 | 0 | missing |" in text
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.files import user_path
+from cope.run.lookup import run_path
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
@@ -102,7 +103,8 @@ def _converted(argument: str, text: str, hint: Any) -> Any:
             return None
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     if hint is Path:
-        return user_path(argument.partition("=")[0], text)
+        key = argument.partition("=")[0]
+        return run_path(text) if key == "run" else user_path(key, text)
     make, allowed = CONVERSIONS[hint]
     try:
         return make(text)

@@ -30,7 +30,7 @@ class Metric:
         size = value if size is None else size
         if size >= 1e5:
             return f"{value:.3g}"
-        return f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+        return f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
 
 METRICS = {
@@ -43,9 +43,9 @@ METRICS = {
 
 
 def percent(fraction: float) -> str:
-    """0.0123 -> ``1.23``, with more digits where a small number would look like none."""
+    """As the paper prints it: 0.0123 -> ``1.2``, with more digits where a small number would look like none."""
     value = 100 * fraction
-    digits = 2 if value == 0 or value >= 0.01 else -math.floor(math.log10(value))
+    digits = 1 if value == 0 or value >= 0.1 else -math.floor(math.log10(value))
     return f"{value:.{digits}f}"
 
 

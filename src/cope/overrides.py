@@ -162,9 +162,16 @@ class Composer:
             allowed = sorted(other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent != other)
             where = f" with {', '.join(groups)}" if groups else ""
             problems.append(
-                f"{key or _text(override)} is not a setting. Allowed{where}: {', '.join(allowed)}.{nearest(key, known)}"
+                f"{key or _text(override)} is not a setting. Allowed{where}: {', '.join(allowed)}.{_meant(key, known)}"
             )
         return problems
+
+
+def _meant(key: str, known: set[str]) -> str:
+    """The settings that end as ``key`` does, such as ``optimizer.lr`` for ``lr``; else the nearest."""
+    last = key.rpartition(".")[2]
+    ending = sorted(other for other in known if other.rpartition(".")[2] == last and not other.startswith("recipe."))
+    return f" Did you mean {' or '.join(map(repr, ending))}?" if ending else nearest(key, known)
 
 
 def _hint_to_quote(argument: str) -> str:

@@ -59,6 +59,15 @@ class Corpus(ABC):
             UserError: the text cannot be found.
         """
 
+    @property
+    def note(self) -> str:
+        """How documents and splits were decided on, where that is not as asked for; printed beside the licence."""
+        return ""
+
+    def size_of_tiny(self) -> tuple[int, int] | None:
+        """Bytes and different characters of a text that is too small for an ordinary vocabulary; None of any other."""
+        return None
+
 
 def split_by_hash(key: str, validation_fraction: float, test_fraction: float) -> str:
     """The split that ``key`` falls into: a function of the key and the fractions alone."""

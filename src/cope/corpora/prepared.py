@@ -97,6 +97,11 @@ def prepare(
             if manifest is None:
                 if damage:
                     log.warning("Cannot use %s (%s): preparing it again.", folder, damage)
+                log.info(
+                    "preparing corpus %s: reading, learning a vocabulary of %s tokens, encoding",
+                    corpus.name,
+                    f"{tokenizer.vocab_size:,}",
+                )
                 manifest = _make(corpus, tokenizer, max_documents, key, folder)
     log.info(_summary(corpus, manifest))
     return PreparedCorpus(
@@ -216,6 +221,7 @@ def _documents(folder: Path, split: str) -> Documents:
 def _summary(corpus: Corpus, manifest: dict[str, Any]) -> str:
     """Sizes, what was left out, and the licence, as lines to print."""
     lines = [f"corpus {corpus.name}, fingerprint {manifest['fingerprint']}. Licence: {corpus.license}"]
+    lines += [f"  {corpus.note}"] if corpus.note else []
     for split in SPLITS:
         sizes = manifest["splits"][split]
         lines.append(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cope.errors import UserError, check_at_least, check_choice
 
@@ -48,6 +48,11 @@ class TokenizerSettings:
                     "one of bytes; allowed: true."
                 )
         check_at_least("task.tokenizer.vocab_size", self.vocab_size, NUM_SPECIAL + 1 + NUM_BYTES * self.byte_fallback)
+
+    def fitting(self, num_bytes: int, num_characters: int) -> TokenizerSettings:
+        """With a vocabulary that so small a text can fill: a piece for about each 40 bytes, beside the single characters."""
+        most = NUM_SPECIAL + NUM_BYTES * self.byte_fallback + num_characters + 20 + num_bytes // 40
+        return self if self.kind == "gpt2" else replace(self, vocab_size=min(self.vocab_size, most))
 
 
 class Tokenizer(ABC):

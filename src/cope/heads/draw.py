@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from cope.report.names import encoding_name, task_name
+from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
+
 HEADS_IN_THE_TABLE = 10
-BOUNDARY_COLOUR = "#c0392b"
-LABEL_CHARACTERS = 28
-LABEL_DISTANCE = 1 / 36  # of the window: closer labels would lie over each other
+LABEL_CHARACTERS = 20
+LABEL_DISTANCE = 1 / 40  # of the window: closer labels would lie over each other
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
@@ -70,63 +69,84 @@ def _table(heads: list[dict[str, Any]]) -> str:
 
 
 def draw_position_alone(folder: Path) -> Path:
-    """Attention by position alone and gates of the head that is best for paragraphs (above) and for sections (below).
+    """What the last query of a window attends to by position alone, in the head that is best for paragraphs and for sections.
 
-    Best is the one furthest above chance where boundaries are shifted by whole sentences, or lines.
+    Best is the one furthest above chance where boundaries are shifted by whole sentences, or lines. Below each its gates.
     """
     scores = read_scores(folder)
     with np.load(folder / "arrays.npz", allow_pickle=False) as content:
         arrays = dict(content)
-    has_gates = "gates" in arrays
-    figure, axes = plt.subplots(
-        2, 1 + has_gates, figsize=(8.0 + 5.6 * has_gates, 12.5), layout="constrained", squeeze=False, sharex=True
-    )
-    for row, kind in enumerate(scores["drawn"]["kinds"]):
-        segment, best = kind.partition(",")[0], scores["kinds"][kind]["heads"][0]
-        marked = arrays["line_is_heading"] | (segment == "paragraph")
-        starts, titles = arrays["line_starts"][marked], arrays["line_titles"][marked]
-        head = f"layer {best['layer']}, head {best['head']}"
-        attention = arrays["attention"][row] / arrays["attention"][row].max(-1, keepdims=True)
-        standing = f"best for {segment}s, corrected p {best['p_corrected']:.2g}"
-        _draw(axes[row, 0], attention, starts, titles, f"{head}: attention by position alone\n({standing})")
-        if has_gates:
-            _draw(axes[row, 1], arrays["gates"][row], starts, titles, f"{head}: gates\n")
-            axes[row, 1].set(yticks=[], ylabel="")
-    for axis in axes[-1]:
-        axis.set_xlabel("key (tokens)")
-    drawn = scores["drawn"]
-    figure.colorbar(
-        axes[0, 0].images[0], ax=axes, shrink=0.4, pad=0.01, label="gate; attention, divided by the query's largest"
-    )
-    figure.suptitle(
-        f"{scores['encoding']}: “{drawn['title']}”, tokens {drawn['start']} to {drawn['start'] + scores['context'] - 1}. "
-        "Lines: where paragraphs (above), sections (below) begin",
-        fontsize=11,
-    )
-    path = folder / "position_alone.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    curves = [name for name in ("attention", "gates") if name in arrays]
+    kinds = scores["drawn"]["kinds"]
+    with picture_style("position_alone"):
+        figure, axes = plt.subplots(
+            len(kinds) * len(curves), 1, figsize=(PAGE, 1.5 * len(kinds) * len(curves) + 1.0), layout="constrained",
+            squeeze=False, sharex=True,
+        )  # fmt: skip
+        for index, kind in enumerate(kinds):
+            segment = kind.partition(",")[0]
+            marked = arrays["line_is_heading"] | (segment == "paragraph")
+            starts, titles = arrays["line_starts"][marked], arrays["line_titles"][marked]
+            for place, name in enumerate(curves):
+                axis = axes[index * len(curves) + place, 0]
+                values = arrays[name][index][-1]  # of the last query, over the keys
+                label = "gate"
+                if name == "attention":
+                    values, label = values / values.max(), "attention by\nposition alone"
+                    axis.set_title(_finding(segment, scores["kinds"][kind], scores["level"]), loc="left")
+                    _name_boundaries(axis, starts, titles, len(values))
+                _draw(axis, values, starts, label, look_of(scores["encoding"]).colour)
+        axes[-1, 0].set_xlabel("key (tokens); the query is the last one")
+        drawn = scores["drawn"]
+        figure.suptitle(
+            f"{encoding_name(scores['encoding'])}, {task_name(scores['task']).lower()}, seed {scores['training_seed']}: "
+            f"“{_safe(drawn['title'])}”, tokens {drawn['start']} to {drawn['start'] + scores['context'] - 1}",
+            fontsize=8,
+        )
+        path = folder / "position_alone.png"
+        figure.savefig(path, dpi=200)
+        plt.close(figure)
     return path
 
 
-def _draw(axis: Axes, values: np.ndarray, starts: np.ndarray, titles: np.ndarray, title: str) -> None:
-    num_tokens = len(values)
-    shown = np.ma.masked_where(np.triu(np.ones_like(values, dtype=bool), 1), values)  # keys after the query stay white
-    axis.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+def _finding(segment: str, found: dict[str, Any], level: float) -> str:
+    """Whether any head keeps to the segment, in a sentence."""
+    best = found["heads"][0]
+    head = f"layer {best['layer']}, head {best['head']}"
+    excess, p_value = best["excess"] - best["shifted_excess"], f"corrected p {best['p_corrected']:.2g}"
+    if best["p_corrected"] >= level:
+        return f"{segment.capitalize()}s: no head keeps to them more than chance explains. The nearest is {head} ({p_value})."
+    return (
+        f"{segment.capitalize()}s: {head} has {100 * excess:.1f}% more of its attention inside the current one than chance "
+        f"explains ({p_value})."
+    )
+
+
+def _draw(axis: Axes, values: np.ndarray, starts: np.ndarray, label: str, colour: str) -> None:
+    keys = np.arange(len(values))
+    axis.fill_between(keys, values, step="mid", color=colour, alpha=0.2, linewidth=0)
+    axis.plot(keys, values, color=colour, linewidth=0.8, drawstyle="steps-mid")
     for start in starts:
-        # To the diagonal from the left, and from there down: the segment is the triangle to the right of the line.
-        axis.plot([start - 0.5] * 2, [start - 0.5, num_tokens - 0.5], color=BOUNDARY_COLOUR, linewidth=1)
-        axis.plot([-0.5, start - 0.5], [start - 0.5] * 2, color=BOUNDARY_COLOUR, linewidth=0.6, alpha=0.6)
-    labelled: list[int] = []
-    for index, start in enumerate(starts):
-        if not labelled or start - starts[labelled[-1]] >= num_tokens * LABEL_DISTANCE:
-            labelled.append(index)
-    axis.set_yticks(starts[labelled], [_shortened(titles[index]) for index in labelled], fontsize=8)
-    axis.set_ylabel("query")
-    axis.set_title(title, fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
+        axis.axvline(start - 0.5, color=BOUNDARY, linewidth=0.7, linestyle="--")
+    axis.set(ylim=(0, 1.05), yticks=(0, 1), xlim=(-0.5, len(values) - 0.5))
+    axis.set_ylabel(label)
+
+
+def _name_boundaries(axis: Axes, starts: np.ndarray, titles: np.ndarray, num_tokens: int) -> None:
+    """What begins at each boundary, where names would not lie over each other."""
+    last = -num_tokens
+    for start, title in zip(starts, titles, strict=True):
+        if start - last >= num_tokens * LABEL_DISTANCE:
+            last = start
+            axis.text(
+                start, 0.97, _shortened(title), rotation=90, fontsize=5.5, va="top", ha="left", color=BOUNDARY,
+                transform=axis.get_xaxis_transform(),
+            )  # fmt: skip
 
 
 def _shortened(title: str) -> str:
-    safe = title.replace("$", r"\$")  # or it begins a formula
-    return safe if len(title) <= LABEL_CHARACTERS else f"{safe[:LABEL_CHARACTERS]}…"
+    return _safe(title if len(title) <= LABEL_CHARACTERS else f"{title[:LABEL_CHARACTERS]}…")
+
+
+def _safe(title: str) -> str:
+    return title.replace("$", r"\$")  # or it begins a formula

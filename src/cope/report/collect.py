@@ -19,7 +19,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
     """For each of several runs, ``key=value`` of the settings in which runs of the same encoding differ."""
-    flat = [_flatten(config) for config in configs]
+    flat = [flatten(config) for config in configs]
     by_encoding: dict[Any, list[dict[str, Any]]] = {}
     for settings in flat:
         by_encoding.setdefault(settings.get("pe.name"), []).append(settings)
@@ -31,11 +31,12 @@ def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
     return labels
 
 
-def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a nested configuration by its whole name, such as ``optimizer.lr``."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

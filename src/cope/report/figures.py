@@ -2,50 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cope.errors import UserError
 from cope.metrics import METRICS
+from cope.report.drawing import value_axis
+from cope.report.names import encoding_name, split_name, task_name
+from cope.report.style import GATE, INK, PAGE, SOFT, STRONG, look_of, picture_style
 from cope.run.folder import RunFolder
 
-GATE_COLOUR = "#9ecae1"
-POSITION_COLOUR = "#c0392b"
 MOST_TOKENS = 96  # more cannot be read side by side
+MOST_HEADS = 4  # that are drawn unless others are asked for
+SPLIT_MARKERS = ("s", "^", "v", "P", "X", "D")
+
+Heads = Sequence[tuple[int, int]]  # (layer, head), both from 1
 
 
-def draw_run(folder: RunFolder) -> dict[str, Path]:
-    """Draw what the folder has the data for; returns the pictures by their key in W&B."""
+def draw_run(folder: RunFolder, heads: Heads | None = None) -> dict[str, Path]:
+    """Draw what the folder has the data for; returns the pictures by their key in W&B.
+
+    Args:
+        heads: whose gates are drawn; None takes the most telling ones, none at all takes all.
+    """
     folder.figures.mkdir(parents=True, exist_ok=True)
     pictures = {"figures/learning_curves": draw_learning_curves(folder)}
-    arrays = folder.figures / "gates.npz"
-    if arrays.exists():
-        pictures["figures/gates"] = draw_gates(arrays)
+    if gates_of(folder).exists():
+        pictures["figures/gates"] = draw_gates(folder, heads)
     return pictures
 
 
+def run_title(folder: RunFolder) -> str:
+    """``CoPE, counting, seed 1, laptop scale``."""
+    task, encoding, _, seed = folder.path.resolve().parts[-4:]
+    scale = (folder.read_config() or {}).get("scale")
+    parts = [encoding_name(encoding), task_name(task).lower(), seed.replace("=", " "), f"{scale} scale" if scale else ""]
+    return ", ".join(part for part in parts if part)
+
+
+# ---- learning curves -------------------------------------------------------------------------------------------------
+
+
 def draw_learning_curves(folder: RunFolder) -> Path:
-    """Training loss, and the task's metrics on the validation split, over the steps."""
+    """Loss of training and validation over the steps; the task's metrics on every split that was scored."""
     lines = folder.read_metrics()
-    figure, (loss, metrics) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for key, label in (("train/loss", "training"), ("eval/validation/loss", "validation")):
-        loss.plot(*_series(lines, key), label=label)
-    loss.set(xlabel="step", ylabel="loss (nats per predicted token)", yscale="log")
-    loss.legend()
-    found = [name for name in METRICS if any(f"eval/validation/{name}" in line for line in lines)]
-    for name in [name for name in found if METRICS[name].is_percentage] or found[:1]:  # perplexities differ too much in size
-        steps, values = _series(lines, f"eval/validation/{name}")
-        metrics.plot(steps, METRICS[name].factor * values, marker="o", markersize=3, label=METRICS[name].label)
-    metrics.set(xlabel="step", ylabel="on the validation split", ylim=(0, None))
-    if found:
-        metrics.legend()
-    return _save(figure, folder.figures / "learning_curves.png")
+    colour = look_of(folder.path.resolve().parts[-3]).colour
+    with picture_style("learning_curves"):
+        figure, (loss, scores) = plt.subplots(1, 2, figsize=(PAGE, 2.5), layout="constrained")
+        loss.plot(*_series(lines, "train/loss"), color=SOFT, linewidth=0.8, label="training")
+        loss.plot(*_series(lines, "eval/validation/loss"), "o--", color=colour, markersize=3, label="validation")
+        loss.set(xlabel="step", ylabel="loss (nats per predicted token)", yscale="log", title="Loss")
+        loss.legend()
+        _draw_scores(scores, lines, colour)
+        figure.suptitle(run_title(folder), fontsize=8)
+        return _save(figure, folder.figures / "learning_curves.png")
+
+
+def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None:
+    """Each metric's validation curve, and at its right end the best checkpoint's score on each test split."""
+    scored = {name: _series(lines, f"eval/validation/{name}") for name in METRICS}
+    scored = {name: found for name, found in scored.items() if len(found[0])}
+    of_text = not any(METRICS[name].is_percentage for name in scored)
+    if of_text:  # perplexities per token, per word and bits per byte differ too much in size for one axis
+        scored = dict(list(scored.items())[:1])
+    drawn: list[np.ndarray] = []
+    last = 1.0
+    for name, (steps, values) in scored.items():
+        values, metric = METRICS[name].factor * values, METRICS[name]
+        if any(np.array_equal(values, other) for other in drawn):
+            continue  # one answer token a sequence: both errors are the same line
+        axis.plot(
+            steps, values, "o-" if not drawn else "o:", color=colour if not drawn else SOFT, markersize=3,
+            label=f"validation, {metric.label}",
+        )  # fmt: skip
+        drawn.append(values)
+        last = max(last, float(steps[-1]))
+    shown = [float(value) for values in drawn for value in values]
+    headline = next(iter(scored), None)
+    if headline is not None:
+        ending = f"/{headline}"
+        final = {key.split("/")[1]: value for line in lines for key, value in line.items() if key.endswith(ending)}
+        tests = {split: METRICS[headline].factor * value for split, value in final.items() if split != "validation"}
+        for place, (split, value) in enumerate(tests.items()):
+            marker = SPLIT_MARKERS[place % len(SPLIT_MARKERS)]
+            axis.plot(
+                last * (1.04 + 0.035 * place), value, marker, color=INK, markerfacecolor="white", markersize=4.5, clip_on=False,
+                label=f"{split_name(split, of_text)}, at the end",
+            )  # fmt: skip
+            shown.append(value)
+        axis.set_ylabel(METRICS[headline].label.replace(" %", " (%)"))
+        if METRICS[headline].is_percentage:
+            value_axis(axis, shown, along="y")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set(xlabel="step", title="Scores", xticks=[tick for tick in axis.get_xticks() if 0 <= tick <= last])
 
 
 def _series(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -54,52 +109,93 @@ def _series(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.nda
     return np.array(steps), np.array(values)
 
 
-def draw_gates(arrays: Path) -> Path:
-    """Draw :func:`gates_figure` beside ``arrays``."""
-    return _save(gates_figure(arrays), arrays.with_name("gates.png"))
+# ---- gates -----------------------------------------------------------------------------------------------------------
 
 
-def gates_figure(arrays: Path) -> Figure:
-    """For each layer and head, what the query that has to answer counts: its gate at every token, and the positions they add up
-    to. Positions are sums from each token to the query, so they grow from right to left. Of a long sequence the last tokens.
+def gates_of(folder: RunFolder) -> Path:
+    """Where a run's gates are."""
+    return folder.figures / "gates.npz"
+
+
+def draw_gates(folder: RunFolder, heads: Heads | None = None) -> Path:
+    """Draw :func:`gates_figure` beside its arrays."""
+    with picture_style("gates"):
+        return _save(gates_figure(folder, heads), gates_of(folder).with_name("gates.png"))
+
+
+def gates_figure(folder: RunFolder, heads: Heads | None = None) -> Figure:
+    """For some heads, what the query that has to answer counts: its gate at every token, and the positions they add up to.
+
+    Positions are sums from each token to the query, so they grow from right to left. Of a long sequence the last tokens.
+
+    Raises:
+        UserError: a head that the model has not.
     """
-    with np.load(arrays, allow_pickle=False) as content:
-        words, query = content["words"], int(content["query"])
-        shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)
-        gates, positions = (content[name] for name in ("gates", "positions"))  # (layers, heads, key)
+    with np.load(gates_of(folder), allow_pickle=False) as content:
+        arrays: dict[str, Any] = dict(content)
+    words, query = arrays["words"], int(arrays["query"])
+    shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)
+    gates, positions = arrays["gates"], arrays["positions"]  # (layers, heads, key)
     if gates.ndim == 4:  # of every query: runs from before one was kept
         gates, positions = gates[:, :, query], positions[:, :, query]
     gates, positions = gates[:, :, shown], positions[:, :, shown]
-    num_layers, num_heads, num_keys = gates.shape
+    spread = gates.std(-1)  # a head whose gates are all alike counts tokens, as any relative position does
+    chosen = _most_telling(spread) if heads is None else _checked(heads, spread.shape)
+    num_keys = gates.shape[-1]
     figure, axes = plt.subplots(
-        num_layers * num_heads, 1, figsize=(max(6.0, 0.27 * num_keys), 1.7 * num_layers * num_heads + 0.8),
-        layout="constrained", sharex=True, squeeze=False,
+        len(chosen), 1, figsize=(max(PAGE, 0.12 * num_keys), 1.05 * len(chosen) + 1.0), layout="constrained", sharex=True,
+        squeeze=False,
     )  # fmt: skip
-    for row, axis in enumerate(axes[:, 0]):
-        layer, head = divmod(row, num_heads)
+    for axis, (layer, head) in zip(axes[:, 0], chosen, strict=True):
         _draw_counting(axis, gates[layer, head], positions[layer, head])
-        axis.set_ylabel(f"layer {layer + 1}\nhead {head + 1}", rotation=0, ha="right", va="center")
+        axis.set_title(
+            f"layer {layer + 1}, head {head + 1} (standard deviation of its gates {spread[layer, head]:.2f})", loc="left"
+        )
     axes[-1, 0].set_xticks(range(num_keys), words[shown], rotation=90, family="monospace")
-    answer = words[query + 1]
-    of_all = f"; the last {num_keys} of {query + 1} tokens" if num_keys <= query else ""
-    figure.suptitle(
-        f"What the last token counts before it answers “{answer}”: gates (bars, left) and positions (line, right){of_all}",
-        fontsize=10,
-    )
+    of_all = f", the last {num_keys} of {query + 1} tokens" if num_keys <= query else ""
+    which = f"; {len(chosen)} of {spread.size} heads" if len(chosen) < spread.size else ""
+    figure.suptitle(f"{run_title(folder)}{of_all}{which}\n{_answer(arrays)}", fontsize=8)
     return figure
+
+
+def _answer(arrays: dict[str, Any]) -> str:
+    expected = str(arrays["words"][int(arrays["query"]) + 1])
+    if "answer" not in arrays:  # of runs from before it was kept
+        return f"What the last token counts before it answers “{expected}”"
+    given, is_right = str(arrays["answer"]), bool(arrays["is_right"])
+    said = "which is right" if is_right else f"which is wrong: it is “{expected}”"
+    return f"What the last token counts before the model answers “{given}”, {said}".replace("$", r"\$")
+
+
+def _most_telling(spread: np.ndarray) -> list[tuple[int, int]]:
+    """The heads whose gates differ most from token to token, in the model's order."""
+    largest = np.argsort(-spread, axis=None, kind="stable")[:MOST_HEADS]
+    return sorted(divmod(int(index), spread.shape[1]) for index in largest)
+
+
+def _checked(heads: Heads, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    for layer, head in heads:
+        if not (1 <= layer <= shape[0] and 1 <= head <= shape[1]):
+            raise UserError(
+                f"heads={layer}.{head}: the model has no such head; allowed: layer.head, from 1.1 to {shape[0]}.{shape[1]}."
+            )
+    return [(layer - 1, head - 1) for layer, head in heads] or [divmod(i, shape[1]) for i in range(shape[0] * shape[1])]
 
 
 def _draw_counting(axis: Axes, gates: np.ndarray, positions: np.ndarray) -> None:
     keys = np.arange(len(gates))
-    axis.bar(keys, gates, color=GATE_COLOUR, width=0.9)
-    axis.set(ylim=(0, 1.05), yticks=(0, 1))
+    axis.bar(keys, gates, color=GATE, width=0.9)
+    axis.set(ylim=(0, 1.05), yticks=(0, 1), ylabel="gate")
+    axis.set_xlim(-0.8, len(gates) - 0.2)
     counted = axis.twinx()
-    counted.plot(keys, positions, color=POSITION_COLOUR, marker=".", markersize=4, linewidth=1)
-    counted.set(ylim=(0, max(1.0, float(positions.max())) * 1.1))
-    counted.tick_params(axis="y", colors=POSITION_COLOUR)
+    counted.plot(keys, positions, color=STRONG, marker=".", markersize=3, linewidth=1)
+    counted.set(ylim=(0, max(1.0, float(positions.max())) * 1.1), ylabel="position")
+    counted.spines["right"].set_visible(True)
+    counted.tick_params(axis="y", colors=STRONG)
+    counted.yaxis.label.set_color(STRONG)
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=200)
     plt.close(figure)
     return path

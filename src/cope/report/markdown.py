@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,21 @@ import pandas as pd
 
 from cope.metrics import METRICS
 from cope.report.findings import Findings
+from cope.report.names import row_name, section_name, split_name
 from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
-from cope.report.tables import MISSING, Table, spread
+from cope.report.sheets import Sheet, as_text
+from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
 FAILED = "failed"
 
 
-def plan_tables(plan: Plan, findings: Findings) -> str:
-    """A table's sections, and what they were made from, in Markdown."""
-    parts = [comparison_table(plan, section, findings).render("markdown") for section in plan.sections]
+def plan_sheets(plan: Plan, findings: Findings) -> list[Sheet]:
+    """A table's sections; below the last, what they were made from."""
+    sheets = [comparison_sheet(plan, section, findings) for section in plan.sections]
     finished = [result for section in plan.sections for row in plan.rows(section) for result in findings.results(section, row)]
-    return "\n\n".join([*parts, provenance_line(finished)] if finished else parts)
+    return [*sheets[:-1], replace(sheets[-1], notes=(provenance_line(finished),))] if finished else sheets
 
 
 def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame, folder: Path) -> None:
@@ -30,13 +33,13 @@ def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame,
     for plan in plans:
         own = cells[cells["table"] == plan.name].drop(columns="table")
         own.to_csv(folder / f"{plan.name}.csv", index=False, float_format="%.6g")
-        tables = [comparison_table(plan, section, findings) for section in plan.sections]
-        (folder / f"{plan.name}.tex").write_text("\n".join(table.render("latex") for table in tables))
-        (folder / f"{plan.name}.md").write_text(f"# {plan.title}\n\n{plan_tables(plan, findings)}\n")
+        sheets = plan_sheets(plan, findings)
+        (folder / f"{plan.name}.tex").write_text(as_text(sheets, "latex") + "\n")
+        (folder / f"{plan.name}.md").write_text(f"# {plan.title}\n\n{as_text(sheets, 'markdown')}\n")
 
 
-def comparison_table(plan: Plan, section: str, findings: Findings) -> Table:
-    """Mean (standard deviation) over seeds, beside it the paper's; how many seeds there are, how many learned, their time.
+def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
+    """Mean (standard deviation) over seeds, below it the paper's; how many seeds there are, how many learned, their time.
 
     Where no run is finished the figure is "missing" or "failed". If runs ended after different numbers of steps, the validation
     at the step that all came to stands beside what each came to in the end.
@@ -46,16 +49,16 @@ def comparison_table(plan: Plan, section: str, findings: Findings) -> Table:
     paper = paper_values().get(section, {})
     failed = findings.failures(section)
     equal_step, at_equal_step = findings.at_equal_steps(section, plan.rows(section))
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
+    published = set()
     for row in plan.rows(section):
         runs, learned = findings.results(section, row), findings.learned(section, row)
         improving = findings.still_improving(section, row)
         lost = no_figure(failed[row])
-        cells: dict[str, str] = {}
+        cells = {}
         for split in splits:
-            cells[split] = _shown(findings.values(section, row, split), metric.factor, section, findings) if runs else lost
-            if any(split in figures for figures in paper.values()):
-                cells[f"{split}, paper"] = _published(paper.get(row, {}).get(split))
+            shown = _shown(findings.values(section, row, split), metric.factor, section, findings)
+            cells[split_name(split, not metric.is_percentage)] = shown if runs else lost
         if equal_step is not None:
             cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric.factor, section, findings)
         cells["seeds"] = num_runs_text(len(runs), failed[row])
@@ -63,9 +66,22 @@ def comparison_table(plan: Plan, section: str, findings: Findings) -> Table:
             cells["learned"] = "" if learned is None else f"{learned[0]} of {learned[1]}"
         if any("still_improving" in run for run in runs):
             cells["still improving"] = str(improving)
-        cells["seconds a run"] = f"{np.mean([run['time_s'] for run in runs]):.0f}" if runs else lost
-        rows[row] = cells
-    return Table.of(f"{section}, {metric.label}", rows)
+        cells["seconds"] = f"{np.mean([run['time_s'] for run in runs]):.0f}" if runs else ""
+        name = row_name(row)
+        rows[name] = cells
+        if any(split in paper.get(row, {}) for split in splits):
+            published.add(len(rows))
+            rows[f"  {name}, paper"] = {
+                split_name(split, not metric.is_percentage): _published(paper[row].get(split)) for split in splits
+            }
+    columns = tuple(dict.fromkeys(column for cells in rows.values() for column in cells))
+    return Sheet(
+        f"{section_name(section)}, {metric.label}",
+        ("", *columns),
+        tuple((name, *(cells.get(column, "") for column in columns)) for name, cells in rows.items()),
+        faint=frozenset(published),
+        aside=frozenset({"seeds", "learned", "still improving", "seconds"}),
+    )
 
 
 def no_figure(num_failed: int) -> str:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
-from cope.report.drawing import Drawing, report_style, save
-from cope.report.figures import gates_figure
+from cope.report.drawing import Drawing, save
+from cope.report.figures import gates_figure, gates_of
 from cope.report.findings import Findings, measurement, task_and_encoding
+from cope.report.names import encoding_name, row_name, section_name, task_name
+from cope.report.style import picture_style
 from cope.sweep.plan import PlannedRun
-
-
-def gates_of(run: PlannedRun) -> Path:
-    """Where a run's gates are."""
-    return run.folder.figures / "gates.npz"
 
 
 def runs_with_gates(findings: Findings) -> list[PlannedRun]:
@@ -24,7 +21,7 @@ def runs_with_gates(findings: Findings) -> list[PlannedRun]:
     for run, result in sorted(findings.runs(), key=lambda found: found[0].section != task_and_encoding(found[0])[0]):
         task, encoding = task_and_encoding(run)
         synthetic = METRICS[result["headline"]].is_percentage
-        if encoding == BASELINE and synthetic and gates_of(run).exists():
+        if encoding == BASELINE and synthetic and gates_of(run.folder).exists():
             found.setdefault(task, run)
     return list(found.values())
 
@@ -35,14 +32,14 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
     for run in runs_with_gates(findings):
         task, _ = task_and_encoding(run)
         name = f"gates_{task}"
-        with report_style(name):
-            path = save(gates_figure(gates_of(run)), folder, name)
+        with picture_style(name):
+            path = save(gates_figure(run.folder), folder, name)
         drawn.append(
             Drawing(
                 path,
-                f"What CoPE counts in {task}",
-                f"{run.section}: {run.row}, seed {run.seed}, on one test example. Bars (left axis): gates, for each layer and "
-                "head; line (right axis): the positions that they add up to, from each token to the last one shown.",
+                f"What CoPE counts in {task_name(task).lower()}",
+                f"{section_name(run.section)}: {row_name(run.row)}, seed {run.seed}, on one test example. Bars (left axis): "
+                "gates; line (right axis): the positions that they add up to, from each token to the last one shown.",
                 run.command,
                 run_folders=(run.folder.path,),
             )
@@ -62,9 +59,10 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
             shutil.copyfile(picture, path)
             drawn[picture] = Drawing(
                 path,
-                f"Figures 4 and 6: attention by position alone, {encoding} on {task}, seed {run.seed}",
+                f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_name(task).lower()}, "
+                f"seed {run.seed}",
                 "The head that is furthest above chance for paragraphs (above) and for sections (below): attention by position "
-                "alone, divided by each query's largest, and gates where the encoding has them.",
+                "alone, divided by its largest, and gates where the encoding has them.",
                 f"python scripts/position_alone.py run={run.folder.path}",
                 run_folders=(run.folder.path,),
             )

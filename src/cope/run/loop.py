@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cope.errors import Interrupted, UserError
 from cope.metrics import METRICS, shown
@@ -190,7 +191,7 @@ class TrainingLoop:
         self.model.train()
         started, tokens_before = time.perf_counter(), self.num_tokens
         validated: Score | None = None
-        rate = 0.0
+        rate = loss = 0.0
         with self._stops_on_signals(), self._bar() as bar, self.batches_at_hand() as batch_of:
             while self.step < self.stopping.last_step:
                 self.train_on(batch_of(self.step))
@@ -217,7 +218,7 @@ class TrainingLoop:
                     self.time_s += time.perf_counter() - started  # since the last log line; validation is not counted
                     validated = self._validate()
                     bar.total = self.stopping.last_step
-                    self._describe(bar, None, rate, validated)
+                    self._describe(bar, loss, rate, validated)
                     if not self.show_progress:
                         log.info(
                             "%s: step %d/%d  validation %s %s  %.0f tokens/s", self.label, self.step, self.trainer.steps,
@@ -321,26 +322,26 @@ class TrainingLoop:
             self.folder.append_metrics({"step": self.step, **values})
             self.logger.metrics(values, self.step)
 
-    def _bar(self) -> Any:
-        return tqdm(
-            total=self.trainer.steps,
-            initial=self.step,
-            desc="training",
-            unit="step",
-            disable=not (self.show_progress and self.fabric.is_global_zero),
-            dynamic_ncols=True,
-            leave=False,
-            file=sys.stderr,
-        )
+    @contextmanager
+    def _bar(self) -> Iterator[tqdm[Any]]:
+        """A line of at most a terminal's width; log lines appear above it."""
+        shown = self.show_progress and self.fabric.is_global_zero
+        with (
+            tqdm(
+                total=self.trainer.steps, initial=self.step, disable=not shown, dynamic_ncols=True, leave=False,
+                file=sys.stderr, bar_format="{n_fmt}/{total_fmt} |{bar}|{postfix} {remaining} left",
+            ) as bar,
+            logging_redirect_tqdm() if shown else nullcontext(),
+        ):  # fmt: skip
+            yield bar
 
-    def _describe(self, bar: Any, loss: float | None, rate: float, validated: Score | None) -> None:
-        fields = {}
-        if loss is not None:
-            fields["loss"] = f"{loss:.3f}"
-        fields["tokens/s"] = f"{rate:,.0f}"
+    def _describe(self, bar: tqdm[Any], loss: float, rate: float, validated: Score | None) -> None:
+        parts = [f"loss {loss:.3g}"]
         if validated is not None:
-            fields[f"validation {self._metric.label}"] = self._metric.text(self._headline(validated))
-        bar.set_postfix(fields)
+            label = self._metric.label.replace(" %", "")
+            parts.append(f"validation {label} {self._metric.text(self._headline(validated))}{'%' * self._metric.is_percentage}")
+        parts.append(f"{rate:,.0f} tokens/s" if rate < 1000 else f"{rate / 1000:,.0f}k tokens/s")
+        bar.set_postfix_str("  ".join(parts))
 
     @contextmanager
     def _stops_on_signals(self) -> Iterator[None]:

@@ -56,7 +56,13 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     fabric = Fabric(accelerator="auto", devices=1, precision="32-true" if precision == "tf32" else precision)
     fabric.launch()
     wrapped = fabric.setup_module(model)
-    splits = {split: score_split(wrapped, task, split, fabric) for split in task.test_splits if split not in too_long}
+    scored = [split for split in task.test_splits if split not in too_long]
+    with tqdm(scored, bar_format="scoring {desc} |{bar}| {n_fmt}/{total_fmt} splits", disable=None, leave=False) as bar:
+        splits = {}
+        for split in scored:
+            bar.set_description_str(split)
+            splits[split] = score_split(wrapped, task, split, fabric)
+            bar.update()
     scores = {
         "headline": task.headline,
         "splits": splits,

@@ -10,6 +10,7 @@ split is the same text read with another context, a multiple of the trained one,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from cope.tasks.base import Specimen, Task
 from cope.tasks.scores import Score
 from cope.tasks.synthetic import check_mapping, check_number, check_whole_number
 from cope.tasks.windows import Windows, scoring_windows, training_windows
+
+log = logging.getLogger(__name__)
 
 SPLIT_KEYS = ("context_factor", "stride")
 LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
@@ -65,6 +68,12 @@ class Language(Task):
         for key in ("num_validation", "num_test", "max_documents"):
             if getattr(self, key) is not None:
                 check_at_least(f"task.{key}", getattr(self, key), 1)
+        asked = self.tokenizer.vocab_size
+        if tiny := self.corpus.size_of_tiny():
+            self.tokenizer = self.tokenizer.fitting(*tiny)
+        self.smaller_vocabulary = (
+            "" if self.vocab_size == asked else f"a vocabulary of {self.vocab_size} tokens instead of {asked}"
+        )
         self.views = self._views()
         self._windows: dict[str, Windows] = {}
 
@@ -85,6 +94,8 @@ class Language(Task):
     @cached_property
     def prepared(self) -> PreparedCorpus:
         """The corpus as tokens; made on first use, which may take minutes."""
+        if self.smaller_vocabulary:
+            log.info("corpus %s has little text: %s (task.tokenizer.vocab_size).", self.corpus.name, self.smaller_vocabulary)
         return prepare(self.corpus, self.tokenizer, self.data_dir, self.max_documents)
 
     @property

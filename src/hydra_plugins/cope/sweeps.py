@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 # So that Hydra makes its folders where runs go, and none that is called "~".
 OmegaConf.register_new_resolver("user_path", lambda text: str(Path(str(text)).expanduser()), replace=True)
 
-PRELOAD = ("cope.report.figures", "cope.report.tables")  # what train.py imports when a run is done
+PRELOAD = ("cope.report.figures", "cope.report.run_sheets")  # what train.py imports when a run is done
 
 
 class GridSweeper(BasicSweeper):
@@ -28,7 +28,8 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         # Imported here, since Hydra imports this module before every command.
         from cope.cli import LEFT_OVER, reporting_errors
-        from cope.report.tables import sweep_table
+        from cope.report.run_sheets import sweep_sheets
+        from cope.report.sheets import show
         from cope.sweep.jobs import check_jobs, job_of, run_jobs, tell_left_over, without_hydra
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -42,7 +43,8 @@ class GridSweeper(BasicSweeper):
             left_over = run_jobs(self.launcher, jobs, again=any(config.force for config in configs))
             results = [result for job in jobs if (result := job.result()) is not None]
             if results:
-                print("\n" + sweep_table(results), flush=True)
+                print()
+                show(sweep_sheets(results))
             tell_left_over(left_over, len(jobs))
         if left_over:
             sys.exit(LEFT_OVER)

@@ -1,0 +1,54 @@
+"""How people write what settings name: ``rope`` is RoPE, ``ood_sparse`` is OOD sparse. What is not here keeps its own name."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import yaml
+
+_CONTENT = yaml.safe_load(files("cope.report").joinpath("names.yaml").read_text(encoding="utf-8"))
+FAMILIES: dict[str, dict[str, str]] = _CONTENT["encodings"]
+ENCODINGS = {name: label for family in FAMILIES.values() for name, label in family.items()}
+SPLITS = {"test": "in distribution", "test_disjoint": "test", "validation": "validation"}
+OF_TEXT = {"test": "test, overlapping windows"}  # of language models, whose test_disjoint is the paper's
+
+
+def encoding_name(name: str) -> str:
+    """``rope`` -> RoPE; a new encoding's name with spaces for underscores."""
+    return ENCODINGS.get(name, _spaced(name))
+
+
+def task_name(name: str) -> str:
+    """``selective_copy`` -> Selective copy; ``flip_flop`` -> Flip-flop."""
+    return str(_CONTENT["tasks"].get(name, _spaced(name)))
+
+
+def section_name(section: str) -> str:
+    """Of a table's section: ``counting, 3 variables`` -> Counting, 3 variables."""
+    first, comma, rest = section.partition(", ")
+    return task_name(first) + comma + rest
+
+
+def row_name(row: str) -> str:
+    """Of a table's row: an encoding's name alone or in front of what else it says."""
+    first, comma, rest = row.partition(", ")
+    return (encoding_name(first) if first in ENCODINGS else first.replace("CoPE_", "CoPE-")) + comma + rest
+
+
+def split_name(split: str, of_text: bool = False) -> str:
+    """``ood_more_operations`` -> OOD more operations; ``longer_1_5`` -> 1.5 x context."""
+    if split in SPLITS:
+        return OF_TEXT.get(split, SPLITS[split]) if of_text else SPLITS[split]
+    if longer := re.fullmatch(r"longer_(\d+)(?:_(\d+))?", split):
+        return f"{'.'.join(part for part in longer.groups() if part)} x context"
+    return split.replace("ood_", "OOD ", 1).replace("_", " ")
+
+
+def table_title(name: str) -> str:
+    """``table2`` -> Table 2."""
+    return re.sub(r"^(table|figure)(\d+)$", lambda found: f"{found[1].capitalize()} {found[2]}", name)
+
+
+def _spaced(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")

@@ -1,0 +1,192 @@
+"""Every run below some folders, finished or not, as a list that can be filtered and sorted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cope.errors import UserError, nearest
+from cope.metrics import METRICS
+from cope.report.collect import flatten
+from cope.report.sheets import Sheet
+from cope.run.folder import RunFolder
+
+HIDDEN = ("output_dir", "data_dir", "force", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
+SHORT = {"task": "task.name", "pe": "pe.name"}
+MOST_DIFFERENCES = 3
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """One run's folder, read as far as it goes."""
+
+    folder: RunFolder
+    settings: dict[str, str]  # every setting by its whole name
+    result: dict[str, Any] | None
+
+    @property
+    def task(self) -> str:
+        return self.settings.get("task.name", self.folder.path.parts[-4])
+
+    @property
+    def encoding(self) -> str:
+        return self.settings.get("pe.name", self.folder.path.parts[-3])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings.get("seed", self.folder.path.name.removeprefix("seed=")))
+
+    @property
+    def state(self) -> str:
+        """finished, failed, or begun: stopped, or still running."""
+        if self.result is not None:
+            return "finished"
+        return "failed" if (self.folder.path / "failed.txt").exists() else "begun"
+
+    @cached_property
+    def age_s(self) -> float:
+        """Since it last wrote something."""
+        paths = [path for path in (self.folder.result, self.folder.metrics, self.folder.config) if path.exists()]
+        return time.time() - max((path.stat().st_mtime for path in paths), default=time.time())
+
+    def score(self, ood: bool) -> float:
+        """The headline metric: of ``test``, or the worst of the splits that are out of distribution; infinite without one."""
+        if self.result is None:
+            return float("inf")
+        values = {split: found[self.result["headline"]] for split, found in self.result["splits"].items()}
+        if not ood:
+            return float(values.get("test", next(iter(values.values()))))
+        return float(max((value for split, value in values.items() if _is_ood(split)), default=float("inf")))
+
+    def score_text(self, ood: bool) -> str:
+        value = self.score(ood)
+        return "" if value == float("inf") else METRICS[self.result["headline"]].text(value)  # type: ignore[index]  # there is one
+
+
+SORTS: dict[str, Callable[[FoundRun], Any]] = {
+    "task": lambda run: (run.task, run.encoding, run.seed),
+    "pe": lambda run: (run.encoding, run.task, run.seed),
+    "seed": lambda run: (run.seed, run.task, run.encoding),
+    "state": lambda run: (run.state, run.task, run.encoding, run.seed),
+    "error": lambda run: (run.task, run.score(ood=False)),
+    "ood": lambda run: (run.task, run.score(ood=True)),
+    "age": lambda run: run.age_s,
+}
+
+
+def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task") -> Sheet:
+    """A row for each run; columns in which all agree are said in the title instead.
+
+    Args:
+        filters: ``key=value,value``: what is kept has one of the values.
+
+    Raises:
+        UserError: no run is there, a key that no run has, or a value that none has.
+    """
+    found = [run for folder in folders for run in find_runs(folder)]
+    if not found:
+        raise UserError(f"no run in {', '.join(map(str, folders))}; make one: python train.py pe=cope task=counting")
+    for text in filters:
+        found = _kept(found, text)
+    found.sort(key=SORTS[sort])
+    differences = _differences(found)
+    columns: dict[str, list[str]] = {
+        "task": [run.task for run in found],
+        "encoding": [run.encoding for run in found],
+        "scale": [run.settings.get("scale", "") for run in found],
+        "differs in": differences,
+        "seed": [str(run.seed) for run in found],
+        "state": [run.state for run in found],
+        "metric": [METRICS[run.result["headline"]].label if run.result else "" for run in found],
+        "test": [run.score_text(ood=False) for run in found],
+        "worst OOD": [run.score_text(ood=True) for run in found],
+        "age": [_age(run.age_s) for run in found],
+    }
+    always = ("seed", "test", "worst OOD", "age")
+    shared = {name: values[0] for name, values in columns.items() if name not in always and len(set(values)) == 1}
+    parts = [f"{name} {value}" for name, value in shared.items() if value]
+    shown = {name: values for name, values in columns.items() if name not in shared and any(values)}
+    shown["folder"] = [str(run.folder.path) for run in found]
+    title = f"{len(found)} run{'s' * (len(found) != 1)}" + (f", all with {', '.join(parts)}" if parts else "")
+    return Sheet(
+        title,
+        tuple(shown),
+        tuple(zip(*shown.values(), strict=True)),
+        words=frozenset({"encoding", "scale", "differs in", "state", "metric", "folder"}),
+    )
+
+
+def find_runs(folder: Path) -> list[FoundRun]:
+    """Every run at or below ``folder``; one that cannot be read is left out, with a word."""
+    runs = []
+    for path in sorted([folder] if folder.name.startswith("seed=") else folder.rglob("seed=*")):
+        own = RunFolder(path)
+        if not own.config.exists():
+            continue
+        try:
+            settings = flatten(yaml.load(own.config.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        except (yaml.YAMLError, OSError, AttributeError):
+            settings = {}  # a damaged one is listed all the same
+        runs.append(FoundRun(own, {key: str(value) for key, value in settings.items()}, own.sound_result()))
+    return runs
+
+
+def _is_ood(split: str) -> bool:
+    return split.startswith(("ood_", "longer_"))
+
+
+def _kept(runs: list[FoundRun], text: str) -> list[FoundRun]:
+    key, _, values = text.partition("=")
+    wanted = values.split(",")
+
+    def value(run: FoundRun) -> str | None:
+        return run.state if key == "state" else run.settings.get(SHORT.get(key, key))
+
+    there = {found for run in runs if (found := value(run)) is not None}
+    if not there:
+        known = sorted({name for run in runs for name in run.settings} | {"state", *SHORT})
+        raise UserError(f"{key} is no setting of these runs.{nearest(key, known)}")
+    missing = [one for one in wanted if not any(_same(one, other) for other in there)]
+    if missing:
+        raise UserError(f"{key}={missing[0]}: no run has it; allowed: {', '.join(sorted(there))}.{nearest(missing[0], there)}")
+    return [run for run in runs if any(_same(one, value(run) or "") for one in wanted)]
+
+
+def _same(first: str, second: str) -> bool:
+    """Whether two texts say one value: 1e-3 is 0.001."""
+    try:
+        return first == second or float(first) == float(second)
+    except ValueError:
+        return False
+
+
+def _differences(runs: list[FoundRun]) -> list[str]:
+    """Of each run the settings in which runs of its task, scale and encoding differ."""
+    groups: dict[tuple[str, str, str], list[FoundRun]] = {}
+    for run in runs:
+        groups.setdefault((run.task, run.settings.get("scale", ""), run.encoding), []).append(run)
+    told = {}
+    for group in groups.values():
+        keys = [
+            key
+            for key in dict.fromkeys(key for run in group for key in run.settings)
+            if key not in HIDDEN and len({run.settings.get(key) for run in group}) > 1
+        ]
+        for run in group:
+            found = [f"{key}={run.settings[key]}" for key in keys if key in run.settings]
+            more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+            told[run.folder.path] = " ".join(found[:MOST_DIFFERENCES]) + more
+    return [told[run.folder.path] for run in runs]
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

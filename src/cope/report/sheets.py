@@ -1,0 +1,155 @@
+"""Tables of text: drawn on a terminal, or as Markdown, CSV, LaTeX or JSON where somebody pastes them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cope.errors import check_choice
+
+FORMATS = ("table", "markdown", "csv", "latex", "json")
+ANY_WIDTH = 10_000  # of what is no terminal: a file or a pipe cuts nothing
+LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table. Its first column names the rows; the others hold figures, or words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()  # below it
+    faint: frozenset[int] = field(default=frozenset())  # rows that are not ours, such as the paper's
+    words: frozenset[str] = field(default=frozenset())  # columns of text, set to the left
+    aside: frozenset[str] = field(default=frozenset())  # figures that go below their row where there is no room
+
+
+def show(sheets: Sequence[Sheet], form: str = "table", stream: io.TextIOBase | None = None) -> None:
+    """Print ``sheets``: coloured on a terminal alone, and nowhere cut."""
+    check_choice("format", form, FORMATS)
+    target = stream or sys.stdout
+    if form == "table":
+        console = Console(file=target, highlight=False, soft_wrap=False)  # type: ignore[arg-type]
+        if not console.is_terminal:
+            console = Console(file=target, highlight=False, width=ANY_WIDTH)  # type: ignore[arg-type]
+        for index, sheet in enumerate(sheets):
+            console.print("\n" if index else "", end="")
+            _draw(sheet, console)
+        target.flush()
+        return
+    print(as_text(sheets, form), file=target, flush=True)
+
+
+def as_text(sheets: Sequence[Sheet], form: str) -> str:
+    """``sheets`` in one of the forms that are pasted."""
+    if form == "json":
+        content = [
+            {"title": sheet.title, "rows": [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]}
+            for sheet in sheets
+        ]
+        return json.dumps(content, indent=2, ensure_ascii=False)
+    made = {"markdown": _markdown, "csv": _csv, "latex": _latex}[form]
+    return "\n\n".join(made(sheet) for sheet in sheets)
+
+
+def _draw(sheet: Sheet, console: Console) -> None:
+    """What is too wide for the terminal has its words on a line below each row, or each figure on a line of its own."""
+    if sheet.title:
+        console.print(Text(sheet.title, style="bold"), soft_wrap=not console.is_terminal)
+    places = list(range(len(sheet.columns)))
+    movable = sorted((p for p in places[1:] if sheet.columns[p] in sheet.words | sheet.aside), key=lambda p: _longest(sheet, p))
+    while movable and _width(sheet, places) > console.width:
+        places.remove(movable.pop())
+    if _width(sheet, places) > console.width:
+        _draw_as_records(sheet, console)
+    else:
+        with console.capture() as drawn:
+            console.print(_grid(sheet, places))
+        lines = drawn.get().splitlines()
+        head, rows = lines[: -len(sheet.rows)], lines[-len(sheet.rows) :]
+        console.file.write("".join(f"{line}\n" for line in head))
+        for line, row in zip(rows, sheet.rows, strict=True):
+            console.file.write(f"{line.rstrip()}\n")
+            if below := "  ".join(_named(sheet, row, place) for place in range(len(row)) if place not in places and row[place]):
+                console.print(Text(f"    {below}", style="dim"), soft_wrap=True)
+    for note in sheet.notes:
+        console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+
+
+def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:
+    """A cell that is below its row: words speak for themselves."""
+    name = sheet.columns[place]
+    return row[place] if name in sheet.words else f"{name} {row[place]}"
+
+
+def _longest(sheet: Sheet, place: int) -> int:
+    """Headings fold between words; figures and names stay whole."""
+    return max([len(word) for word in sheet.columns[place].split()] + [len(row[place]) for row in sheet.rows], default=1)
+
+
+def _width(sheet: Sheet, places: Sequence[int]) -> int:
+    return sum(_longest(sheet, place) + 2 for place in places) - 1
+
+
+def _grid(sheet: Sheet, places: Sequence[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for place in places:
+        is_text = place == 0 or sheet.columns[place] in sheet.words
+        table.add_column(
+            sheet.columns[place], justify="left" if is_text else "right", vertical="bottom", min_width=_longest(sheet, place),
+            max_width=_longest(sheet, place),
+        )  # fmt: skip
+    for index, row in enumerate(sheet.rows):
+        table.add_row(*(Text(row[place]) for place in places), style="dim" if index in sheet.faint else "")
+    return table
+
+
+def _draw_as_records(sheet: Sheet, console: Console) -> None:
+    """Where not even the figures have room side by side: each row by itself, a line for each column."""
+    width = max(len(column) for column in sheet.columns)
+    for row in sheet.rows:
+        console.print(Text(row[0], style="bold"))
+        for column, cell in zip(sheet.columns[1:], row[1:], strict=True):
+            if cell:
+                console.print(Text(f"  {column:{width}}  {cell}"), soft_wrap=True)
+
+
+def _markdown(sheet: Sheet) -> str:
+    lines = [f"**{sheet.title}**", ""] if sheet.title else []
+    rules = ["---" if place == 0 or name in sheet.words else "---:" for place, name in enumerate(sheet.columns)]
+    lines += [f"| {' | '.join(cells)} |" for cells in (sheet.columns, rules, *sheet.rows)]
+    return "\n".join([*lines, *(f"\n{note}" for note in sheet.notes)])
+
+
+def _csv(sheet: Sheet) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([sheet.columns, *sheet.rows])
+    return text.getvalue().rstrip("\n")
+
+
+def _latex(sheet: Sheet) -> str:
+    """In the manner of ``booktabs``, ready to paste."""
+    alignment = "".join("l" if place == 0 or name in sheet.words else "r" for place, name in enumerate(sheet.columns))
+    body = [" & ".join(_for_latex(cell) for cell in row) + r" \\" for row in sheet.rows]
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{_for_latex(sheet.title)}}}", rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule", " & ".join(_for_latex(name) for name in sheet.columns) + r" \\", r"\midrule", *body, r"\bottomrule",
+        r"\end{tabular}", r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _for_latex(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\]", lambda found: LATEX[found[0]], text)
