@@ -18,7 +18,6 @@ the others, and the same command runs only what is not finished. The exit status
 is left, 1 if the command was refused.
 """
 
-import re
 import runpy
 import sys
 from collections.abc import Sequence
@@ -31,10 +30,8 @@ from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.report.findings import Findings
 from cope.report.markdown import plan_sheets
 from cope.report.names import table_title
-from cope.report.paper_figures import draw_paper_figures
+from cope.report.plan_pictures import draw_plans
 from cope.report.sheets import FORMATS, show
-from cope.report.table_figures import draw_table_figures
-from cope.run.configuration import NOT_PART_OF_THE_RUN
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
 from cope.sweep.plan import (
     Plan,
@@ -50,7 +47,6 @@ from cope.sweep.plan import (
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def main(arguments: list[str]) -> None:
         show(plan_sheets(plan, findings), settings.format)
     not_measured = []
     if settings.action == "run":
-        for picture in draw(plans, findings, overrides):
+        for picture in draw_plans(plans, findings, overrides):
             print(f"picture: {picture}", flush=True)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
         not_measured = measure_heads(looked_at, settings.windows)
@@ -127,20 +123,6 @@ def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:
     seconds = Clock(runs[0].folder.path.parents[3]).seconds([(run.task, run.scale) for run in waiting], at_once)
     guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
     print(f"{len(waiting)} of {len(runs)} runs to do; {why}; {guess}")
-
-
-def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Path]:
-    """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs; with other settings than the
-    scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
-    run = plans[0].runs[0]
-    others = ",".join(sorted(text for text in overrides if text.partition("=")[0] not in ("scale", *NOT_PART_OF_THE_RUN)))
-    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", others)[:LONGEST_NAME]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    return [drawing.path for drawing in drawings]
 
 
 if __name__ == "__main__":

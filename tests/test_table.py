@@ -25,6 +25,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
 from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
+from cope.report.plan_pictures import draw_plans
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
 from cope.sweep.clock import Clock
@@ -64,9 +65,9 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
             run.folder.result.write_text(completed(result))
     findings = Findings([plan])
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
-    assert "**code, perplexity**\n\n|  | test | test_disjoint | test_disjoint, paper | seeds | seconds a run |\n" in text
-    assert "| cope | 21.50 | 22.25 | 3.9 | 1 | 7 |" in text
-    assert "| rope | missing | missing | 4.1 | 0 | missing |" in text
+    assert "**Code, perplexity**\n\n|  | test, overlapping windows | test | seeds | seconds |\n" in text
+    assert "| CoPE | 21.50 | 22.25 | 1 | 7 |\n|   CoPE, paper |  | 3.9 |  |  |\n" in text
+    assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |\n" in text
 
 
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def test_a_tables_last_line_names_kernels_and_says_where_runs_are_of_different_c
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "table4", 1)
     for overrides in (["scale=smoke", f"output_dir={tmp_path}"], ["model.dim=32", "task.splits={a: {b: 1}}", "data_dir=/d"]):
-        assert command.draw([plan], Findings([plan]), overrides) == []  # nothing is finished
+        assert draw_plans([plan], Findings([plan]), overrides) == []  # nothing is finished
     folders = [path.relative_to(tmp_path) for path in sorted((tmp_path / "figures").rglob("*"))]
     assert [str(path) for path in folders] == ["figures/smoke", "figures/smoke/model.dim=32,task.splits=_a_ _b_ 1__"]
 
@@ -116,15 +117,15 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
                 completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
     text = as_text([comparison_sheet(plan, "code", Findings([plan]))], "markdown")
-    assert "| cope | 21.50 | 1, 1 failed | 7 |" in text
-    assert "| rope | failed | 0, 2 failed | failed |" in text
-    assert "| absolute | failed | 0, 1 failed | failed |" in text
+    assert "| CoPE | 21.50 | 1, 1 failed | 7 |" in text
+    assert "| RoPE | failed | 0, 2 failed |  |" in text
+    assert "| Absolute | failed | 0, 1 failed |  |" in text
 
 
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
     plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
-    assert "| cope | failed | 3.9 | 0, 1 failed | failed |" in text and "| rope | missing | 4.1 | 0 | missing |" in text
+    assert "| CoPE | failed | 0, 1 failed |  |\n|   CoPE, paper | 3.9 |" in text and "| RoPE | missing | 0 |  |" in text
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(
     made = command_here("scripts/table.py", "table=table4", "action=run", "seeds=1", *settings)
     assert made.returncode == LEFT_OVER, made.stderr
     assert made.stdout.count("] FAILED: python train.py task=counting pe=") == made.stderr.count("The loss became ") == 5
-    assert made.stdout.count(" | failed | 0, 1 failed | ") + made.stdout.count(" | failed |  | 0, 1 failed | ") == 5
+    assert made.stdout.count("  failed  0, 1 failed") == 5
     assert made.stderr.endswith("5 of 5 runs are not finished; the same command runs only those.\n")
     assert "Traceback" not in made.stderr and len(list(tmp_path.glob(f"counting/*/*/seed={SEEDS[0]}/failed.txt"))) == 5
 

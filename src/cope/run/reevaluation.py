@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_fabric import Fabric
+from tqdm import tqdm
 
 from cope.building import build
 from cope.errors import UserError
