@@ -55,11 +55,17 @@ def add_cope(model: Model, num_positions: int, *, scale: str = "released", keep_
     """
     check_at_least("num_positions", num_positions, 1)
     check_choice("scale", scale, SCALES)
-    if getattr(model.config, "cope", None) is not None:
-        raise UserError(f"this {type(model).__name__} has CoPE already: {model.config.cope}.")
+    if (noted := noted_arguments(model.config)) is not None:
+        raise UserError(f"this {type(model).__name__} has CoPE already: {noted}.")
     _equip(model, num_positions, scale, keep_positions)
     model.config.cope = {"num_positions": num_positions, "scale": scale, "keep_positions": keep_positions}
     return model
+
+
+def noted_arguments(config: Any) -> dict[str, Any] | None:
+    """What :func:`add_cope` was given, of a model with this configuration; None of one without CoPE."""
+    noted: dict[str, Any] | None = getattr(config, "cope", None)
+    return noted
 
 
 def from_pretrained(path: str, **settings: Any) -> PreTrainedModel:
@@ -73,7 +79,7 @@ def from_pretrained(path: str, **settings: Any) -> PreTrainedModel:
         UserError: a model that was saved without CoPE.
     """
     config = AutoConfig.from_pretrained(path)
-    if getattr(config, "cope", None) is None:
+    if noted_arguments(config) is None:
         raise UserError(f"{path} was saved without CoPE; load it with transformers, then: add_cope(model, num_positions=...).")
     plain = getattr(transformers, config.architectures[0])
 

@@ -15,7 +15,7 @@ import pandas as pd
 from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.findings import Findings
-from cope.report.names import row_name
+from cope.report.names import row_in_words
 from cope.report.rule import Evidence, Rule
 from cope.report.tables import MISSING
 
@@ -107,7 +107,7 @@ class Comparison:
     @property
     def text(self) -> str:
         """All of it."""
-        figures = ", ".join(f"{row_name(name)} {figure}" for name, figure in self.figures.items())
+        figures = ", ".join(f"{row_in_words(name)} {figure}" for name, figure in self.figures.items())
         parts = [f"{self.section}, {self.split}: {self.finding}", self.effect, figures]
         if self.evidence.differences:
             last = self.evidence.running().iloc[-1]
@@ -143,7 +143,7 @@ def _order(relation: dict[str, Any], margins: Margins, findings: Findings) -> It
     section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
     for lower, higher in pairwise(relation["order"]):
         values = {row: findings.values(section, row, split) for row in (lower, higher)}
-        a, b = (row_name(row) for row in (lower, higher))
+        a, b = (row_in_words(row) for row in (lower, higher))
         sides = Sides(f"{a} below {b}", f"{b} below {a}", f"{a} and {b} within")
         if factor < 1:
             share = f"{'half' if factor == 0.5 else factor} of {b}"
@@ -157,7 +157,7 @@ def _order(relation: dict[str, Any], margins: Margins, findings: Findings) -> It
 def _trend(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
     section, falls = relation["section"], "falls" in relation
     row = relation["falls" if falls else "rises"]
-    name = row_name(row)
+    name = row_in_words(row)
     for first, second in pairwise(relation["splits"]):
         lower, higher = (second, first) if falls else (first, second)
         values = {split: findings.values(section, row, split) for split in (lower, higher)}
@@ -170,7 +170,7 @@ def _solved(relation: dict[str, Any], margins: Margins, findings: Findings) -> I
     section, split, by, solves = relation["section"], relation["split"], relation["by"], "solved" in relation
     row = relation["solved" if solves else "unsolved"]
     values = findings.values(section, row, split)
-    ways = [f"{row_name(row)} {way} {by}% error" for way in ("at most", "above")]
+    ways = [f"{row_in_words(row)} {way} {by}% error" for way in ("at most", "above")]
     differences = {seed: by - value if solves else value - by for seed, value in values.items()}
     yield Comparison(
         section, split, (row,), Sides(*(ways if solves else ways[::-1])), POINTS, _means(findings, section, {row: values}),
@@ -226,7 +226,7 @@ def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str
     """Which seeds did not learn what they were trained on, and what was still improving when it ended."""
     notes = []
     for row in rows:
-        name, learned = row_name(row), findings.learned(section, row)
+        name, learned = row_in_words(row), findings.learned(section, row)
         if learned is not None and learned[0] < learned[1]:
             notes.append(f"{name} learned the training data with {learned[0]} of {learned[1]} seeds")
         if improving := findings.still_improving(section, row):
