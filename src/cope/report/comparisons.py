@@ -40,9 +40,9 @@ COLUMNS = {
 
 
 def first_reached(running: pd.DataFrame, needed: float) -> Outcome:
-    """The first of the three that E ever reached."""
-    reached = (running >= needed).any()
-    return next((outcome for outcome, column in COLUMNS.items() if reached[column]), Outcome.OPEN)
+    """What E reached first; what comes later does not take it back."""
+    reached = running[(running >= needed).any(axis=1)].head(1) >= needed
+    return next((outcome for outcome, column in COLUMNS.items() if reached[column].any()), Outcome.OPEN)
 
 
 class Sides(NamedTuple):
