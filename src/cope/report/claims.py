@@ -50,6 +50,11 @@ class ClaimsPlan:
         """Whether nobody had seen results of its seeds."""
         return min(self.seeds) > self.last_seed_seen
 
+    @property
+    def sections(self) -> set[str]:
+        """Those of the tables that claims are about."""
+        return {relation["section"] for claim in self.claims for relation in claim["relations"]}
+
     def with_seeds(self, number: int) -> ClaimsPlan:
         """The plan with its first seeds only."""
         return replace(self, seeds=self.seeds[:number])
