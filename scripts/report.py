@@ -25,7 +25,7 @@ from cope.errors import UserError
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
 from cope.report.verdicts import claim_in_full, claim_lines, verdict_table
-from cope.sweep.plan import read_plans
+from cope.sweep.plan import read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -46,7 +46,8 @@ class ReportSettings:
 def main(arguments: list[str]) -> None:
     settings, overrides = split_settings(arguments, ReportSettings, "python scripts/report.py to=outputs/report")
     claims_plan = ClaimsPlan.read(CONFIGS, settings.first_seed)
-    plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds)
+    names = tables_with(CONFIGS, claims_plan.sections) if settings.claims else None
+    plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds, names)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
     if settings.why is not None:

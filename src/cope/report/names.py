@@ -36,12 +36,6 @@ def row_name(row: str) -> str:
     return (encoding_name(first) if first in ENCODINGS else first.replace("CoPE_", "CoPE-")) + comma + rest
 
 
-def row_in_words(row: str) -> str:
-    """A row within a sentence: RoPE, but relative."""
-    name = row_name(row)
-    return name[:1].lower() + name[1:] if name[1:2].islower() and name[1:].partition(",")[0].islower() else name
-
-
 def split_name(split: str, of_text: bool = False) -> str:
     """``ood_more_operations`` -> OOD more operations; ``longer_1_5`` -> 1.5 x context."""
     if split in SPLITS:

@@ -7,7 +7,7 @@ made by hand counts as well. ``jobs.py`` runs what is not finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -63,6 +63,17 @@ class Plan:
 def table_names(configs: Path) -> list[str]:
     """The tables and figures that ``configs/table`` describes."""
     return sorted(path.stem for path in (configs / "table").glob("*.yaml"))
+
+
+def tables_with(configs: Path, sections: Collection[str]) -> list[str]:
+    """The tables that have one of the sections, each section once."""
+    names, wanted = [], set(sections)
+    for name in table_names(configs):
+        own = set(yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())["sections"])
+        if own & wanted:
+            names.append(name)
+            wanted -= own
+    return names
 
 
 def planned_seeds(configs: Path) -> range:
