@@ -31,7 +31,7 @@ FLOORS = [
     {"corpora"},
     {"functional", "meter"},
     {"kernels"},
-    {"building", "files", "metrics", "seeding", "threads", "errors"},
+    {"building", "files", "metrics", "seeding", "threads", "signals", "start", "errors"},
 ]
 LONGEST_COMMAND, LONGEST_SCRIPT = 60, 120  # lines
 LARGEST_FILE = 1_000_000  # bytes
