@@ -168,6 +168,16 @@ def test_scripts_are_short(path: Path) -> None:
     assert len(text.splitlines()) - documentation.count("\n") <= LONGEST_SCRIPT
 
 
+def test_every_command_starts_before_it_imports_anything_else() -> None:
+    """Ctrl-C in its first seconds ends it in one line."""
+    for path in COMMANDS:
+        text = path.read_text()
+        if "run_command(main" in text or "run_hydra_command(" in text:
+            imports = [line.strip() for line in text.splitlines() if re.match(r" *(import|from) ", line)]
+            imports = [line for line in imports if "__future__" not in line]
+            assert imports[0] == "from cope.start import start", path.relative_to(ROOT)
+
+
 def test_the_page_shows_the_tower() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     tower = re.search(r"```text\n(.*?)```", page, re.DOTALL)

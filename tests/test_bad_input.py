@@ -35,7 +35,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["pe=cop"], [r"pe=cop is not known; allowed: absolute, .*sinusoidal\. Did you mean 'cope'\?"]),
+        (["pe=cop"], [r"pe=cop is not known; allowed: absolute, .*sinusoidal, .*\. Did you mean 'cope'\?"]),
         (["task=countin"], [r"task=countin .* counting, flip_flop, .*\. Did you mean 'counting'\?"]),
         (["-m", "pe=cope,rop", "scale=smok"], ["pe=rop .*'rope'", "scale=smok .*'smoke'"]),
         (["pe=null"], [r"pe=null is not known; allowed: absolute, "]),

@@ -59,11 +59,17 @@ def read_settings(arguments: Sequence[str], settings: type[Settings], example: s
     return _made(settings, values, example)
 
 
-def split_settings(arguments: Sequence[str], settings: type[Settings], example: str) -> tuple[Settings, list[str]]:
-    """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``."""
+def split_settings(
+    arguments: Sequence[str], settings: type[Settings], example: str, others_are_settings: bool = True
+) -> tuple[Settings, list[str]]:
+    """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``.
+
+    Args:
+        others_are_settings: refuse others that no run has.
+    """
     values, others = _values(arguments, settings)
     own = list(get_type_hints(settings))
-    for argument in others:
+    for argument in others if others_are_settings else []:
         key = argument.partition("=")[0].lstrip("+~")
         if re.split(r"[./@]", key)[0] not in (*TOP_LEVEL_KEYS, "hydra"):
             raise UserError(

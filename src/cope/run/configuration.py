@@ -110,7 +110,7 @@ def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
 
     conversions: dict[str, Callable[[Any], Any]] = {
         "pe": lambda values: built_as_declared(values, ("shape",)),
-        "task": built_as_declared,
+        "task": _task_as_declared,
         "corpus": built_as_declared,
         "model": lambda values: as_declared(
             as_declared(values, ModelShape, ("context", "longest")), Transformer, ("vocab_size", "encoding")
@@ -120,6 +120,12 @@ def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
     }
     convert = {key: conversions[key] for key, values in settings.items() if key in conversions and isinstance(values, dict)}
     return settings | {key: conversion(settings[key]) for key, conversion in convert.items()}
+
+
+def _task_as_declared(values: dict[str, Any]) -> Any:
+    """As :func:`built_as_declared`; the split ``test`` is there whether it is written or not."""
+    declared = built_as_declared(values)
+    return declared | {"splits": {"test": {}} | declared["splits"]} if isinstance(declared.get("splits"), dict) else declared
 
 
 def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
