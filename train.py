@@ -6,13 +6,17 @@
 The same command again goes on with an unfinished run and shows a finished one. ``python train.py --help`` lists the settings.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from cope.cli import is_sweep, reporting_errors
-from cope.overrides import check_overrides
+from cope.cli import is_sweep, reporting_errors, run_hydra_command
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -38,5 +42,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_overrides(sys.argv[1:], "configs")
-    train()
+    run_hydra_command(train, "configs", "train")

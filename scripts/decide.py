@@ -15,6 +15,11 @@ can be decided, 3 if runs failed, 1 if the command was refused. Fewer than nine 
 All else are settings of train.py, for every run, and of Hydra's launcher.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import runpy
 import sys
 from dataclasses import dataclass

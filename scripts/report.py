@@ -15,6 +15,11 @@ Nothing is run: `make decide` and `make tables figures` do that, `make reproduce
     first_seed=null      of other runs than the plan's, such as results from before there was a plan (1): these decide nothing
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import shlex
 import sys
 from dataclasses import dataclass

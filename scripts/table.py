@@ -18,6 +18,11 @@ the others, and the same command runs only what is not finished. The exit status
 is left, 1 if the command was refused.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import runpy
 import sys
 from collections.abc import Sequence

@@ -38,7 +38,8 @@ def run(config: DictConfig) -> tuple[RunFolder, dict[str, Any]]:
 
 def release(folder: RunFolder) -> None:
     """Give up the folder's lock."""
-    folder.release()
+    if folder._lock is not None:
+        folder._lock.release()
 
 
 def folder_of(config: DictConfig) -> RunFolder:

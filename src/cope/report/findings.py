@@ -201,14 +201,34 @@ def measurement(run: PlannedRun, result: dict[str, Any]) -> Path | None:
     """The file of what was measured of a run's attention by position alone, None if nothing was.
 
     Of several the one over most windows counts, and among those the one with most shifts; one made before the run was finished
-    does not.
+    does not. A damaged one is told and left out.
     """
     found = [
         ((content["num_windows"], content["num_shifts"]), path)
         for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
-        if (content := read_json(path))["step"] == result["best_step"]
+        if (content := _sound_measurement(path)) is not None and content["step"] == result["best_step"]
     ]
     return max(found)[1] if found else None
+
+
+def _sound_measurement(path: Path) -> dict[str, Any] | None:
+    """What was measured; None if the file is damaged, which is told, once."""
+    try:
+        content = read_json(path)
+        for kind in content["kinds"].values():
+            _most(kind["heads"], content["level"])
+        if all(isinstance(content[key], int) for key in ("step", "num_windows", "num_shifts")):
+            return dict(content)
+        damage = "its sizes are no whole numbers"
+    except (UserError, LookupError, TypeError, AttributeError) as error:
+        damage = str(error) if isinstance(error, UserError) else f"it lacks {error}"
+    if path not in _told:
+        _told.add(path)
+        log.warning("left out: %s is damaged: %s", path, damage)
+    return None
+
+
+_told: set[Path] = set()  # measurements that were said to be damaged
 
 
 def _most(heads: list[dict[str, float]], level: float) -> float:

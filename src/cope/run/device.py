@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
+NAMES_THE_MACHINE = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK", "RANK")
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 
 
@@ -75,7 +78,13 @@ class TrainerSettings:
         if self.accelerator == "cuda" and self.devices > (there := torch.cuda.device_count()):
             raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
-            raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
+            key = "devices" if self.devices > 1 else "num_nodes"
+            raise UserError(f"trainer.{key}={getattr(self, key)} needs trainer.strategy=ddp.")
+        if self.num_nodes > 1 and not any(name in os.environ for name in NAMES_THE_MACHINE):
+            raise UserError(
+                f"trainer.num_nodes={self.num_nodes}: nothing says which of them this machine is; allowed: 1, or to start the "
+                "command on each with torchrun or srun."
+            )
         parts = self.devices * self.num_nodes * self.accumulate
         if self.batch_size % parts:
             raise UserError(
@@ -103,14 +112,19 @@ class TrainerSettings:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        fabric = Fabric(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
-            strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
-            precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
-        )
+        try:
+            fabric = Fabric(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
+                strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
+                precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
+                # One device needs no cluster, and is not to be stopped by the variables of the one it is in.
+                plugins=LightningEnvironment() if self.devices * self.num_nodes == 1 else None,
+            )
+        except (RuntimeError, ValueError) as error:  # of a cluster's variables
+            raise UserError(f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: {error}") from error
         fabric.launch()
         return fabric
 

@@ -64,9 +64,10 @@ class Experiment:
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = model_shape(config, self.task)
-            check_data_fits(self.task)
             weights = num_weights(lambda other: build_model(config, self.task, other), shape)
-            if not problems.messages:  # without a trainer it cannot be told whether the model fits
+            # Without a trainer it cannot be told whether the model fits; what is finished need not, to be shown.
+            if not problems.messages and (config.force or not run_folder(config).result.exists()):
+                check_data_fits(self.task)
                 if weights is not None:
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)

@@ -36,6 +36,7 @@ from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.run.stopping import Stopping
 from cope.seeding import seed_torch
+from cope.signals import handled_by
 from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
@@ -192,7 +193,11 @@ class TrainingLoop:
         started, tokens_before = time.perf_counter(), self.num_tokens
         validated: Score | None = None
         rate = loss = 0.0
-        with self._stops_on_signals(), self._bar() as bar, self.batches_at_hand() as batch_of:
+        with (
+            handled_by(self._ask_to_stop, signal.SIGINT, signal.SIGTERM),
+            self._bar() as bar,
+            self.batches_at_hand() as batch_of,
+        ):
             while self.step < self.stopping.last_step:
                 self.train_on(batch_of(self.step))
                 bar.update()
@@ -343,24 +348,11 @@ class TrainingLoop:
         parts.append(f"{rate:,.0f} tokens/s" if rate < 1000 else f"{rate / 1000:,.0f}k tokens/s")
         bar.set_postfix_str("  ".join(parts))
 
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C and SIGTERM (which clusters send) let the step end first; a second Ctrl-C does not wait."""
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        try:
-            before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if self._stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop = True
 
     def _should_stop(self) -> bool:
         """Whether any device was asked to stop: all must stop at the same step."""

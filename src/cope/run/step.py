@@ -86,6 +86,16 @@ class TrainingStep:
         return loss, int(num_finite)
 
 
+def _renew_generator(state: torch.Tensor) -> None:
+    """Put the GPU's random numbers back to ``state`` after a recording that was broken off.
+
+    The generator would take itself to be recorded still, and refuse to be drawn from: it gets the inner state of a new one.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+    generator.set_state(state)
+
+
 class StepGraphs:
     """Runs steps as CUDA graphs: the hundreds of kernels of a step in one launch, which is what a small model's step costs.
 
@@ -123,9 +133,11 @@ class StepGraphs:
 
     def _record(self, run: Callable[[Sequence[Batch]], None], batch: Batch) -> bool:
         """Record the step of this shape, without doing it; False if it cannot be."""
+        random = torch.cuda.get_rng_state()
         try:
             self._recorded[batch.shape] = batch, self._capture(partial(run, [batch]))
         except RuntimeError as error:
+            _renew_generator(random)
             self.forget()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if self.required:

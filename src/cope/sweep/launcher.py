@@ -10,9 +10,8 @@ import queue
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
+from cope.signals import handled_by
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import error_of, job_of, log_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
@@ -65,7 +65,10 @@ class Call:
                 os.dup2(file.fileno(), 2)
         except OSError as error:
             return _failed(UserError(f"output_dir: {log} cannot be written: {error.strerror}."))
-        returned = run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+        try:
+            returned = run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+        except OSError as error:  # of the folder that Hydra makes for the job
+            return _failed(UserError(f"hydra.sweep.dir: {error.filename} cannot be made: {error.strerror}."))
         raised = error_of(returned)
         if raised is not None and not isinstance(raised, UserError):
             return _failed(RuntimeError(message_of(raised)))  # others may not survive the way back
@@ -116,7 +119,7 @@ class LocalQueue:
             self.gpus.put(gpus[place % len(gpus)])
         self.threads = max(1, num_cores() // at_once)
         pool = ThreadPoolExecutor(at_once)
-        with self._stops_on_signals():
+        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
             print(f"{len(jobs)} to do; {why}", flush=True)
             progress = Progress(calls, at_once)
             futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
@@ -154,21 +157,6 @@ class LocalQueue:
                 self.gpus.put(gpu)
         return outcome, time.monotonic() - began
 
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        def stop(number: int, frame: object) -> None:
-            self.processes.stop()
-
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
 
 class Progress:
     """Tells of each job as it ends: how many are done, how long it took and may still take."""
@@ -201,6 +189,7 @@ class Progress:
         if isinstance(error, AlreadyRunning):
             return f"left alone: {job.command}; another process is running it"
         if error is not None:
+            job.note_failure(error)  # now: the sweep may be interrupted before it ends
             return f"FAILED: {job.command}: {message_of(error)}; see {job.log}"
         result = job.result()
         assert result is not None
