@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,17 +101,18 @@ def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
     return build(config.pe, "pe", shape=shape)
 
 
+def composed_in(folder: Path, *overrides: str) -> DictConfig:
+    """What ``train.py`` would see, at scale=smoke and with both its folders under ``folder``."""
+    # These are set afterwards, so that one answer of Hydra's serves several tests.
+    config = copy.deepcopy(_composed(overrides))
+    config.output_dir, config.data_dir = str(folder / "outputs"), str(folder / "data")
+    return config
+
+
 @pytest.fixture(name="compose")
 def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
-    """``compose(*overrides)``: what ``train.py`` would see, at scale=smoke and with both its folders under ``tmp_path``."""
-
-    def composed(*overrides: str) -> DictConfig:
-        # The folders are set afterwards, so that one answer of Hydra's serves several tests.
-        config = copy.deepcopy(_composed(overrides))
-        config.output_dir, config.data_dir = str(tmp_path / "outputs"), str(tmp_path / "data")
-        return config
-
-    return composed
+    """``compose(*overrides)``: :func:`composed_in` the test's own folder."""
+    return partial(composed_in, tmp_path)
 
 
 @pytest.fixture

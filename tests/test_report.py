@@ -84,9 +84,15 @@ def keep_pictures(folder: RunFolder) -> None:
     (measured / "scores.json").write_text(json.dumps(scores))
 
 
+@pytest.fixture(scope="module")
+def written(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(report, tmp_path_factory.mktemp("written") / "report", "make report")
+
+
 @pytest.fixture
-def page(report: Report, tmp_path: Path) -> Path:
-    return write_report(report, tmp_path / "report", "make report")
+def page(written: Path, tmp_path: Path) -> Path:
+    """The page of a report, the test's own."""
+    return shutil.copytree(written.parent, tmp_path / "report") / written.name
 
 
 def rows_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
