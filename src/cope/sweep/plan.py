@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -84,6 +85,11 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     if num_seeds is not None:
         check_between("seeds", num_seeds, 1, MOST_SEEDS)
     seeds = tuple(content["seeds"] if num_seeds is None else range(1, num_seeds + 1))
+    return plan_of(configs, name, content, overrides, seeds)
+
+
+def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Sequence[str], seeds: tuple[int, ...]) -> Plan:
+    """The plan of a table with the ``content`` of such a file; raises what :func:`read_plan` raises."""
     _check_overrides(name, content["sections"], overrides)
 
     scale = [override for override in overrides if override.startswith("scale=")]
@@ -91,8 +97,9 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], num_seeds: int
     for section, rows in content["sections"].items():
         for row, own in rows.items():
             place = f"{name}, {section}: {row}"
-            base = _composed_row(configs, (*own, *scale), place)
-            own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
+            if "at_scale" in content:
+                base = _composed_row(configs, (*own, *scale), place)
+                own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task.name, [])]
             config = _composed_row(configs, (*own, *overrides), place)
             check_top_level(config)
             defined = definition(config)
