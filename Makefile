@@ -65,6 +65,10 @@ figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ..
 tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
 	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(JOBS))
 
+.PHONY: field
+field: $(INSTALLED) ## CoPE among the encodings published before and after it: tables, rankings and a heat map in outputs/field (SCALE=, SEEDS=, JOBS=, DRY=1)
+	$(BIN)/python scripts/field.py action=$(if $(IS_DRY),list,run) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS))
+
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)

@@ -85,11 +85,7 @@ def main(arguments: list[str]) -> None:
         return
     left_over = {}
     if settings.action == "run":
-        train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
-        configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
-        with launcher_for(CONFIGS, of_hydra, train) as launcher:
-            check_jobs(configs, launcher)
-            left_over = run_jobs(launcher, runs)
+        left_over = run_waiting(runs, waiting, of_hydra)
         findings = Findings(plans)
     for plan in plans:
         if settings.format == "table":
@@ -115,6 +111,15 @@ def read(settings: TableSettings, overrides: list[str], seeds: Sequence[int]) ->
     plans, left_out = read_plans(CONFIGS, overrides, seeds, None if settings.table == ("all",) else settings.table)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     return plans
+
+
+def run_waiting(runs: list[PlannedRun], waiting: list[PlannedRun], of_hydra: list[str]) -> dict[Path, str]:
+    """Run what is not finished; what is left over after that, and why."""
+    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
+    configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
+    with launcher_for(CONFIGS, of_hydra, train) as launcher:
+        check_jobs(configs, launcher)
+        return run_jobs(launcher, runs)
 
 
 def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:

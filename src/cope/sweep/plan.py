@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -95,7 +96,11 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterabl
     """
     check_choice("table", name, table_names(configs))
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
-    seeds = tuple(seeds)
+    return plan_of(configs, name, content, overrides, tuple(seeds))
+
+
+def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Sequence[str], seeds: tuple[int, ...]) -> Plan:
+    """The plan of a table with the ``content`` of such a file; raises what :func:`read_plan` raises."""
     _check_overrides(name, content["sections"], overrides)
 
     scale = [override for override in overrides if override.startswith("scale=")]
