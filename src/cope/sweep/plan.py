@@ -65,6 +65,12 @@ def table_names(configs: Path) -> list[str]:
     return sorted(path.stem for path in (configs / "table").glob("*.yaml"))
 
 
+def other_names(configs: Path) -> list[str]:
+    """Tables that are not the paper's, in folders below ``configs/table``: ``ablations/flip_flop``."""
+    folder = configs / "table"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+
+
 def planned_seeds(configs: Path) -> range:
     """Those that ``configs/plan.yaml`` reports."""
     seeds = yaml.safe_load((configs / "plan.yaml").read_text())["seeds"]
@@ -82,7 +88,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterabl
         NoRecipe: its task has no recipe at the scale.
         HydraException: an override that Hydra cannot parse.
     """
-    check_choice("table", name, table_names(configs))
+    check_choice("table", name, [*table_names(configs), *other_names(configs)])
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
     seeds = tuple(seeds)
     _check_overrides(name, content["sections"], overrides)
