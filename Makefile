@@ -61,6 +61,12 @@ tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, S
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
 	$(call TABLE,figure2 figure3 figure4 figure5)
 
+ABLATIONS := flip_flop counting selective_copy wikipedia code
+.PHONY: ablations
+ablations: $(INSTALLED) ## What CoPE's scale, start, positions and gate bias change, task by task (SCALE=, SEEDS=, JOBS=, DRY=1, ABLATIONS=)
+	$(call TABLE,$(addprefix ablations/,$(ABLATIONS)))
+	$(BIN)/python scripts/position_term.py
+
 .PHONY: tune
 tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
 	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(JOBS))

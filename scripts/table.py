@@ -7,7 +7,7 @@
     python scripts/table.py table=table2 action=run scale=smoke output_dir=/tmp/outputs hydra.launcher.jobs=2
     python scripts/table.py table=table2 action=run hydra/launcher=submitit_slurm
 
-    table=        files of configs/table, with commas between, or all
+    table=        files of configs/table, with commas between, or all; and others, as ablations/flip_flop
     action=show   or run, list
     seeds=3       to run: so many, from the first of configs/plan.yaml on; what is finished of others is shown too
     windows=300   of text, over which figure4 measures heads

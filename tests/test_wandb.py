@@ -234,6 +234,25 @@ def test_a_continued_run_is_one_record(
     assert all({"train/loss", "eval/validation/error"} <= keys for _, keys in found)
 
 
+def test_a_task_has_charts_in_which_encodings_lie_over_each_other(compose: Compose) -> None:
+    for encoding in ("none", "rope"):
+        config = compose(*SHORT, f"pe={encoding}", "task.num_validation=16")
+        folder, result = run(config)
+        found = records(folder.path)
+        (begun,) = (record["run"] for record in found if record["type"] == "run")
+        names = {key: begun[key] for key in ("display_name", "run_group", "job_type")}
+        assert names == {"display_name": f"{encoding} seed=1", "run_group": "counting", "job_type": encoding}
+        items = [record["history"]["item"] for record in found if record["type"] == "history"]
+        measured = [line for line in folder.read_metrics() if "eval/validation/accuracy" in line]
+        assert [item["_step"] for item in items] == [line["step"] for line in measured] == [2, 4, 6, 8]
+        for item, line in zip(items, measured, strict=True):
+            for split in ("validation", "ood_longer", "ood_shorter", "ood_more_operations"):
+                for metric in ("accuracy", "perplexity"):
+                    value = line[f"eval/{split}/{metric}"]
+                    assert float(item[f"eval/{split}/{metric}"]) == float(item[f"counting/{split}_{metric}"]) == value
+        assert float(items[-1]["best/test/error"]) == result["splits"]["test"]["error"]
+
+
 def test_a_run_that_is_started_over_is_one_record(compose: Compose) -> None:
     config = compose(*SHORT)
     run(config)
@@ -264,4 +283,4 @@ def test_a_run_that_failed_says_so(compose: Compose, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="nan"):
         run(config)
     assert "upload later" not in caplog.text
-    assert records(folder_of(config).path)[-1]["exit"] == {"exit_code": 1}
+    assert records(folder_of(config).path)[-1]["exit"]["exit_code"] == 1

@@ -28,7 +28,7 @@ ALLOWED = {int: "int", bool: "true, false", str: "text, and not empty"}
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
     *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
-    *("trainer.threads", "trainer.cuda_graphs"),
+    *("trainer.threads", "trainer.cuda_graphs", "trainer.eval_splits", "trainer.eval_examples", "trainer.eval_splits_every"),
 )
 # Settings that came later: while they are off they leave the name of a run as it was before there were any.
 OFF = {"trainer.patience": None, "pe.gate_bias": None, "pe.init_std": None}

@@ -31,6 +31,10 @@ class TrainerSettings:
         log_every: steps between lines of ``train/loss``.
         patience: steps without a lower validation loss after which a run ends before ``steps``, see ``cope.run.stopping``; null
             never does.
+        eval_splits: splits to score at validations, beside ``validation``, which alone chooses a checkpoint: ``auto`` (those
+            that are out of distribution; longer contexts of a language task), or a list.
+        eval_examples: the most of each that are scored.
+        eval_splits_every: validations from one such look to the next.
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: how many, on each machine.
         num_nodes: machines.
@@ -55,11 +59,27 @@ class TrainerSettings:
     compile: bool
     cuda_graphs: bool | str
     threads: int | None
-    patience: int | None = None  # has a default, since runs from before it was there have none
+    # These have defaults, since runs from before they were there have none.
+    patience: int | None = None
+    eval_splits: str | list[str] = "auto"
+    eval_examples: int = 200
+    eval_splits_every: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "devices", "num_nodes"):
+        for key in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "eval_every",
+            "log_every",
+            "devices",
+            "num_nodes",
+            "eval_examples",
+            "eval_splits_every",
+        ):
             check_at_least(f"trainer.{key}", getattr(self, key), 1)
+        if isinstance(self.eval_splits, str) and self.eval_splits != "auto":
+            raise UserError(f"trainer.eval_splits={self.eval_splits} is no list; allowed: auto, or [{self.eval_splits}].")
         if self.patience is not None:
             check_at_least("trainer.patience", self.patience, 1)
         if self.threads is not None:

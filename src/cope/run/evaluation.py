@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
+from cope.metrics import METRICS
 from cope.run.batches import Batch, evaluation_batches
 from cope.tasks.base import IGNORE, ExampleSet, Task
 from cope.tasks.scores import Score
@@ -21,6 +22,16 @@ def score_split(model: nn.Module, task: Task, split: str, fabric: Fabric) -> dic
     """The metrics and counts of one split of ``task``, as they stand in ``result.json``."""
     found = score(model, task.evaluation_examples(split), fabric)
     return task.metrics(split, found) | asdict(found)
+
+
+def watched_metrics(task: Task, found: Score) -> dict[str, float]:
+    """What is recorded of every split that is scored while a model trains."""
+    if METRICS[task.headline].is_percentage:
+        errors = {"error": found.error, "token_error": found.token_error}
+        accuracy = 1.0 - errors[task.headline]
+    else:  # windows of text are right token by token or not at all
+        errors, accuracy = {}, 1.0 - found.token_error
+    return {**errors, "accuracy": accuracy, "perplexity": found.perplexity, "loss": found.loss}
 
 
 @torch.no_grad()

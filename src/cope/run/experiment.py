@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments, build
-from cope.errors import UserError, check_at_least
+from cope.errors import UserError, check_at_least, check_choice
 from cope.files import write_atomically, write_json
 from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
@@ -75,8 +75,20 @@ class Experiment:
         with problems.collect():
             if not problems.messages:
                 self._check_schedule()
+                self.watched_splits = self._watched_splits()
         problems.raise_if_any()
         self.folder = run_folder(config)
+
+    def _watched_splits(self) -> tuple[str, ...]:
+        """The splits that are scored at validations and choose nothing."""
+        asked, allowed = self.trainer.eval_splits, self.task.watched_splits
+        if isinstance(asked, str):
+            return allowed
+        for split in asked:
+            if split == "test":
+                raise UserError("trainer.eval_splits: test is scored once, at the end, and never while a model trains.")
+            check_choice("trainer.eval_splits", split, allowed)
+        return tuple(asked)
 
     def _check_schedule(self) -> None:
         if self.trainer.patience is not None and self.optimizer.schedule not in ("wsd", "constant"):
@@ -139,7 +151,7 @@ class Experiment:
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
         loop = TrainingLoop(
             self.model, self.task, self.config.seed, self.trainer, self.optimizer, fabric, self.folder, self.logger, label,
-            show_progress, observe,
+            show_progress, () if splits else self.watched_splits, observe,
         )  # fmt: skip
         loop.resume()
         log.info(
@@ -201,8 +213,8 @@ class Experiment:
             if "test" in scored:
                 self._save_gates()
             final = {
-                f"eval/{split}/{name}": value
-                for split, found in splits.items() if split != "validation" for name, value in shown(found).items()
+                f"best/{split}/{name}": value
+                for split, found in splits.items() for name, value in shown(found).items()
             }  # fmt: skip
             line = {"step": loop.step, **final}
             if line not in self.folder.read_metrics():  # a run that was killed right after this line has it already

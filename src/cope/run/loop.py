@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
@@ -28,7 +28,7 @@ from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
-from cope.run.evaluation import score
+from cope.run.evaluation import score, watched_metrics
 from cope.run.folder import RunFolder
 from cope.run.loggers import Logger
 from cope.run.optimizer import OptimizerSettings
@@ -54,6 +54,7 @@ class TrainingLoop:
         model: on the CPU; moved and wrapped here.
         label: what to call the run in log lines.
         show_progress: draw a bar; without one, each validation is a log line.
+        watched: splits that are scored at validations and choose nothing.
         observe: is told the step and the loss of each validation; what it raises ends the run.
     """
 
@@ -69,6 +70,7 @@ class TrainingLoop:
         logger: Logger,
         label: str,
         show_progress: bool,
+        watched: Sequence[str] = (),
         observe: Callable[[int, float], None] | None = None,
     ) -> None:
         self.task = task
@@ -93,6 +95,7 @@ class TrainingLoop:
             few_shapes=self.on_gpu, longest=model.encoding.max_tokens,
         )  # fmt: skip
         self.validation = task.evaluation_examples("validation")
+        self.watched = {split: task.watched_examples(split, trainer.eval_examples) for split in watched}
         self.stopping = Stopping(trainer.steps, trainer.patience, optimizer.schedule == "wsd")
         self.step = 0
         self.num_tokens = 0
@@ -301,10 +304,13 @@ class TrainingLoop:
         validated = score(self.model, self.validation, self.fabric)
         if not math.isfinite(validated.loss):
             self._diverged(validated.loss, self.step)  # before the last good checkpoint is overwritten
-        metrics = shown(self.task.metrics("validation", validated))
-        self._record(
-            {f"eval/validation/{name}": value for name, value in metrics.items()} | {"eval/validation/loss": validated.loss}
-        )
+        metrics = {"validation": shown(self.task.metrics("validation", validated)) | watched_metrics(self.task, validated)}
+        if self.step % (self.trainer.eval_every * self.trainer.eval_splits_every) == 0 or self.step == self.stopping.last_step:
+            metrics |= {
+                split: watched_metrics(self.task, score(self.model, examples, self.fabric))
+                for split, examples in self.watched.items()
+            }
+        self._record({f"eval/{split}/{name}": value for split, found in metrics.items() for name, value in found.items()})
         # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
         candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
         is_best = self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"])

@@ -77,6 +77,12 @@ def tables_with(configs: Path, sections: Collection[str]) -> list[str]:
     return names
 
 
+def other_names(configs: Path) -> list[str]:
+    """Tables that are not the paper's, in folders below ``configs/table``: ``ablations/flip_flop``."""
+    folder = configs / "table"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+
+
 def planned_seeds(configs: Path) -> range:
     """Those that ``configs/plan.yaml`` reports."""
     seeds = yaml.safe_load((configs / "plan.yaml").read_text())["seeds"]
@@ -94,7 +100,7 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterabl
         NoRecipe: its task has no recipe at the scale.
         HydraException: an override that Hydra cannot parse.
     """
-    check_choice("table", name, table_names(configs))
+    check_choice("table", name, [*table_names(configs), *other_names(configs)])
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
     return plan_of(configs, name, content, overrides, tuple(seeds))
 
