@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import warnings
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.run.distributed import STRATEGIES, strategy
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
@@ -31,7 +32,7 @@ class TrainerSettings:
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: how many, on each machine.
         num_nodes: machines.
-        strategy: ``auto`` (one device) or ``ddp``.
+        strategy: ``auto`` (one device), ``ddp`` (each device has all weights) or ``fsdp`` (each has a share of them).
         precision: ``32-true``; ``tf32``, the same with products of 10 fraction bits on a GPU; or ``bf16-mixed``.
         compile: run the model through ``torch.compile``, as a whole.
         cuda_graphs: whether steps are recorded and replayed as CUDA graphs; ``auto`` does so where it can be done: on one GPU,
@@ -62,7 +63,7 @@ class TrainerSettings:
         if self.threads is not None:
             check_between("trainer.threads", self.threads, 1, MOST_THREADS)
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
-        check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
         check_choice("trainer.precision", self.precision, PRECISIONS)
         if not isinstance(self.cuda_graphs, bool) and self.cuda_graphs != "auto":
             raise UserError(f"trainer.cuda_graphs={self.cuda_graphs} is not known; allowed: auto, true, false.")
@@ -75,7 +76,7 @@ class TrainerSettings:
         if self.accelerator == "cuda" and self.devices > (there := torch.cuda.device_count()):
             raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
-            raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
+            raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp or fsdp.")
         parts = self.devices * self.num_nodes * self.accumulate
         if self.batch_size % parts:
             raise UserError(
@@ -107,10 +108,11 @@ class TrainerSettings:
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
-            strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
+            strategy=strategy(self.strategy, self.devices * self.num_nodes),
             precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
         )
+        # Of Lightning's and PyTorch's names for what they do; what replaces them does something else, or is not there yet.
+        warnings.filterwarnings("ignore", message=".*(broadcast_buffers|functional.all_gather).* is deprecated")
         fabric.launch()
         return fabric
 

@@ -65,9 +65,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from cope.errors import check_at_least
-        from cope.sweep.launcher import LocalQueue
+        from cope.sweep.launcher import LocalQueue, calls_for
 
         if self.jobs is not None:
             check_at_least("hydra.launcher.jobs", self.jobs, 1)
-        jobs = LocalQueue(self.hydra_context, self.task_function, self.config, self.jobs, PRELOAD)
-        return jobs.run(job_overrides, initial_job_idx)
+        return LocalQueue(self.jobs, PRELOAD).run(calls_for(self, job_overrides, initial_job_idx))
