@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 
 # The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
 # again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets
-# more, hydra/launcher=... among them.
+# more, LAUNCHER=submitit_slurm or ray runs them on a cluster (docs/cluster.md).
 SCALE ?= laptop
 REPORT ?= outputs/report
 IS_DRY := $(filter-out 0,$(DRY))
@@ -41,7 +41,7 @@ COMMA := ,
 SPACE := $(subst ,, )
 SETTINGS = scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(SET)
 TABLE = $(BIN)/python scripts/table.py table=$(subst $(SPACE),$(COMMA),$(1)) action=$(if $(IS_DRY),list,run) $(SETTINGS) \
-	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+	$(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 

@@ -65,7 +65,7 @@ def draw_learning_curves(folder: RunFolder) -> Path:
 
 
 def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None:
-    """Each metric's validation curve, the splits that were watched, and the best checkpoint's score on each at the right end."""
+    """Each metric's validation curve, the splits watched, and the best checkpoint's score on each at the right end."""
     scored = {name: _series(lines, f"eval/validation/{name}") for name in METRICS}
     scored = {name: found for name, found in scored.items() if len(found[0])}
     of_text = not any(METRICS[name].is_percentage for name in scored)

@@ -32,6 +32,8 @@ NOT_PART_OF_THE_RUN = (
 )
 # Settings that came later: while they are off they leave the name of a run as it was before there were any.
 OFF = {"trainer.patience": None, "pe.gate_bias": None, "pe.init_std": None}
+# A batch is what the settings say, over however many devices it is shared out; so a run may go on on more or fewer of them.
+SHARED_OUT = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
 class Problems:
@@ -137,7 +139,8 @@ def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
             node = node.get(parent, {})
         if path not in OFF or node.get(last) == OFF[path]:
             node.pop(last, None)
-    return settings
+    trainer = settings["trainer"]
+    return settings | {"trainer": trainer | {key: value for key, value in SHARED_OUT.items() if key in trainer}}
 
 
 def _hash(settings: dict[str, Any]) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import warnings
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.run.distributed import STRATEGIES, strategy
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
 NAMES_THE_MACHINE = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK", "RANK")
@@ -38,7 +39,7 @@ class TrainerSettings:
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: how many, on each machine.
         num_nodes: machines.
-        strategy: ``auto`` (one device) or ``ddp``.
+        strategy: ``auto`` (one device), ``ddp`` (each device has all weights) or ``fsdp`` (each has a share of them).
         precision: ``32-true``; ``tf32``, the same with products of 10 fraction bits on a GPU; or ``bf16-mixed``.
         compile: run the model through ``torch.compile``, as a whole.
         cuda_graphs: whether steps are recorded and replayed as CUDA graphs; ``auto`` does so where it can be done: on one GPU,
@@ -85,7 +86,7 @@ class TrainerSettings:
         if self.threads is not None:
             check_between("trainer.threads", self.threads, 1, MOST_THREADS)
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
-        check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
         check_choice("trainer.precision", self.precision, PRECISIONS)
         if not isinstance(self.cuda_graphs, bool) and self.cuda_graphs != "auto":
             raise UserError(f"trainer.cuda_graphs={self.cuda_graphs} is not known; allowed: auto, true, false.")
@@ -99,7 +100,7 @@ class TrainerSettings:
             raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             key = "devices" if self.devices > 1 else "num_nodes"
-            raise UserError(f"trainer.{key}={getattr(self, key)} needs trainer.strategy=ddp.")
+            raise UserError(f"trainer.{key}={getattr(self, key)} needs trainer.strategy=ddp or fsdp.")
         if self.num_nodes > 1 and not any(name in os.environ for name in NAMES_THE_MACHINE):
             raise UserError(
                 f"trainer.num_nodes={self.num_nodes}: nothing says which of them this machine is; allowed: 1, or to start the "
@@ -132,13 +133,14 @@ class TrainerSettings:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Of Lightning's and PyTorch's names for what they do; what replaces them does something else, or is not there yet.
+        warnings.filterwarnings("ignore", message=".*(broadcast_buffers|functional.all_gather).* is deprecated")
         try:
             fabric = Fabric(
                 accelerator=self.accelerator,
                 devices=self.devices,
                 num_nodes=self.num_nodes,
-                # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
-                strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
+                strategy=strategy(self.strategy, self.devices * self.num_nodes),
                 precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
                 # One device needs no cluster, and is not to be stopped by the variables of the one it is in.
                 plugins=LightningEnvironment() if self.devices * self.num_nodes == 1 else None,

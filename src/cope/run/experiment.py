@@ -22,6 +22,7 @@ from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
+from cope.run.distributed import ending_together, is_sharded
 from cope.run.evaluation import score_split
 from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
@@ -131,6 +132,10 @@ class Experiment:
             UserError: another process has the folder, its config differs, or training could not end.
         """
         fabric = self.trainer.fabric()
+        with ending_together(fabric):
+            return self._run(fabric, show_progress)
+
+    def _run(self, fabric: Fabric, show_progress: bool) -> dict[str, Any]:
         self.is_main_process = fabric.is_global_zero
         if fabric.is_global_zero:
             self._claim_folder()
@@ -145,7 +150,7 @@ class Experiment:
             return result
         keep_freed_memory()
         torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
-        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
+        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device, fabric.world_size)
         if not fabric.is_global_zero:
             self.logger = NoLogger()
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
@@ -211,7 +216,7 @@ class Experiment:
         }
         if fabric.is_global_zero:
             if "test" in scored:
-                self._save_gates()
+                self._save_gates(best)
             final = {
                 f"best/{split}/{name}": value
                 for split, found in splits.items() for name, value in shown(found).items()
@@ -223,11 +228,15 @@ class Experiment:
             write_json(self.folder.result, result)
         return result
 
-    def _save_gates(self) -> None:
+    def _save_gates(self, best: dict[str, Any]) -> None:
         """Keep what is drawn: gates and positions of the query that answers one test example. Those of all are large."""
+        model = self.model
+        if is_sharded(model):  # this device would wait for the others
+            model = build_model(self.config, self.task, model_shape(self.config, self.task)).eval()
+            load_weights(model, best, self.folder.best_checkpoint)
         specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
-        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(self.model.parameters()).device)
-        arrays = gates_and_positions(self.model, inputs)
+        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(model.parameters()).device)
+        arrays = gates_and_positions(model, inputs)
         if arrays is None:
             return
         content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}

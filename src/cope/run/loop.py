@@ -22,12 +22,13 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cope.errors import Interrupted, UserError
+from cope.errors import Interrupted, Preempted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
+from cope.run.distributed import shared_out_optimizer, whole
 from cope.run.evaluation import score, watched_metrics
 from cope.run.folder import RunFolder
 from cope.run.loggers import Logger
@@ -41,6 +42,10 @@ from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
 log = logging.getLogger(__name__)
+
+# Slurm sends one of the latter two before a job's time is over, if it is told to; Windows has neither.
+PREEMPTING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+STOPPING = [signal.SIGINT, signal.SIGTERM, *PREEMPTING]
 
 
 class Diverged(UserError):
@@ -85,9 +90,9 @@ class TrainingLoop:
         self.observe = observe
         self.core = model
         wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
-        self.model, self.optimizer = fabric.setup(
-            wrapped, optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
-        )
+        self.model = fabric.setup_module(wrapped)
+        # The optimiser after the model, whose weights may be shards by now.
+        self.optimizer = fabric.setup_optimizers(optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs))
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
@@ -105,7 +110,7 @@ class TrainingLoop:
         self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
         self.unlogged_targets = 0
         self._unseen_steps = 0  # since the last look at the loss
-        self._stop = False
+        self._stop: int | None = None  # the signal that asked to
 
     @property
     def on_gpu(self) -> bool:
@@ -116,8 +121,8 @@ class TrainingLoop:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "model": self.core.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.core.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
             "num_tokens": self.num_tokens,
             "time_s": self.time_s,
@@ -130,12 +135,13 @@ class TrainingLoop:
         }
 
     def _save(self, best: bool = False) -> None:
+        state = self._state()  # by all devices, which may have a part of it each
         if not self.fabric.is_global_zero:
             return
         if best:  # first: a run that is broken off in between goes on from the last one before, and finds the best again
-            save_checkpoint(self.folder.best_checkpoint, self._state(), copy_to=self.folder.last_checkpoint)
+            save_checkpoint(self.folder.best_checkpoint, state, copy_to=self.folder.last_checkpoint)
         else:
-            save_checkpoint(self.folder.last_checkpoint, self._state())
+            save_checkpoint(self.folder.last_checkpoint, state)
 
     def resume(self) -> None:
         """Go on from ``last.pt`` if there is one.
@@ -159,7 +165,8 @@ class TrainingLoop:
         load_weights(self.core, state, self.folder.last_checkpoint)
         # How the optimiser runs is this command's and this machine's; what it has summed up is the checkpoint's.
         settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
+        summed = shared_out_optimizer(state["optimizer"]["state"], self.optimizer)
+        self.optimizer.load_state_dict({"state": summed, "param_groups": settings})
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
         self.best = state["best"]
         self.stopping.load(state["stopping"])
@@ -189,7 +196,7 @@ class TrainingLoop:
         """Train to the last step, with ``best.pt`` the checkpoint of the best validation.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the state is saved.
+            Interrupted: Ctrl-C or a signal; the state is saved.
             Diverged: the loss is NaN or infinite.
         """
         self.model.train()
@@ -197,7 +204,7 @@ class TrainingLoop:
         validated: Score | None = None
         rate = loss = 0.0
         with (
-            handled_by(self._ask_to_stop, signal.SIGINT, signal.SIGTERM),
+            handled_by(self._ask_to_stop, *STOPPING),
             self._bar() as bar,
             self.batches_at_hand() as batch_of,
         ):
@@ -237,7 +244,7 @@ class TrainingLoop:
                 if (looks or self.fabric.world_size == 1) and self._should_stop():
                     self.look()
                     self._save()
-                    raise Interrupted(
+                    raise (Preempted if self._stop in PREEMPTING else Interrupted)(
                         f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
                     )
 
@@ -355,16 +362,16 @@ class TrainingLoop:
         bar.set_postfix_str("  ".join(parts))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C and SIGTERM (which clusters send) let the step end first; a second Ctrl-C does not wait."""
-        if self._stop and number == signal.SIGINT:
+        """Ctrl-C and the signals that clusters send let the step end first; a second Ctrl-C does not wait."""
+        if self._stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._stop = True
+        self._stop = number
 
     def _should_stop(self) -> bool:
         """Whether any device was asked to stop: all must stop at the same step."""
         if self.fabric.world_size == 1:
-            return self._stop
-        return bool(self._sum_over_devices(torch.tensor(float(self._stop))) > 0)
+            return self._stop is not None
+        return bool(self._sum_over_devices(torch.tensor(float(self._stop is not None))) > 0)
 
 
 def _compiled(model: nn.Module, few_shapes: bool) -> nn.Module:

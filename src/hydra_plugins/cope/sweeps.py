@@ -89,10 +89,9 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from cope.building import converted
         from cope.errors import check_at_least
-        from cope.sweep.launcher import LocalQueue
+        from cope.sweep.launcher import LocalQueue, calls_for
 
         at_once: int | None = converted(self.jobs, int | None, "hydra.launcher.jobs")
         if at_once is not None:
             check_at_least("hydra.launcher.jobs", at_once, 1)
-        jobs = LocalQueue(self.hydra_context, self.task_function, self.config, at_once, PRELOAD)
-        return jobs.run(job_overrides, initial_job_idx)
+        return LocalQueue(at_once, PRELOAD).run(calls_for(self, job_overrides, initial_job_idx))
