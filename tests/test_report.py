@@ -113,7 +113,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     verdicts = {verdict["number"]: verdict for verdict in json.loads((folder / "verdicts.json").read_text())}
     assert verdicts[1]["outcome"] == "not decided" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17
     assert verdicts[1]["scales"] == ["smoke"] and verdicts[1]["label"] == "not decided after 2 seeds"
-    assert verdicts[1]["summary"] == "CoPE below RoPE with 2 of 2 seeds; RoPE below absolute with 2 of 2 seeds."
+    assert verdicts[1]["summary"] == "CoPE below RoPE with 2 of 2 seeds; RoPE below Absolute with 2 of 2 seeds."
     assert "cope 0.25%, rope 4.60%, absolute 20.15%" in verdicts[1]["figures"]
     reasons = (folder / "verdicts.md").read_text()
     assert all(finding["text"] in reasons for verdict in verdicts.values() for finding in verdict["findings"])

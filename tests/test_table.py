@@ -64,9 +64,9 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
             run.folder.result.write_text(completed(result))
     findings = Findings([plan])
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
-    assert "**code, perplexity**\n\n|  | test | test_disjoint | test_disjoint, paper | seeds | seconds a run |\n" in text
-    assert "| cope | 21.50 | 22.25 | 3.9 | 1 | 7 |" in text
-    assert "| rope | missing | missing | 4.1 | 0 | missing |" in text
+    assert "**Code, perplexity**\n\n|  | test, overlapping windows | test | seeds | seconds |\n" in text
+    assert "| CoPE | 21.50 | 22.25 | 1 | 7 |\n|   CoPE, paper |  | 3.9 |  |  |" in text
+    assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |" in text
 
 
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,15 +116,15 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
                 completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
     text = as_text([comparison_sheet(plan, "code", Findings([plan]))], "markdown")
-    assert "| cope | 21.50 | 1, 1 failed | 7 |" in text
-    assert "| rope | failed | 0, 2 failed | failed |" in text
-    assert "| absolute | failed | 0, 1 failed | failed |" in text
+    assert "| CoPE | 21.50 | 1, 1 failed | 7 |" in text
+    assert "| RoPE | failed | 0, 2 failed |  |" in text
+    assert "| Absolute | failed | 0, 1 failed |  |" in text
 
 
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
     plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
-    assert "| cope | failed | 3.9 | 0, 1 failed | failed |" in text and "| rope | missing | 4.1 | 0 | missing |" in text
+    assert "| CoPE | failed | 0, 1 failed |  |" in text and "| RoPE | missing | 0 |  |" in text
 
 
 @pytest.mark.parametrize(
