@@ -61,6 +61,10 @@ tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, S
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
 	$(call TABLE,figure2 figure3 figure4 figure5)
 
+.PHONY: tune
+tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
+	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(JOBS))
+
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)

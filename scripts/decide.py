@@ -5,8 +5,8 @@
     python scripts/decide.py scale=smoke logger=none output_dir=/tmp/outputs claims=9 seeds=2
     python scripts/decide.py hydra/launcher=submitit_slurm
 
-After each batch it prints a line for each claim. The same command goes on from there. The exit status is 0 when nothing more can
-be decided, 3 if runs failed, 1 if the command was refused.
+After each batch it prints a line for each claim. The same command goes on from there. The exit status is 0 when nothing more
+can be decided, 3 if runs failed, 1 if the command was refused. Fewer than nine seeds decide nothing.
 
     claims=         by number, with commas between; all without it
     seeds=null      at most so many, from the plan's first on

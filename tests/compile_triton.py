@@ -56,13 +56,13 @@ def compiled(dtype: torch.dtype) -> list[Any]:
 
     sizes_of = launch.Launch.__new__(launch.Launch)  # its sizes alone are asked for: no kernel is launched
     tensor = torch.empty(1, 12, LENGTH, HEAD_DIM, dtype=dtype, device="meta")
-    sizes_of.given = Arguments(tensor, tensor, tensor, None, None, None, None, 1.0, 0.0, None)
+    sizes_of.given = Arguments(tensor, tensor, tensor, None, None, None, None, 1.0, 0.0, None, None)
     sizes_of.half = dtype != torch.float32
     own, f32, i32, i64 = (MockTensor(of) for of in (dtype, torch.float32, torch.int32, torch.int64))
     inputs = Inputs(
-        q=view(), k=view(), v=view(), gate_keys=None, z=i64, relative=None, bias=None, seed=i64, first_head=3, num_heads=12,
-        head_dim=HEAD_DIM, value_dim=HEAD_DIM, num_positions=NUM_POSITIONS, num_distances=0, num_biases=0, bias_stride=0,
-        scale=0.125, dropout=0.1,
+        q=view(), k=view(), v=view(), gate_keys=None, z=i64, relative=None, bias=None, seed=i64, key_mask=None, first_head=3,
+        num_heads=12, head_dim=HEAD_DIM, value_dim=HEAD_DIM, num_positions=NUM_POSITIONS, num_distances=0, num_biases=0,
+        bias_stride=0, scale=0.125, dropout=0.1,
     )  # fmt: skip
     lengths, rows = (LENGTH, LENGTH), LENGTH
     forward, queries, keys = (sizes_of.sizes(kernel) for kernel in ("forward", "queries", "keys"))
@@ -89,6 +89,13 @@ def compiled(dtype: torch.dtype) -> list[Any]:
     ]  # fmt: skip
 
 
+def check_products(kernel: Any) -> None:
+    """No tensor core's product starts from a constant but 0: see :func:`cope.kernels.triton.tiles.settled`."""
+    constants = dict(re.findall(r"(%\w+) = arith\.constant dense<([^>]+)>", kernel.asm["ttgir"]))
+    for start in re.findall(r"warp_group_dot %[\w#]+, %[\w#]+, (%\w+)", kernel.asm["ttgir"]):
+        assert float(constants.get(start, 0)) == 0, f"{kernel.metadata.name}: a product starts from {constants[start]}"
+
+
 def registers(kernel: Any, capability: int) -> str:
     """Registers and spills, as ptxas reports them."""
     suffix = "a" if capability >= 90 else ""
@@ -107,4 +114,5 @@ if __name__ == "__main__":
     target = int(sys.argv[1])
     triton.runtime.driver.set_active(NoDevice(target))
     for kernel in compiled(getattr(torch, sys.argv[2])):
+        check_products(kernel)
         print(kernel.metadata.name, kernel.metadata.shared, *([registers(kernel, target)] if "ptxas" in sys.argv else []))

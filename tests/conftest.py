@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
 from omegaconf import DictConfig
 from probe_server import Server
@@ -33,8 +36,11 @@ CONFIGS = ROOT / "configs"
 # Whatever has a file in configs/ is tested: a new encoding or task needs no list to be extended.
 ENCODINGS = sorted(path.stem for path in (CONFIGS / "pe").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
-SLOW_ALONE = ("test_run_process", "test_command_line")
+SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
+# Of tests with jobs: pytest's process has a server for them, which imports everything once.
+WITH_JOBS = pytest.mark.xdist_group("jobs")
 
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
@@ -45,14 +51,21 @@ torch.set_num_threads(1)  # the tensors here are too small to be shared out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What pytest-xdist keeps in one process: a file, for its tests share what they have made, and all that read the tables.
 
-    Tests that start processes of their own share nothing. They come first, since they take longest.
+    Tests that start processes of their own share nothing, unless they say what. They come first, since they take longest.
     """
     for item in items:
-        if item.path.stem in SLOW_ALONE:
+        if item.path.stem in SLOW_ALONE or item.get_closest_marker("xdist_group"):
             continue
         reads_tables = any(getattr(found, "__module__", None) == "plans" for found in vars(item.module).values())  # type: ignore[attr-defined]
         item.add_marker(pytest.mark.xdist_group("tables" if reads_tables else item.path.stem))
     items.sort(key=lambda item: item.path.stem not in SLOW_ALONE)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for among what imports and collection made, which takes a tenth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(params=ENCODINGS)
@@ -69,8 +82,15 @@ def task_name(request: pytest.FixtureRequest) -> str:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+    """What ``train.py`` would see. To put files together takes Hydra most of a tenth of a second, to change settings little."""
+    choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
+    if choices == overrides:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose("train", overrides=["scale=smoke", "logger=none", *overrides])
+    config = copy.deepcopy(_composed(choices))
+    settings = [override for override in overrides if override not in choices]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(settings), config)
+    return config
 
 
 def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
@@ -86,7 +106,7 @@ def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
     """``compose(*overrides)``: what ``train.py`` would see, at scale=smoke and with both its folders under ``tmp_path``."""
 
     def composed(*overrides: str) -> DictConfig:
-        # Hydra takes a tenth of a second; the folders are set afterwards, so that its answer serves several tests.
+        # The folders are set afterwards, so that one answer of Hydra's serves several tests.
         config = copy.deepcopy(_composed(overrides))
         config.output_dir, config.data_dir = str(tmp_path / "outputs"), str(tmp_path / "data")
         return config

@@ -29,6 +29,7 @@ def draw(
     *,
     batch: int = 2,
     num_heads: int = 2,
+    num_key_heads: int | None = None,
     head_dim: int = 3,
     value_dim: int = 2,
     seed: int = 0,
@@ -50,8 +51,9 @@ def draw(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    q, k, gate_keys = (normal(batch, num_heads, time, head_dim) for time in (num_queries, num_keys, num_keys))
-    v = normal(batch, num_heads, num_keys, value_dim)
+    keys = (batch, num_key_heads or num_heads, num_keys)
+    q, k, gate_keys = (normal(*rows, head_dim) for rows in ((batch, num_heads, num_queries), keys, keys))
+    v = normal(*keys, value_dim)
     # Queries alike in their first dimension: moving the gate keys there opens or closes the gates of all pairs together.
     q[..., 0] = 1.0 + 0.1 * q[..., 0]
     for keys in (gate_keys, k) if gates == "keys" else (gate_keys,):
@@ -67,6 +69,12 @@ def draw(
         "bias": None if bias is None else normal(*bias),
     }
     return {name: None if x is None else x.to(dtype).requires_grad_() for name, x in values.items()}
+
+
+def padding(num_keys: int, lengths: list[int], side: str) -> Tensor:
+    """(batch, key), False for what fills up sequences of such lengths on the ``left`` or ``right``."""
+    place = torch.arange(num_keys).flip(0) if side == "left" else torch.arange(num_keys)
+    return place < torch.tensor(lengths)[:, None]
 
 
 def run(values: Values, backend: str, **settings: Any) -> Tensor:
@@ -131,14 +139,19 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
 
 
 def compare_with_reference(
-    drawn: dict[str, Any], backend: str, scale: str, tolerance: float, dtype: torch.dtype | None = None
+    drawn: dict[str, Any],
+    backend: str,
+    scale: str,
+    tolerance: float,
+    dtype: torch.dtype | None = None,
+    key_mask: Tensor | None = None,
 ) -> None:
     """Values and all gradients; ``tolerance`` is of the largest number that could stand in a tensor."""
     values = converted(draw(**drawn), dtype or DTYPES[backend])
     exact = converted(values, torch.float64)  # what was rounded is what both are given
     weights = rounded_weights(values)
     expected, found = (
-        output_and_gradients(given, partial(run, backend=name, scale=scale), weights)
+        output_and_gradients(given, partial(run, backend=name, scale=scale, key_mask=key_mask), weights)
         for given, name in ((exact, "reference"), (values, backend))
     )
     # Large keys make large logits, which single precision holds less finely.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import ROOT
 from omegaconf import DictConfig
@@ -92,6 +97,34 @@ def _same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python script ...`` in this process, since to start one and to import PyTorch and the rest takes some six seconds."""
+    path = ROOT / script
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(io.StringIO()) as said,
+        contextlib.redirect_stderr(io.StringIO()) as complained,
+    ):
+        patched.setattr(sys, "argv", [str(path), *arguments])
+        patched.setattr(sys, "path", [str(path.parent), *sys.path])
+        patched.delenv("HYDRA_FULL_ERROR", raising=False)
+        handlers = logging.root.handlers  # which Hydra replaces
+        logging.root.handlers = list(handlers)
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+            status = 0
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        finally:
+            logging.root.handlers = handlers
+    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), complained.getvalue())
+
+
+def train_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``python train.py`` in this process, with its folders under ``folder``."""
+    return command_here("train.py", *arguments, *places(folder))
+
+
 def train(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """``python train.py`` in a process of its own, with its folders under ``folder``."""
     return subprocess.run(
@@ -102,8 +135,12 @@ def train(*arguments: str, folder: Path, **environment: str) -> subprocess.Compl
 
 def command(*arguments: str, folder: Path) -> list[str]:
     """The command line of :func:`train`."""
-    places = [f"output_dir={folder / 'outputs'}", f"data_dir={folder / 'data'}"]
-    return [sys.executable, str(ROOT / "train.py"), *arguments, *places]
+    return [sys.executable, str(ROOT / "train.py"), *arguments, *places(folder)]
+
+
+def places(folder: Path) -> list[str]:
+    """The settings by which a run's folders are under ``folder``."""
+    return [f"output_dir={folder / 'outputs'}", f"data_dir={folder / 'data'}"]
 
 
 def clean_environment() -> dict[str, str]:

@@ -17,6 +17,8 @@ COMMANDS = sorted(
 )
 # From the top. Each floor uses those below it and none above; folders and files of one floor may use one another.
 FLOORS = [
+    {"command"},
+    {"huggingface"},
     {"probe"},
     {"heads"},
     {"report"},
@@ -27,11 +29,11 @@ FLOORS = [
     {"positions"},
     {"tasks"},
     {"corpora"},
-    {"functional"},
+    {"functional", "meter"},
     {"kernels"},
     {"building", "files", "metrics", "seeding", "threads", "errors"},
 ]
-LONGEST_COMMAND = 60  # lines
+LONGEST_COMMAND, LONGEST_SCRIPT = 60, 120  # lines
 LARGEST_FILE = 1_000_000  # bytes
 
 
@@ -40,11 +42,10 @@ def floor_of(name: str) -> int:
     return next(number for number, names in enumerate(FLOORS) if name in names)
 
 
-def parts_named(text: str) -> set[str]:
-    """The folders and files of the package that code imports, in functions too, or names in strings, as imports by name do."""
+def modules_named(text: str) -> set[str]:
+    """The modules that code imports, in functions too, or names in strings, as imports by name do."""
     modules: set[str] = set()
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -54,9 +55,15 @@ def parts_named(text: str) -> set[str]:
             modules.update(f"{module}.{alias.name}" for alias in node.names)  # "from cope import tasks"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"cope(\.\w+)+", node.value):
             modules.add(node.value)
-    return {module.split(".")[1] for module in modules if module.startswith("cope.")} & {
-        name for floor in FLOORS for name in floor
-    }
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            modules.update(name.value for name in node.args if isinstance(name, ast.Constant))
+    return modules
+
+
+def parts_named(text: str) -> set[str]:
+    """The folders and files of the package that code imports."""
+    named = {module.split(".")[1] for module in modules_named(text) if module.startswith("cope.")}
+    return named & {name for floor in FLOORS for name in floor}
 
 
 def branches_on_encodings(text: str) -> list[int]:
@@ -115,14 +122,50 @@ def test_modules_are_imported_by_computed_names_in_one_place_only() -> None:
 def test_nothing_uses_a_command() -> None:
     names = {path.stem for path in COMMANDS} - {"__init__"}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert node.module not in names, path.relative_to(ROOT)
+        used = {module.partition(".")[0] for module in modules_named(path.read_text())} & names
+        assert not used, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("text", ["import table", "from table import main", "import_module('table')", "import table.main as t"])
+def test_the_use_of_a_command_would_be_found(text: str) -> None:
+    assert {module.partition(".")[0] for module in modules_named(text)} == {"table"}
+
+
+def in_circles(uses: dict[str, set[str]]) -> set[str]:
+    """Those that lead back to themselves."""
+
+    def reached(module: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [module]
+        while waiting:
+            new = uses[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    return {module for module in uses if module in reached(module)}
+
+
+def test_no_module_uses_itself_by_way_of_others() -> None:
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in SOURCES}
+    modules = {name.removesuffix(".__init__"): path.read_text() for name, path in files.items()}
+    assert in_circles({name: (modules_named(text) & modules.keys()) - {name} for name, text in modules.items()}) == set()
+
+
+def test_a_circle_would_be_found() -> None:
+    assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
 def test_commands_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_COMMAND
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("scripts/*.py")), ids=lambda path: path.name)
+def test_scripts_are_short(path: Path) -> None:
+    text = path.read_text()
+    documentation = ast.get_docstring(ast.parse(text), clean=False) or ""  # which is what --help shows
+    assert len(text.splitlines()) - documentation.count("\n") <= LONGEST_SCRIPT
 
 
 def test_the_page_shows_the_tower() -> None:

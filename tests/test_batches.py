@@ -233,11 +233,11 @@ def settings_of(**changes: object) -> OptimizerSettings:
 
 @pytest.mark.parametrize(
     ("schedule", "middle", "last"),
-    [("constant", 2.0, 2.0), ("linear", 0.2 + 1.8 * 49 / 99, 0.2), ("cosine", 2.0 * 0.55, 0.2)],
+    [("constant", 2.0, 2.0), ("linear", 0.2 + 1.8 * 49 / 99, 0.2), ("cosine", 2.0 * 0.55, 0.2), ("wsd", 2.0, 0.2)],
 )
 def test_learning_rate(schedule: str, middle: float, last: float) -> None:
     settings = settings_of(schedule=schedule)
-    rates = [settings.learning_rate(step, 110) for step in range(110)]
+    rates = [settings.learning_rate(step, 110, 88) for step in range(110)]
     assert rates[0] == pytest.approx(0.2)  # not 0: the first step would be lost
     assert rates[9] == rates[10] == 2.0
     assert rates[60] == pytest.approx(middle)
@@ -246,9 +246,9 @@ def test_learning_rate(schedule: str, middle: float, last: float) -> None:
 
 
 def test_learning_rate_with_more_warm_up_than_steps() -> None:
-    rates = [settings_of(warmup_steps=100).learning_rate(step, 5) for step in range(6)]
+    rates = [settings_of(warmup_steps=100).learning_rate(step, 5, 5) for step in range(6)]
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.12])
-    assert settings_of(warmup_steps=0).learning_rate(0, 1) == 2.0
+    assert settings_of(warmup_steps=0).learning_rate(0, 1, 1) == 2.0
 
 
 def test_streams_differ_by_seed_purpose_and_counter() -> None:

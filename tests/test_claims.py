@@ -82,7 +82,7 @@ LOW, MIDDLE, HIGH, WILD = around(1.0, 10), around(5.0, 10), around(20.0, 10), [0
             MIDDLE,
             HIGH,
             "reproduced",
-        ),  # it was, when nine seeds were there: what follows does not take it back
+        ),  # it was with nine seeds: what follows does not take it back
         (LOW[:1], MIDDLE[:1], HIGH[:1], "not decided"),
         ([], MIDDLE, HIGH, "not run"),
     ],
@@ -177,27 +177,27 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
     found = judge(CLAIMS[1], CLAIMS_PLAN, Findings([plan]))
     first, second = (part.text for part in found.comparisons)
     assert first.startswith(
-        "flip_flop, test: CoPE below RoPE with 10 of 10 seeds; by 4.16 points in the median (4 to 4.32 whenever"
+        "Flip-flop, in distribution: CoPE below RoPE with 10 of 10 seeds; by 4.16 points in the median (4 to "
     )
-    assert "CoPE 1.04%, RoPE 5.18%" in first and "E: as claimed 186, opposite 0.0909" in first
+    assert "CoPE 1.0%, RoPE 5.2%" in first and "E: as claimed 186, opposite 0.0909" in first
     assert first.endswith("RoPE was still improving when it ended with 1 of 10 seeds")
-    assert second.endswith("; absolute learned the training data with 5 of 10 seeds")
+    assert second.endswith("; Absolute learned the training data with 5 of 10 seeds")
     assert (found.label, found.finding, found.scales) == ("reproduced", "all 2 parts with 10 of 10 seeds", ("smoke",))
 
 
 @pytest.mark.parametrize(
     ("cope", "label", "finding"),
     [
-        (LOW, "reproduced", "CoPE below relative with 10 of 10 seeds"),
-        (HIGH, "contradicted", "relative below CoPE with 10 of 10 seeds"),
+        (LOW, "reproduced", "CoPE below Relative with 10 of 10 seeds"),
+        (HIGH, "contradicted", "Relative below CoPE with 10 of 10 seeds"),
         (
             [v + 0.01 for v in MIDDLE],
             "no difference larger than 0.5 points",
-            "CoPE and relative within 0.5 points with 10 of 10 seeds",
+            "CoPE and Relative within 0.5 points with 10 of 10 seeds",
         ),
-        (WILD, "not decided after 10 seeds", "CoPE below relative with 5 of 10 seeds"),
-        (LOW[:1], "not decided after 1 seed", "CoPE below relative with 1 of 1 seeds"),
-        ([], "not run", "CoPE below relative: no seed yet"),
+        (WILD, "not decided after 10 seeds", "CoPE below Relative with 5 of 10 seeds"),
+        (LOW[:1], "not decided after 1 seed", "CoPE below Relative with 1 of 1 seeds"),
+        ([], "not run", "CoPE below Relative: no seed yet"),
     ],
 )
 def test_each_verdict_in_a_line_and_in_full(tmp_path, cope, label, finding):
@@ -311,7 +311,7 @@ def decided(
                 continue
             run.folder.path.mkdir(parents=True)
             headline = "token_error" if run.section == "flip_flop" else "error"
-            splits = dict.fromkeys(("validation", "test", "ood_sparse", "ood_dense"), {headline: error / 100})
+            splits = {split: {headline: error / 100} for split in ("validation", "test", "ood_sparse", "ood_dense")}
             run.folder.result.write_text(completed({"headline": headline, "seed": run.seed, "splits": splits}))
 
 

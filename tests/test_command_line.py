@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ENCODINGS, TASKS
+from conftest import ENCODINGS, TASKS, WITH_JOBS
 from omegaconf import DictConfig
-from runs import after_step, clean_environment, command, folder_of, run, train
+from runs import after_step, clean_environment, command, folder_of, run, train, train_here
 
 from cope.cli import INTERRUPTED, LEFT_OVER, reporting_errors
 from cope.errors import UserError
@@ -109,7 +109,7 @@ def test_interrupting_loses_nothing(
     finally:
         process.kill()
     assert process.returncode == INTERRUPTED
-    found = re.fullmatch(r"Stopped after step (\d+) of 1000000; the same command goes on from there\.\n", told)
+    found = re.search(r"^Stopped after step (\d+) of 1000000; the same command goes on from there\.\n\Z", told, re.MULTILINE)
     assert found, told
     step = int(found[1])
     assert step >= 5
@@ -132,10 +132,11 @@ def table_of(output: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()[1:]]
 
 
+@WITH_JOBS
 @pytest.mark.parametrize("launcher", ["local", pytest.param("basic", marks=pytest.mark.slow)])
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -> None:
     # No loss stays finite with such a rate.
-    sweep = train("-m", "pe=none", "optimizer.lr=1e30,1e-3", f"hydra/launcher={launcher}", *TINY, folder=tmp_path)
+    sweep = train_here("-m", "pe=none", "optimizer.lr=1e30,1e-3", f"hydra/launcher={launcher}", *TINY, folder=tmp_path)
     assert sweep.returncode == LEFT_OVER, sweep.stderr
     errors = sweep.stderr.splitlines()
     assert errors[-2].startswith("failed: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
@@ -150,7 +151,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -
 
 def test_a_sweep_with_wrong_settings_is_refused_before_any_job(tmp_path: Path) -> None:
     # RoPE needs an even head size, and this one is 9.
-    sweep = train("-m", "pe=rope,none", "model.dim=18", *TINY, folder=tmp_path)
+    sweep = train_here("-m", "pe=rope,none", "model.dim=18", *TINY, folder=tmp_path)
     assert (sweep.returncode, sweep.stdout) == (1, "")
     assert "even head size" in sweep.stderr and len(sweep.stderr.splitlines()) == 1
     assert not any(tmp_path.iterdir())

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from runs import completed
+from runs import command_here, completed
 
 from cope.errors import UserError
 from cope.run.lookup import run_path
@@ -41,20 +35,7 @@ def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The script in this process, since Python and pandas take a second to start."""
-    path = str(ROOT / "scripts" / script)
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        contextlib.redirect_stdout(io.StringIO()) as said,
-        contextlib.redirect_stderr(io.StringIO()) as complained,
-    ):
-        patched.setattr(sys, "argv", [path, *arguments])
-        try:
-            runpy.run_path(path, run_name="__main__")
-            status = 0
-        except SystemExit as stopped:
-            status = int(stopped.code or 0)
-    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), complained.getvalue())
+    return command_here(f"scripts/{script}", *arguments)
 
 
 def test_runs_stand_side_by_side(outputs: Path) -> None:

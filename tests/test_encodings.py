@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_marks import ALL
 from torch import Tensor
 
 from cope.building import build
+from cope.functional import SCALES
 from cope.model.inspection import gates_and_positions, positions_by_layer
 from cope.model.transformer import Transformer
 from cope.positions.base import QUERIES_PER_BLOCK, Heads, PositionEncoding
@@ -59,7 +61,8 @@ def test_every_parameter_has_a_finite_gradient(make_model, encoding_name):
 def test_seed_alone_decides_the_initial_parameters(make_model, encoding_name):
     first, again, other = (make_model(f"pe={encoding_name}", seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    random = [name for name in first if first[name].std() > 0 and "slopes" not in name]  # not zeros, ones, or ALiBi's
+    fixed = ("slopes", "temperature", "omega")  # ALiBi's, frequencies; beside zeros and ones
+    random = [name for name in first if first[name].std() > 0 and not name.endswith(fixed)]
     assert random and not any(torch.equal(first[name], other[name]) for name in random)
 
 
@@ -85,15 +88,40 @@ def test_decoding_with_a_cache_equals_the_whole_sequence(make_model, encoding_na
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(9, 9), (5, 12), (QUERIES_PER_BLOCK + 9, QUERIES_PER_BLOCK + 30)])
-def test_attend_is_softmax_attention_with_bias(make_model, encoding_name, num_queries, num_keys):
+def test_attend_is_what_its_logits_and_weights_say(make_model, encoding_name, num_queries, num_keys):
     # A test split of longer programs, so that encodings with a table have as many entries as there are keys.
     model = make_model(f"pe={encoding_name}", "task.splits.ood_more_operations.context=200").double()
+    check_attend(model, num_queries, num_keys)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("encoding", ["cope", "cope_sep_keys", "cope_val_gates", "cope_relative", "cope_rope"])
+def test_attend_with_a_bias_of_the_gates(make_model, encoding, scale):
+    model = make_model(f"pe={encoding}", "pe.gate_bias=-1.5", f"pe.scale={scale}", "pe.num_positions=4").double()
+    with torch.no_grad():  # heads that differ
+        model.encoding.gate_biases += torch.randn(model.encoding.gate_biases.shape, generator=torch.Generator().manual_seed(0))
+    check_attend(model, 9, 12)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_bias_of_the_gates_with_every_backend(make_model, backend):
+    model = make_model("pe=cope", "pe.gate_bias=-1.5", "pe.scale=paper", f"pe.backend={backend}")
+    with torch.no_grad():
+        model.encoding.gate_biases[:, 0] = 2.0
+    heads = some_heads(model, 9, 9, 0)
+    heads = Heads(*(None if x is None else x.float() for x in heads[:4]), 0)
+    logits = heads.q @ heads.k.transpose(-1, -2) / heads.q.shape[-1] ** 0.5
+    future = torch.ones(9, 9, dtype=torch.bool).triu(1)
+    expected = (logits + model.encoding.bias(heads, logits)).masked_fill(future, -torch.inf).softmax(-1) @ heads.v
+    torch.testing.assert_close(model.encoding.attend(heads, dropout=0.0), expected, rtol=1e-4, atol=1e-5)
+
+
+def check_attend(model, num_queries, num_keys):
+    """That ``attend`` is softmax attention with ``bias``, in values and gradients."""
     for layer in range(model.encoding.shape.num_layers):
         heads = some_heads(model, num_queries, num_keys, layer)
-        logits = heads.q @ heads.k.transpose(-1, -2) / heads.q.shape[-1] ** 0.5
-        bias = model.encoding.bias(heads, logits)
-        future = torch.ones(num_queries, num_keys, dtype=torch.bool).triu(num_keys - num_queries + 1)
-        expected = (logits if bias is None else logits + bias).masked_fill(future, -torch.inf).softmax(-1) @ heads.v
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+        expected = model.encoding.weights(model.encoding.logits(heads), visible) @ heads.v
         found = model.encoding.attend(heads, dropout=0.0)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
         wanted = [heads.q, heads.k, heads.v, *model.encoding.parameters()]
@@ -139,9 +167,9 @@ def test_capped_vectors_are_all_that_training_reads(compose, task_name):
     task = build(config.task, "task")
     model = build_model(config, task, model_shape(config, task))
     examples = task.training_examples(1, 0)
-    inputs, targets = examples.batch(np.array([examples.lengths.argmax()]))
+    inputs, _ = examples.batch(np.array([examples.lengths.argmax()]))
     assert inputs.shape[1] == task.context_of("train") == len(model.encoding.vectors)
-    F.cross_entropy(model(inputs)[:, -1], targets[:, -1]).backward()  # the last query sees every distance
+    model(inputs)[:, -1, 0].sum().backward()  # the last query sees every distance
     assert (model.encoding.vectors.grad.abs().amax(-1) > 0).all()
 
 

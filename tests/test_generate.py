@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT
 from hydra.utils import get_class
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from runs import clean_environment
+from runs import command_here
 
 from cope.building import build
 from cope.cli import INTERRUPTED, read_settings
@@ -249,10 +245,7 @@ def test_the_command_prints_the_prompt_and_what_follows(leave_run):
     pieces = list(text_pieces(parse(arguments)))
     assert len(pieces) == 8
     assert pieces[0] == PROGRAM
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "generate.py"), *arguments], capture_output=True, text=True, timeout=120,
-        env=clean_environment(),
-    )  # fmt: skip
+    shown = command_here("generate.py", *arguments)
     assert (shown.returncode, shown.stdout) == (0, "".join(pieces) + "\n"), shown.stderr
     # The text is that of the very tokens that the model draws.
     task = load_trained(folder).task
@@ -262,35 +255,25 @@ def test_the_command_prints_the_prompt_and_what_follows(leave_run):
     assert "".join(text_pieces(parse([*arguments[:-1], "seed=3"]))) != "".join(pieces)
 
 
-def in_this_process(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "generate.py"), *arguments])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+def test_the_command_says_what_is_wrong_and_nothing_else(tmp_path):
+    shown = command_here("generate.py", f"run={tmp_path}", "prompt=a")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == f"run={tmp_path} is not a run's folder: it has no config.yaml.\n"
 
 
-def test_the_command_says_what_is_wrong_and_nothing_else(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        in_this_process(monkeypatch, f"run={tmp_path}", "prompt=a")
-    assert stopped.value.code == 1
-    assert capsys.readouterr() == ("", f"run={tmp_path} is not a run's folder: it has no config.yaml.\n")
-
-
-def test_stopping_promises_nothing(leave_run, monkeypatch, capsys):
+def test_stopping_promises_nothing(leave_run, monkeypatch):
     def interrupted(*arguments: object, **settings: object) -> Iterator[int]:
         yield 1
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cope.run.generation.generate", interrupted)
     folder = leave_run("pe=none", "task=counting")
-    with pytest.raises(SystemExit) as stopped:
-        in_this_process(monkeypatch, f"run={folder.path}", "prompt=a")
-    assert stopped.value.code == INTERRUPTED
-    assert capsys.readouterr() == ("a =\n", "")
+    shown = command_here("generate.py", f"run={folder.path}", "prompt=a")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (INTERRUPTED, "a =\n", "")
 
 
-def test_help_names_every_key(monkeypatch, capsys):
-    in_this_process(monkeypatch, "--help")
-    shown = capsys.readouterr().out
+def test_help_names_every_key():
+    shown = command_here("generate.py", "--help").stdout
     assert all(f"{key}=" in shown for key in get_type_hints(GenerationSettings))
 
 

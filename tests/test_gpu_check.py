@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -18,6 +17,7 @@ import gpu_check
 import gpu_kernels
 import gpu_training
 from kernel_cases import HALVES, draw, queries_at_corners
+from runs import command_here
 
 TINY_CASES = {
     "one token": gpu_kernels.CASES["one token"],
@@ -52,8 +52,7 @@ def found_by(folder, *arguments):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), f"to={tmp_path / 'found'}"]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = command_here("benchmarks/gpu_check.py", f"to={tmp_path / 'found'}")
     assert finished.returncode == 1
     assert finished.stdout + finished.stderr == "gpu-check needs a GPU, and PyTorch finds none here.\n"
     assert not (tmp_path / "found").exists()

@@ -1,7 +1,8 @@
-"""What `pip install` brings along is enough for `python train.py`: the wheel in an environment of its own."""
+"""What `pip install` brings along is enough to train, in any folder: the wheel in an environment of its own."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,16 @@ import sysconfig
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
+from test_add_your_own import commands_of_the_page, write_files
+
+SOURCES = (
+    *("src", "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
+    *("train.py", "evaluate.py", "generate.py"),
+)
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -24,30 +32,64 @@ def run(*command: str | Path, folder: Path) -> str:
     return finished.stdout
 
 
-@pytest.mark.slow
-def test_the_wheel_with_its_default_dependencies_trains(tmp_path: Path) -> None:
+class Installed(NamedTuple):
+    """The wheel, installed in an environment of its own."""
+
+    wheel: Path
+    environment: Path
+    packages: Path
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Everything is installed from the package index but PyTorch, whose files are linked from the environment of the tests.
 
     PyTorch alone, since it is ten times as large as the rest together: a dependency that is not declared is still missing.
     """
-    for name in ("src", "configs", "pyproject.toml", "README.md", "LICENSE", "constraints.txt", "train.py"):
+    folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", "dist", ".", folder=tmp_path)
-    shutil.rmtree(tmp_path / "src")  # from here on the package is the wheel's
+        copy(ROOT / name, source / name)
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, source, folder=folder)
+    shutil.rmtree(source)  # from here on there is the wheel alone
+    (wheel,) = folder.glob("*.whl")
 
-    environment = tmp_path / "environment"
+    environment = folder / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
     here = Path(sysconfig.get_path("purelib"))
     for top in {file.parts[0] for file in distribution("torch").files or () if file.parts[0] not in ("..", "__pycache__")}:
         (packages / top).symlink_to(here / top)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", wheel, folder=tmp_path)
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, folder=folder)
+    return Installed(wheel, environment, packages)
 
+
+@pytest.mark.slow
+def test_the_wheel_with_its_default_dependencies_trains(installed: Installed, tmp_path: Path) -> None:
+    """In a folder that has nothing: the configurations are the wheel's too."""
     for arguments in (["task=counting"], ["task=code", "logger=none"]):
-        run(python, "train.py", "scale=smoke", *arguments, folder=tmp_path)
+        run(installed.environment / "bin" / "cope-lab", "train", "scale=smoke", *arguments, folder=tmp_path)
     results = list((tmp_path / "outputs").glob("*/*/*/seed=1/result.json"))
     assert len(results) == 2
-    assert Path(run(python, "-c", "import cope; print(cope.__file__)", folder=tmp_path).strip()).is_relative_to(packages)
+    assert all(json.loads(path.read_text())["commit"] is None for path in results)
+    example = "import cope, torch; q = torch.randn(1, 2, 5, 4); "
+    example += "print(cope.cope_attention(q, q, q, torch.randn(3, 4)).shape, cope.__file__)"
+    shape, _, path = run(installed.environment / "bin" / "python", "-c", example, folder=tmp_path).strip().rpartition(" ")
+    assert shape == "torch.Size([1, 2, 5, 4])" and Path(path).is_relative_to(installed.packages)
+
+
+@pytest.mark.slow
+def test_the_page_on_ones_own_encodings_to_the_letter(installed: Installed, tmp_path: Path) -> None:
+    """Its files and commands as they stand; of its first block, which makes the environment, that the wheel is so called."""
+    *making, install = commands_of_the_page()[:3]
+    assert making == ["python3 -m venv .venv", ". .venv/bin/activate"] and install == f"pip install {installed.wheel.name}"
+    write_files(tmp_path)
+    for command in commands_of_the_page()[3:]:
+        run("bash", "-c", f"set -e -o pipefail; . {installed.environment}/bin/activate; {command}", folder=tmp_path)
+    runs = {path.parts[-5:-3] for path in (tmp_path / "outputs").glob("*/*/*/seed=1/result.json")}
+    tried = {("backwards", pe) for pe in ("decay", "rope", "cope")}
+    assert runs == tried | {("counting", "cope"), ("flip_flop", "decay")}
+    assert list((tmp_path / "outputs").glob("backwards/decay/*/seed=1/evaluations/*"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_encoding
+from conftest import ENCODINGS, make_encoding
+from omegaconf import OmegaConf
+from runs import clean_environment
 from torch import nn
 
 from cope.errors import UserError
@@ -139,21 +141,25 @@ def test_heads_that_divide_are_accepted():
 
 
 CHECK_ANNOTATED_SHAPES = """
+    import json
+    import sys
+
+    import torch._dynamo  # which PyTorch imports later, and which then takes the hook three seconds
     from jaxtyping import TypeCheckError, install_import_hook
+    from omegaconf import OmegaConf
 
     # An int is a float too, as to every static checker.
     checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
     with install_import_hook("cope", checker):
-        import torch
         from cope import cope_attention
+        from cope.building import build
         from cope.model.inspection import gates_and_positions
         from cope.model.transformer import Transformer
-        from cope.positions import absolute, contextual_variants
         from cope.positions.base import ModelShape, PositionEncoding
-    from conftest import ENCODINGS, make_encoding
 
-    shape = ModelShape(dim=8, num_layers=2, num_heads=2, context=6, longest=6)
-    encodings = [PositionEncoding(shape), *(make_encoding(name, shape) for name in ENCODINGS)]
+        shape = ModelShape(dim=8, num_layers=2, num_heads=2, context=6, longest=6)
+        configs = [OmegaConf.create(config) for config in json.load(sys.stdin)]
+        encodings = [PositionEncoding(shape), *(build(config, "pe", shape=shape) for config in configs)]
     tokens = torch.randint(5, (3, 6))
     for encoding in encodings:
         model = Transformer(5, encoding)
@@ -184,8 +190,11 @@ CHECK_ANNOTATED_SHAPES = """
 """
 
 
-def test_annotated_shapes_hold():
+def test_annotated_shapes_hold(compose):
     # In a process of its own: the hook rewrites modules while they are imported, and here they are imported already.
     code = textwrap.dedent(CHECK_ANNOTATED_SHAPES)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    configs = json.dumps([OmegaConf.to_container(compose(f"pe={name}").pe, resolve=True) for name in ENCODINGS])
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=configs, capture_output=True, text=True, timeout=120, env=clean_environment()
+    )
     assert found.returncode == 0, found.stderr

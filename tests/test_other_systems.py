@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 WITHOUT = """
@@ -29,6 +30,7 @@ print("imported")
 """
 
 
+@pytest.mark.slow  # everything is imported once more
 def test_the_package_can_be_imported_without_what_windows_has_not() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT, str(ROOT / "src")], capture_output=True, text=True)
     assert done.stdout.endswith("imported\n"), done.stderr

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from probe_server import KEY, Server, completion, everything_below, refusal, settings
-from runs import clean_environment
+from runs import clean_environment, command_here
 
 from cope.errors import UserError
 from cope.probe.questions import paper_questions
@@ -71,7 +71,7 @@ def test_any_model_has_a_folder_of_its_own(model: str, tmp_path: Path) -> None:
 
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"local=some/model needs the package transformers.*pip install transformers"):
+    with pytest.raises(UserError, match=r"local=some/model needs the package transformers.*install -e '\.\[transformers\]'"):
         run_probe(settings(local="some/model"), str(tmp_path))
 
 
@@ -163,8 +163,11 @@ def probe_command(folder: Path, *arguments: str, **environment: str) -> subproce
     )  # fmt: skip
 
 
-def test_the_command_without_a_model_shows_what_is_missing_and_the_papers_figures(tmp_path: Path) -> None:
-    shown = probe_command(tmp_path)
+def test_the_command_without_a_model_shows_what_is_missing_and_the_papers_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = command_here("scripts/probe_llm.py")
     assert shown.returncode == 1
     assert shown.stdout == ""
     assert shown.stderr.startswith("There is no model to ask: set endpoint=")

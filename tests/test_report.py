@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 from conftest import CONFIGS
 from matplotlib import pyplot as plt
-from plans import plan_in
+from plans import SEEDS, plan_in
 from runs import completed
 
 from cope.errors import UserError
 from cope.files import lock
 from cope.report import page as page_module
+from cope.report.claims import ClaimsPlan
 from cope.report.page import Report, collect, write_report
-from cope.report.statistics import mean_interval, newcombe_interval, paired_p_value, wilson_interval
+from cope.report.published import copy_runs, make_runs
+from cope.report.statistics import wilson_interval
 from cope.run.folder import RunFolder
 from cope.sweep.plan import Plan, read_plan
 
+CLAIMS_PLAN = ClaimsPlan.read(CONFIGS)
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -33,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Of a flip-flop table in which CoPE is best, with runs of two seeds; of selective copy runs that failed; and another table
     without any run.
     """
-    return collect(plans_with_runs(tmp_path_factory.mktemp("outputs")))
+    return collect(plans_with_runs(tmp_path_factory.mktemp("outputs")), CLAIMS_PLAN)
 
 
 def plans_with_runs(folder: Path) -> list[Plan]:
@@ -42,10 +45,10 @@ def plans_with_runs(folder: Path) -> list[Plan]:
     for run in plans[0].runs:
         if run.section == "flip_flop" and run.row in errors:
             # The differences from CoPE are not the same for both seeds; RoPE's second seed failed to learn.
-            wrong = round(1000 * errors[run.row]) + run.seed * (2 if run.row == "rope" else 1)
+            wrong = round(1000 * errors[run.row]) + (run.seed - 100) * (2 if run.row == "rope" else 1)
             scores = {"token_error": wrong / 1000, "token_errors": wrong, "token_count": 1000}
             splits = {split: scores for split in ("validation", "test", "ood_sparse")}
-            if run.row == "rope" and run.seed == 2:
+            if run.row == "rope" and run.seed == SEEDS[1]:
                 splits = splits | {"validation": {"token_error": 0.051, "token_errors": 51, "token_count": 1000}}
             run.folder.path.mkdir(parents=True)
             lines = [{"step": step, "eval/validation/token_error": wrong / 1000} for step in (10, 20)]
@@ -60,7 +63,7 @@ def plans_with_runs(folder: Path) -> list[Plan]:
             run.folder.result.write_text(completed(result))
             if run.row == "cope":
                 keep_pictures(run.folder)
-        if run.section == "selective_copy" and (run.row == "none" or (run.row == "rope" and run.seed == 2)):
+        if run.section == "selective_copy" and (run.row == "none" or (run.row == "rope" and run.seed == SEEDS[1])):
             run.folder.path.mkdir(parents=True)
             (run.folder.path / "failed.txt").write_text("no memory left")
     return plans
@@ -108,44 +111,43 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run
     verdicts = {verdict["number"]: verdict for verdict in json.loads((folder / "verdicts.json").read_text())}
-    assert verdicts[1]["outcome"] == "reproduced" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17
-    assert verdicts[1]["scales"] == ["smoke"] and verdicts[1]["summary"] == "All 2 comparisons come out as the paper says."
+    assert verdicts[1]["outcome"] == "not decided" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17
+    assert verdicts[1]["scales"] == ["smoke"] and verdicts[1]["label"] == "not decided after 2 seeds"
+    assert verdicts[1]["summary"] == "CoPE below RoPE with 2 of 2 seeds; RoPE below Absolute with 2 of 2 seeds."
     assert "cope 0.25%, rope 4.60%, absolute 20.15%" in verdicts[1]["figures"]
     reasons = (folder / "verdicts.md").read_text()
     assert all(finding["text"] in reasons for verdict in verdicts.values() for finding in verdict["findings"])
-    assert verdicts[3]["summary"].startswith("3 of 3 comparisons could not be made, since runs are missing or failed: cope")
+    assert verdicts[3]["finding"] == "CoPE at most 1% error: no seed yet"
 
 
 def test_a_cell_has_its_statistics(page: Path) -> None:
     rows = rows_of(page.parent / "tables" / "table2.csv")
     cope, rope = rows["flip_flop", "cope", "test"], rows["flip_flop", "rope", "test"]
-    numbers = {name: float(cope[name]) for name in ("mean", "std", "median", "paper", "difference", "failed_to_learn")}
+    numbers = {name: float(cope[name]) for name in ("mean", "std", "median", "paper", "difference", "learned")}
     assert numbers == pytest.approx(
-        {"mean": 0.25, "std": 0.0707107, "median": 0.25, "paper": 0.03, "difference": 0.22, "failed_to_learn": 0}
+        {"mean": 0.25, "std": 0.0707107, "median": 0.25, "paper": 0.03, "difference": 0.22, "learned": 1}
     )
-    low, high = mean_interval([0.2, 0.3]) or (0, 0)
-    assert low < 0 and float(cope["low"]) == 0  # no error is below 0
-    assert float(cope["high"]) == pytest.approx(high, rel=1e-5)
-    low, high = wilson_interval(5, 2000)  # of both seeds
-    assert (float(cope["examples_low"]), float(cope["examples_high"])) == pytest.approx((100 * low, 100 * high), rel=1e-5)
-    assert (cope["task"], cope["encoding"], cope["seeds"], cope["planned"], cope["state"]) == (
-        "flip_flop", "cope", "2", "2", "complete"
+    assert (float(cope["iqm"]), float(cope["iqm_low"]), float(cope["iqm_high"])) == pytest.approx((0.25, 0.2, 0.3))
+    assert (cope["task"], cope["encoding"], cope["seeds"], cope["state"], cope["values"]) == (
+        "flip_flop", "cope", "2", "finished", "0.2 0.3"
     )  # fmt: skip
-    assert float(rope["failed_to_learn"]) == 1  # 5.1% on the validation split
-    assert rows_of(page.parent / "tables" / "table8.csv")["variants", "cope", "test_disjoint"]["failed_to_learn"] == ""
+    assert float(rope["learned"]) == 0.5  # the other is at 5.1% on the validation split
+    low, high = wilson_interval(1, 2)
+    assert (float(rope["learned_low"]), float(rope["learned_high"])) == pytest.approx((low, high), rel=1e-5)
+    assert rows_of(page.parent / "tables" / "table8.csv")["variants", "cope", "test_disjoint"]["learned"] == ""
 
 
 def test_failed_runs_are_told_from_missing_ones(page: Path) -> None:
     rows = rows_of(page.parent / "tables" / "table2.csv")
     states = {row: rows["selective_copy", row, "test"] for row in ("none", "rope", "cope")}
     assert {row: (cell["mean"], cell["state"], cell["failed"]) for row, cell in states.items()} == {
-        "none": ("", "failed", "2"), "rope": ("", "missing", "1"), "cope": ("", "missing", "0")
+        "none": ("", "failed", "2"), "rope": ("", "failed", "1"), "cope": ("", "missing", "0")
     }  # fmt: skip
-    assert r"selective\_copy & none & test & failed &" in (page.parent / "tables" / "table2.tex").read_text()
-    assert "**selective_copy**: missing (3 of 10 runs failed)" in (page.parent / "tables" / "table2.md").read_text()
+    assert "none & failed & " in (page.parent / "tables" / "table2.tex").read_text()
+    assert "| none | failed |  | failed |  | failed |  | 0, 2 failed |" in (page.parent / "tables" / "table2.md").read_text()
     text = page.read_text()
     assert re.search(r'<td class="number together failed">failed</td>', text)
-    assert "0 of 2, 2 failed" in text and "0 of 2, 1 failed" in text and "output.log" in text
+    assert "0, 2 failed" in text and "0, 1 failed" in text and "output.log" in text
 
 
 def test_differences_from_cope_are_paired_by_seed(page: Path) -> None:
@@ -153,11 +155,9 @@ def test_differences_from_cope_are_paired_by_seed(page: Path) -> None:
     assert {row for section, row, _ in rows if section == "flip_flop"} == {"none", "absolute", "relative", "rope"}
     rope, absent = rows["flip_flop", "rope", "test"], rows["flip_flop", "relative", "test"]
     assert (float(rope["difference"]), rope["seeds"]) == (pytest.approx(4.35), "2")
-    low, high = mean_interval([4.3, 4.4]) or (0, 0)
-    assert (float(rope["low"]), float(rope["high"])) == pytest.approx((low, high), rel=1e-4)
-    assert float(rope["p_value"]) == pytest.approx(paired_p_value([4.5, 4.7], [0.2, 0.3]), rel=1e-4)
-    low, high = newcombe_interval((92, 2000), (5, 2000))
-    assert (float(rope["examples_low"]), float(rope["examples_high"])) == pytest.approx((100 * low, 100 * high), rel=1e-5)
+    assert [rope[key] for key in ("cope_lower", "cope_higher", "ties")] == ["2", "0", "0"]
+    assert (float(rope["e_lower"]), float(rope["e_higher"])) == pytest.approx((7 / 3, 1 / 3), rel=1e-5)
+    assert (rope["low"], float(rope["probability"])) == ("", 1.0)  # too few seeds for an interval
     assert (absent["difference"], absent["seeds"]) == ("", "0")
 
 
@@ -191,18 +191,48 @@ def test_the_same_results_give_the_same_pictures(report: Report, page: Path, tmp
         assert (again.parent / "figures" / picture.name).read_bytes() == picture.read_bytes()
 
 
-def test_results_that_were_copied_elsewhere_give_the_same_verdicts(tmp_path: Path) -> None:
+def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    original = collect(plans_with_runs(here))
-    for path in here.rglob("result.json"):
-        (path.parent / "config.yaml").write_text("seed: 1\n")
+    original = collect(plans_with_runs(here), CLAIMS_PLAN)
     published = write_report(original, tmp_path / "published", "make publish", with_runs=True).parent
-    shutil.copytree(published / "runs", there)
-    copied = collect([plan_in(there, name, 2) for name in ("table2", "table8")])
-    assert copied.verdicts == original.verdicts and len(copied.findings.runs()) == 6
-    # The runs are found by what defines them, whatever output_dir is.
+    files = {path.name for path in (published / "runs").rglob("*") if path.is_file()}
+    assert files == {"result.json", "scores.json", "curves.jsonl.gz"}
+    made, left_alone = make_runs(published / "runs", there)
+    assert (made, left_alone) == (6, [])
+    copied = collect([plan_in(there, name, 2) for name in ("table2", "table8", "figure3", "figure5")], CLAIMS_PLAN)
+    assert [verdict.as_json() for verdict in copied.verdicts] == [verdict.as_json() for verdict in original.verdicts]
+    again = write_report(copied, tmp_path / "again", "make report").parent
+    for path in published.glob("tables/*"):
+        assert (again / "tables" / path.name).read_text() == path.read_text()
+    for path in here.rglob("metrics.jsonl"):
+        assert (there / path.relative_to(here)).read_text() == path.read_text()
+    assert make_runs(published / "runs", there)[0] == 0  # what is there is left alone
+    with pytest.raises(
+        UserError, match=r"holds no curves.jsonl.gz; allowed: the folder of a report that was written with_runs"
+    ):
+        make_runs(here, there)
+
+
+def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
+    (plan,) = plans_with_runs(tmp_path / "here")[:1]
+    report = collect([plan], CLAIMS_PLAN)
+    run = report.findings.runs()[0][0]
+    run.folder.metrics.write_text(
+        '{"step": 10, "train/loss": 0.123456789, "train/lr": 0.1, "train/tokens_per_s": 9.5}\n'
+        '{"step": 10, "eval/validation/token_error": 0.123456789}\n'
+    )
+    copy_runs(report.findings, tmp_path / "runs")
+    make_runs(tmp_path / "runs", tmp_path / "there")
+    (copied,) = collect([plan_in(tmp_path / "there", "table2", 2)], CLAIMS_PLAN).findings.runs()[:1]
+    assert copied[0].folder.read_metrics() == [
+        {"step": 10, "train/loss": 0.1235}, {"step": 10, "eval/validation/token_error": 0.123456789}
+    ]  # fmt: skip
+
+
+def test_runs_are_found_by_what_defines_them_wherever_they_are(tmp_path: Path) -> None:
     overrides = ["scale=smoke", "logger=none"]
-    plans = [read_plan(CONFIGS, "figure4", [*overrides, f"output_dir={folder}"], 1) for folder in (here, there)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    plans = [read_plan(CONFIGS, "figure4", [*overrides, f"output_dir={folder}"], [1]) for folder in (here, there)]
     assert [run.folder.path.relative_to(here) for run in plans[0].runs] == [
         run.folder.path.relative_to(there) for run in plans[1].runs
     ]
@@ -213,7 +243,7 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
     stranger.mkdir(parents=True)
     (stranger / "result.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"holds 1 runs that this report has not, such as counting/cope/01234567/seed=1.*make publ"
+        UserError, match=r"holds 1 files that this report has not, such as counting/cope/01234567/seed=1/result.json.*make publ"
     ):
         write_report(report, page.parent, "make publish", with_runs=True)
     with pytest.raises(UserError, match=r"holds 1 files and would lose them; allowed: with_runs=true"):
@@ -228,17 +258,17 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
 
 
 def test_published_measurements_are_never_lost(tmp_path: Path) -> None:
-    report = collect(plans_with_runs(tmp_path / "outputs"))
+    report = collect(plans_with_runs(tmp_path / "outputs"), CLAIMS_PLAN)
     folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent
     for path in (tmp_path / "outputs").rglob("scores.json"):
         path.unlink()
-    with pytest.raises(UserError, match=r"would lose 2 files that this report has not, such as .*scores.json\. Make them "):
+    with pytest.raises(UserError, match=r"holds 2 files that this report has not, such as .*scores.json, and would lose them"):
         write_report(report, folder, "make publish", with_runs=True)
     assert len(list(folder.rglob("scores.json"))) == 2
 
 
 def test_a_report_without_any_run_does_not_replace_one(page: Path, tmp_path: Path) -> None:
-    empty = collect([plan_in(tmp_path / "nothing", "table2", 2)])
+    empty = collect([plan_in(tmp_path / "nothing", "table2", 2)], CLAIMS_PLAN)
     before = page.read_text()
     with pytest.raises(UserError, match=r"no run is finished: the report in .* is kept"):
         write_report(empty, page.parent, "make report")

@@ -27,7 +27,7 @@ from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
 from cope.report.run_sheets import comparison_sheets, run_sheet, sweep_sheets
 from cope.report.sheets import Sheet, as_text, show
-from cope.report.statistics import mean_and_spread, newcombe_interval, paired_p_value, wilson_interval
+from cope.report.statistics import mean_and_spread, wilson_interval
 from cope.report.tables import spread
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
@@ -50,27 +50,6 @@ Compose = Callable[..., DictConfig]
 )
 def test_wilson_interval(errors: int, count: int, low: float, high: float) -> None:
     assert wilson_interval(errors, count) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "low", "high"),
-    [
-        ((56, 70), (48, 80), 0.0524, 0.3339),  # method 10 of table II of Newcombe 1998, Statistics in Medicine 17, 873-890
-        ((9, 10), (3, 10), 0.1705, 0.8090),
-        ((10, 10), (0, 10), 0.6075, 1.0),
-        ((0, 10), (0, 10), -0.2775, 0.2775),
-    ],
-)
-def test_newcombe_interval(first: tuple[int, int], second: tuple[int, int], low: float, high: float) -> None:
-    assert newcombe_interval(first, second) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
-
-
-def test_a_paired_test_needs_two_pairs_that_differ_differently() -> None:
-    # t = 2 / (1 / sqrt(3)) with two degrees of freedom, whose distribution function is 1/2 + t / (2 sqrt(2 + t^2))
-    t = 2 * math.sqrt(3)
-    assert paired_p_value([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(1 - t / math.sqrt(2 + t * t))
-    assert paired_p_value([2.0], [1.0]) is None
-    assert paired_p_value([100.0, 100.0], [0.0, 0.0]) is None
 
 
 def test_mean_and_spread() -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WITH_JOBS
 
 from cope.cli import INTERRUPTED
 from cope.errors import Interrupted
@@ -28,6 +28,7 @@ def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@WITH_JOBS
 def test_jobs_side_by_side_give_their_own_answers() -> None:
     processes = Processes()
 
@@ -41,12 +42,14 @@ def test_jobs_side_by_side_give_their_own_answers() -> None:
     assert "COPE_TEST" not in os.environ
 
 
+@WITH_JOBS
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each job imports for itself")
 def test_a_job_starts_with_the_code_imported() -> None:
     wanted = {"torch", "cope.tasks.counting", "cope.positions.contextual"}
     assert Processes().call(lambda: wanted - set(sys.modules), os.environ) == set()
 
 
+@WITH_JOBS
 def test_a_job_that_ends_without_an_answer_is_told() -> None:
     with pytest.raises(RuntimeError, match="ended with exit status 7"):
         Processes().call(lambda: os._exit(7), os.environ)
@@ -54,6 +57,7 @@ def test_a_job_that_ends_without_an_answer_is_told() -> None:
         Processes().call(lambda: os.kill(os.getpid(), signal.SIGKILL), os.environ)
 
 
+@WITH_JOBS
 def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> None:
     processes = Processes()
     sign = tmp_path / "sign"
@@ -72,6 +76,7 @@ def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> Non
         processes.call(go_on, os.environ)
 
 
+@WITH_JOBS
 def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes()
     start = CONTEXT.Process.start
@@ -87,7 +92,7 @@ def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 30
 
 
-FIRST_CASES = [("table", signal.SIGTERM, True), ("sweep", signal.SIGINT, True), ("sweep", signal.SIGTERM, False)]
+FIRST_CASES = [("table", signal.SIGTERM, True), ("sweep", signal.SIGINT, False)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONFIGS
 from omegaconf import DictConfig
 
 from cope.building import build
@@ -17,7 +16,6 @@ from cope.errors import UserError
 from cope.run import sizes
 from cope.run.experiment import Experiment, build_model, model_shape
 from cope.run.sizes import machine_bytes, num_weights
-from cope.sweep.plan import read_plan
 
 Compose = Callable[..., DictConfig]
 SIXTEEN_GIB = 16 * 2**30
@@ -80,8 +78,3 @@ def test_counting_weights_changes_no_weights(compose: Compose) -> None:
 def test_the_machine_says_how_much_memory_it_has() -> None:
     there = machine_bytes()
     assert there is None or 2**28 < there < 2**50
-
-
-def test_more_seeds_than_any_table_has() -> None:
-    with pytest.raises(UserError, match=r"seeds=100000 is out of range; allowed: 1 to 1000"):
-        read_plan(CONFIGS, "table2", ["scale=smoke"], 100000)

@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, WITH_JOBS
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
-from plans import TABLES, composed, plan_in
-from runs import completed
+from plans import SEEDS, TABLES, composed, plan_in
+from runs import command_here, completed
 
 from cope.cli import LEFT_OVER
 from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
-from cope.report.markdown import comparison_table
+from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
+from cope.report.sheets import as_text
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.places import gpu_names, memory_gib, num_places
@@ -56,16 +57,16 @@ def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> Non
 def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_missing(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "table5", 2)
     for run in plan.runs:
-        if run.section == "code" and run.row == "cope" and run.seed == 2:
+        if run.section == "code" and run.row == "cope" and run.seed == SEEDS[1]:
             run.folder.path.mkdir(parents=True)
             splits = {"test": {"perplexity": 21.5}, "test_disjoint": {"perplexity": 22.25}}
             result = {"headline": "perplexity", "splits": splits, "time_s": 7}
             run.folder.result.write_text(completed(result))
     findings = Findings([plan])
-    assert comparison_table(plan, "wikipedia", findings) == "**wikipedia**: missing"
-    text = comparison_table(plan, "code", findings)
-    assert "| cope (1 of 2 seeds) | 21.50 | 22.25<br>*paper 3.9* | 7 |" in text
-    assert "| rope (0 of 2 seeds) | missing | missing<br>*paper 4.1* | missing |" in text
+    text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
+    assert "**Code, perplexity**\n\n|  | test, overlapping windows | test | seeds | seconds |\n" in text
+    assert "| CoPE | 21.50 | 22.25 | 1 | 7 |\n|   CoPE, paper |  | 3.9 |  |  |" in text
+    assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |" in text
 
 
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,23 +109,22 @@ def failing(folder: Path, failed: Callable[[PlannedRun], bool]) -> tuple[Plan, F
 
 
 def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
-    plan, _ = failing(tmp_path, lambda run: (run.row, run.seed) != ("absolute", 2))
+    plan, _ = failing(tmp_path, lambda run: (run.row, run.seed) != ("absolute", SEEDS[1]))
     for run in plan.runs:
-        if run.section == "code" and run.row == "cope" and run.seed == 2:  # finished after all: no failure any more
+        if run.section == "code" and run.row == "cope" and run.seed == SEEDS[1]:  # finished after all: no failure any more
             run.folder.result.write_text(
                 completed({"headline": "perplexity", "splits": {"test": {"perplexity": 21.5}}, "time_s": 7})
             )
-    text = comparison_table(plan, "code", Findings([plan]))
-    assert "| cope (1 of 2 seeds, 1 failed) | 21.50 | 7 |" in text
-    assert "| rope (0 of 2 seeds, 2 failed) | failed | failed |" in text
-    assert "| absolute (0 of 2 seeds, 1 failed) | missing | missing |" in text
+    text = as_text([comparison_sheet(plan, "code", Findings([plan]))], "markdown")
+    assert "| CoPE | 21.50 | 1, 1 failed | 7 |" in text
+    assert "| RoPE | failed | 0, 2 failed |  |" in text
+    assert "| Absolute | failed | 0, 1 failed |  |" in text
 
 
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
-    plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", 1))
-    assert comparison_table(plan, "code", findings) == "**code**: missing (1 of 8 runs failed)"
-    plan, findings = failing(tmp_path / "all", lambda run: True)
-    assert comparison_table(plan, "code", findings) == "**code**: failed"
+    plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
+    text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
+    assert "| CoPE | failed | 0, 1 failed |  |" in text and "| RoPE | missing | 0 |  |" in text
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_what_is_left_over_is_told_from_what_failed(tmp_path: Path) -> None:
 def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first() -> None:
     plans = [composed("table2"), composed("figure5")]  # the figure's runs are among the table's
     runs = all_runs(plans)
-    assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs} and len(runs) == 30
-    assert [run.seed for run in runs] == [1] * 10 + [2] * 10 + [3] * 10
+    assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs}
+    assert [run.seed for run in runs] == [seed for seed in SEEDS for _ in range(10)]
 
 
 def finish(folder: Path, task: str, seconds: float) -> None:
@@ -216,21 +216,21 @@ def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_p
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"scale=night has no recipe for task=wikipedia; allowed: another task \(counting, "):
-        read_plan(CONFIGS, "table5", ["scale=night"], 1)
+        read_plan(CONFIGS, "table5", ["scale=night"], [1])
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
-        ("seed=5", r"seed=5: a table has its own seeds; allowed: seeds=N"),
+        ("seed=5", r"seed=5: a table has the seeds of configs/plan.yaml; allowed: seeds=N"),
         ("force=true", r"force=true: a table runs what is not finished"),
         ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
     ],
 )
 def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_plan(CONFIGS, "figure5", [override], 1)
+        read_plan(CONFIGS, "figure5", [override], [1])
 
 
 @pytest.mark.parametrize(
@@ -248,20 +248,17 @@ def test_settings_that_would_make_a_false_table_are_refused(override: str, said:
 )
 def test_settings_are_checked_with_each_rows_own(table: str, override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_plan(CONFIGS, table, [override], 1)
+        read_plan(CONFIGS, table, [override], [1])
 
 
 def test_a_table_takes_settings_of_its_own_task() -> None:
-    assert read_plan(CONFIGS, "figure5", ["task.num_pairs=32"], 1).runs[0].overrides[2] == "task.num_pairs=32"
-    assert read_plan(CONFIGS, "table5", ["scale=paper", "corpus.source=/data"], 1).runs
+    assert read_plan(CONFIGS, "figure5", ["task.num_pairs=32"], [1]).runs[0].overrides[2] == "task.num_pairs=32"
 
 
 def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
-    named, told = read_plans(CONFIGS, ["scale=night"], 1, ["table5", "table4"])
-    assert [plan.name for plan in named] == ["table4"] and len(told) == 1
-    plans, left_out = read_plans(CONFIGS, ["scale=night"], 1)
-    assert {plan.name for plan in plans} == {"table2", "table3", "table4", "table7", "figure2", "figure5"}
-    assert len(left_out) == 4 and left_out[0].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
+    plans, left_out = read_plans(CONFIGS, ["scale=night"], [1], ["table5", "figure3", "figure5"])
+    assert [plan.name for plan in plans] == ["figure5"]
+    assert len(left_out) == 2 and left_out[1].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
 
 
 def test_only_gpus_that_may_be_used_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,13 +303,12 @@ def test_jobs_at_once_share_the_gpus_evenly(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_how_many_runs_a_machine_has_room_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, gib: int, cores: int, settings: list[str], expected: int
+    monkeypatch: pytest.MonkeyPatch, gpus: int, gib: int, cores: int, settings: list[str], expected: int
 ) -> None:
     monkeypatch.setattr("cope.sweep.places.gpu_names", lambda: [str(index) for index in range(gpus)])
     monkeypatch.setattr("cope.sweep.places.smallest_gpu_gib", lambda _: gib)
     monkeypatch.setattr("cope.sweep.places.num_cores", lambda: cores)
-    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}", *settings], 1).runs
-    number, why = num_places(composed_settings(CONFIGS, run.settings) for run in runs)
+    number, why = num_places([composed_settings(CONFIGS, ("pe=cope", "task=counting", *settings))])
     assert number == expected
     assert why.startswith(f"{expected} runs at once, ")
 
@@ -334,8 +330,7 @@ def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> N
     overrides = ["scale=smoke", f"output_dir={tmp_path}"]
 
     def configs(*more: str) -> list[DictConfig]:
-        plan = read_plan(CONFIGS, "figure2", [*overrides, *more], 2)
-        return [composed_settings(CONFIGS, settings) for settings in dict.fromkeys(run.settings for run in plan.runs)]
+        return [composed_settings(CONFIGS, (f"pe={encoding}", *overrides, *more)) for encoding in ("rope", "cope")]
 
     with pytest.raises(UserError) as caught:
         check_jobs(configs("trainer.steps=many"), Answers())
@@ -344,16 +339,16 @@ def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> N
     check_jobs(configs(), Answers())
 
 
+@WITH_JOBS
 def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(tmp_path: Path) -> None:
     settings = ["scale=smoke", "logger=none", "optimizer.lr=1e30", "task.num_test=16", f"output_dir={tmp_path}"]
     settings += ["hydra.launcher.jobs=2"]
-    table = [sys.executable, str(ROOT / "scripts" / "table.py"), "table=table4", "action=run", "seeds=1", *settings]
-    made = subprocess.run(table, cwd=tmp_path, capture_output=True, text=True)
+    made = command_here("scripts/table.py", "table=table4", "action=run", "seeds=1", *settings)
     assert made.returncode == LEFT_OVER, made.stderr
     assert made.stdout.count("] FAILED: python train.py task=counting pe=") == made.stderr.count("The loss became ") == 5
-    assert "**counting**: failed" in made.stdout
+    assert made.stdout.count(" | failed | 0, 1 failed | ") + made.stdout.count(" | failed |  | 0, 1 failed | ") == 5
     assert made.stderr.endswith("5 of 5 runs are not finished; the same command runs only those.\n")
-    assert "Traceback" not in made.stderr and len(list(tmp_path.glob("counting/*/*/seed=1/failed.txt"))) == 5
+    assert "Traceback" not in made.stderr and len(list(tmp_path.glob(f"counting/*/*/seed={SEEDS[0]}/failed.txt"))) == 5
 
 
 @pytest.mark.slow
@@ -404,9 +399,14 @@ def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: P
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"table=table51 is not known; allowed: .*Did you mean 'table5'"):
-        read_plan(CONFIGS, "table51", [])
+        read_plan(CONFIGS, "table51", [], [1])
 
 
-def test_at_the_papers_scale_language_models_read_the_papers_text() -> None:
-    runs = read_plan(CONFIGS, "table5", ["scale=paper"], 1).runs
+def test_a_table_has_no_more_seeds_than_the_plan() -> None:
+    with pytest.raises(UserError, match=r"seeds=25 is out of range; allowed: 1 to 24"):
+        command.main(["table=table2", "seeds=25"])
+
+
+def test_at_the_papers_scale_language_models_read_the_papers_text_and_it_has_settings() -> None:
+    runs = read_plan(CONFIGS, "table5", ["scale=paper", "corpus.source=/data"], [1]).runs
     assert {run.section: run.overrides[2] for run in runs} == {"wikipedia": "corpus=wikitext103", "code": "corpus=codeparrot"}

@@ -12,9 +12,14 @@ from conftest import CONFIGS
 from small_tasks import TASKS, configured, same, small, words
 
 from cope.errors import UserError
+from cope.tasks.a5 import AlternatingGroup
 from cope.tasks.base import Examples
 from cope.tasks.counting import Counting
 from cope.tasks.flip_flop import FlipFlop
+from cope.tasks.grid_navigation import GridNavigation
+from cope.tasks.indirect_indexing import IndirectIndexing
+from cope.tasks.length_generalisation import LengthGeneralisation
+from cope.tasks.mqar import MultiQueryRecall
 from cope.tasks.selective_copy import SelectiveCopy
 from cope.tasks.synthetic import SyntheticTask, smallest_integer
 
@@ -84,7 +89,7 @@ def test_examples_keep_the_contract(task: type[SyntheticTask]) -> None:
     assert len(set(made.vocabulary)) == made.vocab_size
     for split in ("validation", *made.test_splits):
         examples = made.evaluation_examples(split)
-        assert examples.tokens.dtype == np.int8
+        assert examples.tokens.dtype == smallest_integer(made.vocab_size)
         assert examples.lengths.dtype in (np.int8, np.int16)
         assert examples.tokens.max() < made.vocab_size
         assert examples.lengths.max() == examples.tokens.shape[1] <= made.context_of(split) + 1
@@ -159,6 +164,17 @@ WRONG: list[tuple[type[SyntheticTask], dict[str, Any], str]] = [
     (FlipFlop, {"p_ignore": 1.1}, r"task\.p_ignore=1\.1 is out of range; allowed: 0 to 1"),
     (FlipFlop, {"p_ignore": "x"}, r"task\.p_ignore='x' has the wrong type"),
     (FlipFlop, {"splits": {"ood": {"p_ignore": -1}}}, r"task\.splits\.ood\.p_ignore=-1"),
+    (MultiQueryRecall, {"length": 19}, r"task\.length=19 has no room for task\.num_pairs=5 .*20 or more"),
+    (MultiQueryRecall, {"num_words": 10}, r"task\.num_pairs=5 pairs need as many keys, and task\.num_words=10 has 4"),
+    (MultiQueryRecall, {"power": 1.5}, r"task\.power=1\.5 is out of range"),
+    (GridNavigation, {"num_dimensions": 3}, r"task\.num_dimensions=3 is out of range; allowed: 1 to 2"),
+    (GridNavigation, {"splits": {"ood": {"grid": 1}}}, r"task\.splits\.ood\.grid=1 is too small"),
+    (GridNavigation, {"longest_run": 0}, r"task\.longest_run=0"),
+    (IndirectIndexing, {"min_letters": 41}, r"task\.min_letters=41 is out of range; allowed: 1 to 40"),
+    (IndirectIndexing, {"splits": {"ood": {"max_letters": 53}}}, r"task\.splits\.ood\.max_letters=53 .*1 to 52"),
+    (AlternatingGroup, {"length": 0}, r"task\.length=0 is too small"),
+    (LengthGeneralisation, {"operation": "reserve"}, r"task\.operation=reserve .*Did you mean 'reverse'"),
+    (LengthGeneralisation, {"min_length": 21}, r"task\.min_length=21 is out of range; allowed: 1 to 20"),
     (FlipFlop, {"source": "generater"}, r"task\.source=generater .*Did you mean 'generator'"),
     (FlipFlop, {"source": "/no/such/folder"}, r"task\.source=/no/such/folder is not a folder"),
 ]
@@ -184,6 +200,11 @@ def test_an_unknown_split_names_the_nearest(task: type[SyntheticTask]) -> None:
         (Counting, ("test", "ood_longer", "ood_shorter", "ood_more_operations")),
         (SelectiveCopy, ("test", "ood_dense", "ood_sparse")),
         (FlipFlop, ("test", "ood_sparse", "ood_dense")),
+        (MultiQueryRecall, ("test", "shorter", "fewer_pairs", "ood_longer", "ood_more_pairs")),
+        (IndirectIndexing, ("test", "ood_longer")),
+        (AlternatingGroup, ("test", "ood_longer")),
+        (LengthGeneralisation, ("test", "ood_2x", "ood_4x")),
+        (GridNavigation, ("test", "ood_dense", "ood_sparse")),
     ],
 )
 def test_every_configuration_has_the_splits_we_promise(task: type[SyntheticTask], expected: tuple[str, ...]) -> None:

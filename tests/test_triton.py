@@ -18,31 +18,37 @@ from cope.kernels import triton
 from cope.kernels.triton import launch
 from cope.kernels.triton.launch import Launch
 
-# Its interpreter takes seconds for most of these.
-pytestmark = pytest.mark.slow
+# Its interpreter takes seconds for each of these: the first two run by default.
 CASES = {
-    "gates of one half": HALVES,
-    "open gates": OPEN,
     "every argument": dict(
         num_queries=20, num_keys=33, num_positions=7, head_dim=8, value_dim=20, gates="separate", relative=50, bias=(2, 9)
     ),
+    "a few queries, two zones and distances": dict(
+        num_queries=4, num_keys=80, num_positions=16, batch=1, head_dim=8, relative=20, shift=1.0
+    ),
+    "gates of one half": HALVES,
+    "open gates": OPEN,
     "several blocks by distance": dict(num_queries=150, num_keys=170, num_positions=30, batch=1, relative=40, bias=(1, 70)),
     "two zones": dict(num_queries=150, num_keys=200, num_positions=7, batch=1, head_dim=16, value_dim=16, shift=1.0),
     "sparse gates": dict(num_queries=70, num_keys=70, num_positions=64, batch=1, head_dim=32, value_dim=32, shift=-3.0),
     "more positions than keys": dict(num_queries=70, num_keys=75, num_positions=300, batch=1, shift=2.0),
     "one position": dict(num_queries=50, num_keys=70, num_positions=1),
     "one query": dict(num_queries=1, num_keys=40, num_positions=300, relative=5),
-    "a few queries, two zones and distances": dict(
-        num_queries=4, num_keys=80, num_positions=16, batch=1, head_dim=8, relative=20, shift=1.0
-    ),
 }
 
 
-@pytest.mark.parametrize("drawn", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(drawn, id=name, marks=() if number < 2 else pytest.mark.slow)
+        for number, (name, drawn) in enumerate(CASES.items())
+    ],
+)
 def test_triton_equals_reference_in_values_and_gradients(drawn):
     compare_with_reference(drawn, "triton", "released", tolerance=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", CASES.values(), ids=CASES)
 def test_half_precision_to_the_error_of_ordinary_attention(drawn):
     """float16 products with float32 sums: 2e-3 of the largest number is what rounding inputs, weights and ds to it costs."""
@@ -55,6 +61,7 @@ def test_bfloat16_is_refused_where_the_interpreter_would_multiply_its_bits():
         run(values, "triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_keys", [513, 1200])
 @pytest.mark.parametrize("num_queries", [1, 5])
 @pytest.mark.parametrize("num_positions", [9, 400])
@@ -64,6 +71,7 @@ def test_a_few_queries_share_the_keys_among_programs(num_queries, num_keys, num_
     compare_with_reference(drawn, "triton", "paper", tolerance=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_batch_in_groups_gives_what_it_gives_at_once(monkeypatch, dropout):
     values = draw(70, 80, 9, batch=3, gates="separate", relative=30, bias=(2, 20), dtype=torch.float32)
@@ -82,12 +90,14 @@ def test_a_batch_in_groups_gives_what_it_gives_at_once(monkeypatch, dropout):
             torch.testing.assert_close(in_groups[name], at_once[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_to_the_bit_from_run_to_run():
     values = draw(90, 90, 20, gates="separate", relative=40, bias=(2, 9), dtype=torch.float32)
     first, second = (gradients(values, run(values, "triton")) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_positions_do_not_depend_on_how_keys_are_cut_into_tiles(monkeypatch):
     values = draw(100, 100, 30, batch=1, head_dim=16, value_dim=16, dtype=torch.float32)
     ordinary = run(values, "triton")
@@ -96,6 +106,7 @@ def test_positions_do_not_depend_on_how_keys_are_cut_into_tiles(monkeypatch):
     torch.testing.assert_close(run(values, "triton"), ordinary, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_uneven_sizes_of_the_two_zones(monkeypatch):
     """Blocks of other kernels, and of plain tiles, are whole blocks of those that count."""
     chosen: dict[str, dict[str, Any]] = {
@@ -112,12 +123,14 @@ def test_uneven_sizes_of_the_two_zones(monkeypatch):
         compare_with_reference(drawn, "triton", "released", tolerance=5e-5)
 
 
+@pytest.mark.slow
 def test_more_positions_than_any_query_reaches_leave_their_gradients_zero():
     values = draw(20, 20, 500, dtype=torch.float32)
     found = gradients(values, run(values, "triton"))["table"]
     assert (found[22:] == 0).all() and (found[:3].abs().sum(-1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_kernels_compile_for_gpus(capability, dtype):
@@ -133,6 +146,7 @@ def test_kernels_compile_for_gpus(capability, dtype):
         assert int(shared) <= limit * 1024, name
 
 
+@pytest.mark.slow
 def test_a_count_that_the_backward_pass_sums_a_unit_higher_changes_nothing(monkeypatch):
     """On a GPU the two passes may sum a product in another order; what is left at the end may be less than nothing."""
     values = draw(40, 60, 9, batch=1, gates="separate", dtype=torch.float32)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
@@ -29,13 +31,15 @@ log = logging.getLogger(__name__)
 
 def cope_attention(
     q: Float[Tensor, "batch heads query head_dim"],
-    k: Float[Tensor, "batch heads key head_dim"],
-    v: Float[Tensor, "batch heads key value_dim"],
+    k: Float[Tensor, "batch key_heads key head_dim"],
+    v: Float[Tensor, "batch key_heads key value_dim"],
     table: Float[Tensor, "num_positions head_dim"],
     *,
-    gate_keys: Float[Tensor, "batch heads key head_dim"] | None = None,
+    gate_keys: Float[Tensor, "batch key_heads key head_dim"] | None = None,
+    gate_bias: Float[Tensor, " heads"] | None = None,
     relative: Float[Tensor, "num_distances head_dim"] | None = None,
     bias: Float[Tensor, "#heads num_distances"] | None = None,
+    key_mask: Bool[Tensor, "batch key"] | None = None,
     scale: str = "released",
     dropout: float = 0.0,
     backend: str = "auto",
@@ -53,7 +57,7 @@ def cope_attention(
     =======================  ==========================================================================================
     float32                  computed in float32 by every backend
     float16, bfloat16        computed in float32, and the output rounded once; ``triton`` multiplies them as they are, where q,
-                             k, v and gate_keys are of one type and there is a table or ``relative``, not both
+                             k, v and gate_keys are of one type
     float64                  computed in float64 by ``reference`` and ``blockwise``, which ``auto`` takes; others refuse it
     other types              refused: integers, bool, complex numbers, float8
     =======================  ==========================================================================================
@@ -63,6 +67,10 @@ def cope_attention(
     ``blockwise``: shapes without numbers), others with plain PyTorch. Batch, heads, queries and keys may be 0; head_dim,
     value_dim, positions, distances may not.
 
+    **Grouped heads.** k, v and gate_keys may have fewer heads than q: neighbouring heads of q then share one, as in
+    grouped-query attention. No backend but ``reference`` copies keys or values for it; ``triton`` has gradients of k and v for
+    each head of q before it adds them up.
+
     **Derivatives.** Every backend has gradients, under ``torch.compile(fullgraph=True)``, ``torch.utils.checkpoint`` and
     ``torch.func`` (``grad``, ``vjp``, ``vmap``, ``jacrev``, ``functional_call``) too. Second derivatives, forward mode
     (``jvp``, ``jacfwd``, ``hessian``) and ``torch.func`` inside of a compiled function are ``reference``'s alone; the others
@@ -70,14 +78,18 @@ def cope_attention(
 
     Args:
         q: queries. With fewer queries than keys the last query stands at the last key, as in decoding with a cache.
-        k: keys.
-        v: values.
+        k: keys, of as many heads as q or of a number that divides q's.
+        v: values, of as many heads as k.
         table: position vectors e[0], ..., e[num_positions - 1]; positions beyond the last are clamped to it.
         gate_keys: keys for the gates alone ("sep-keys"); pass ``v`` for gates from the values ("val-gates").
+        gate_bias: a number for each head, added to what opens its gates; below 0 they open for fewer keys (ours, not the
+            paper's). It costs every backend one more dimension of the heads.
         relative: vectors r[0], r[1], ... of a further, token-based term: ``q_i . r[i - j] / sqrt(head_dim)`` is added to the
             logit (Shaw et al. 2018, arXiv 1803.02155). Pairs further apart than the last vector use the last.
         bias: a further number for each head and distance, added to the logit as it is (ALiBi; T5 without buckets). Pairs
             further apart than the last number use the last.
+        key_mask: False for keys that are not there, such as padding on either side: no query attends to them or counts them.
+            A query that sees no key gives 0. Distances (``relative``, ``bias``) go on counting them.
         scale: ``released`` adds q.e / sqrt(head_dim), as the authors' code does by default; ``paper`` adds q.e undivided,
             as in the paper's listing. q.k is divided in both.
         dropout: probability of dropping an attention weight. Pass 0 when not training.
@@ -96,16 +108,17 @@ def cope_attention(
     check_choice("scale", scale, SCALES)
     _check_tensor("table", table)
     check_at_least("num_positions", table.shape[0] if table.dim() > 0 else 0, 1)
-    return _attend(q, k, v, table, gate_keys, relative, bias, scale, dropout, backend)
+    return _attend(q, k, v, table, gate_keys, gate_bias, relative, bias, key_mask, scale, dropout, backend)
 
 
 def relative_attention(
     q: Float[Tensor, "batch heads query head_dim"],
-    k: Float[Tensor, "batch heads key head_dim"],
-    v: Float[Tensor, "batch heads key value_dim"],
+    k: Float[Tensor, "batch key_heads key head_dim"],
+    v: Float[Tensor, "batch key_heads key value_dim"],
     relative: Float[Tensor, "num_distances head_dim"],
     *,
     bias: Float[Tensor, "#heads num_distances"] | None = None,
+    key_mask: Bool[Tensor, "batch key"] | None = None,
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads query value_dim"]:
@@ -114,7 +127,24 @@ def relative_attention(
     The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
     """
     _check_tensor("relative", relative)
-    return _attend(q, k, v, None, None, relative, bias, "released", dropout, backend)
+    return _attend(q, k, v, None, None, None, relative, bias, key_mask, "released", dropout, backend)
+
+
+def distance_attention(
+    q: Float[Tensor, "batch heads query head_dim"],
+    k: Float[Tensor, "batch heads key head_dim"],
+    v: Float[Tensor, "batch heads key value_dim"],
+    bias: Float[Tensor, "#heads num_distances"],
+    *,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Float[Tensor, "batch heads query value_dim"]:
+    """Causal attention with a number for each head and distance added to the logits (ALiBi, T5, KERPLE).
+
+    The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
+    """
+    _check_tensor("bias", bias)
+    return _attend(q, k, v, None, None, None, bias, "released", dropout, backend)
 
 
 def _attend(
@@ -123,21 +153,25 @@ def _attend(
     v: Tensor,
     table: Tensor | None,
     gate_keys: Tensor | None,
+    gate_bias: Tensor | None,
     relative: Tensor | None,
     bias: Tensor | None,
+    key_mask: Tensor | None,
     scale: str,
     dropout: float,
     backend: str,
 ) -> Tensor:
     check_choice("backend", backend, ["auto", *BACKENDS])
     check_between("dropout", dropout, 0.0, 0.99)
-    _check_tensors(q, k, v, table=table, gate_keys=gate_keys, relative=relative, bias=bias)
+    _check_tensors(q, k, v, table=table, gate_keys=gate_keys, gate_bias=gate_bias, relative=relative, bias=bias)
+    _check_key_mask(key_mask, k)
+    if gate_bias is not None and table is not None:
+        gate_keys = k if gate_keys is None else gate_keys
+        q, k, table, gate_keys, relative = _biased(q, k, table, gate_keys, gate_bias, relative, scale)
     computed = torch.promote_types(q.dtype, torch.float32)
     chosen = chosen_backend(backend, q.device.type, q.dtype)
-    # With gates and a relative term together, triton's half precision was wrong on an H100 (Triton 3.6), right in Triton's
-    # interpreter, and right in float32 on both: until that is understood, float32.
     alike = all(tensor.dtype == q.dtype for tensor in (k, v, gate_keys) if tensor is not None)
-    takes_half = chosen in TAKE_HALF_PRECISION and alike and (table is None or relative is None)
+    takes_half = chosen in TAKE_HALF_PRECISION and alike
     dtype = q.dtype if takes_half else computed
 
     def convert(tensor: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
@@ -154,10 +188,31 @@ def _attend(
             gate_keys=convert(gate_keys),
             relative=convert(relative),
             bias=convert(bias, computed),
+            key_mask=key_mask,
             scale=scale,
             dropout=dropout,
         )
     return output.to(q.dtype)
+
+
+def _biased(
+    q: Tensor, k: Tensor, table: Tensor, gate_keys: Tensor, gate_bias: Tensor, relative: Tensor | None, scale: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The tensors of a call without a bias of the gates that has the same result.
+
+    The heads get one more dimension, the bias for every query and 1 for every gate key, which several heads may share. Kernels
+    divide by the square root of the new size, for which queries make up, and the table where it is not divided.
+    """
+    head_dim = q.shape[-1]
+    larger = (head_dim + 1) / head_dim
+    column = (gate_bias * math.sqrt(head_dim + 1)).to(q.dtype)[:, None, None].expand(*q.shape[:-1], 1)
+    return (
+        torch.cat([q * math.sqrt(larger), column], dim=-1),
+        F.pad(k, (0, 1)),
+        F.pad(table if scale == "released" else table / math.sqrt(larger), (0, 1)),
+        F.pad(gate_keys, (0, 1), value=1.0),
+        None if relative is None else F.pad(relative, (0, 1)),
+    )
 
 
 # torch.compile asks once, while it compiles, instead of looking inside; it would look inside a cached function itself.
@@ -211,7 +266,13 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> 
             f"q has {num_queries} queries for {num_keys} keys: the first would see no key; allowed: at most {num_keys}."
         )
     check_at_least("head_dim", head_dim, 1)
-    keys = (batch, num_heads, num_keys, head_dim)
+    num_key_heads = k.shape[1]
+    if num_heads != num_key_heads and (num_key_heads == 0 or num_heads % num_key_heads != 0):
+        raise UserError(
+            f"k has {num_key_heads} heads for q's {num_heads}: they cannot be shared out evenly; allowed: as many as q, or a "
+            "number that divides q's."
+        )
+    keys = (batch, num_key_heads, num_keys, head_dim)
     one_for_all_heads = "bias" in there and there["bias"].shape[:1] == (1,)
     # -1 stands for any size from 1 up.
     expected: dict[str, tuple[int, ...]] = dict(
@@ -220,6 +281,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> 
         v=(*keys[:3], -1),
         table=(-1, head_dim),
         gate_keys=keys,
+        gate_bias=(num_heads,),
         relative=(-1, head_dim),
         bias=(1 if one_for_all_heads else num_heads, -1),
     )
@@ -231,6 +293,18 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> 
         if not fits:
             allowed = ", ".join("any from 1" if wanted == -1 else str(wanted) for wanted in shape)
             raise UserError(f"{name} has shape {tuple(tensor.shape)}, with q of {tuple(q.shape)}; allowed: ({allowed}).")
+
+
+def _check_key_mask(key_mask: Tensor | None, k: Tensor) -> None:
+    if key_mask is None:
+        return
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool or key_mask.layout != torch.strided:
+        found = _name(key_mask.dtype) if isinstance(key_mask, Tensor) else f"a {type(key_mask).__name__}"
+        raise UserError(f"key_mask is {found}; allowed: a dense tensor of bool, True for keys that are there.")
+    if key_mask.device != k.device:
+        raise UserError(f"key_mask is on {key_mask.device} and k on {k.device}; allowed: one device for all.")
+    if key_mask.shape != (expected := (k.shape[0], k.shape[2])):
+        raise UserError(f"key_mask has shape {tuple(key_mask.shape)}, with k of {tuple(k.shape)}; allowed: {expected}.")
 
 
 def _check_tensor(name: str, tensor: object) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -21,23 +20,6 @@ from cope.threads import num_cores
 
 CHARACTERS_WORTH_A_PROCESS = 12_000_000  # starting a process takes about as long as encoding this much
 ARRAYS = ("tokens", "starts", "num_words", "num_bytes")
-
-
-@dataclass(frozen=True)
-class SplitSizes:
-    """What one split came to."""
-
-    num_documents: int
-    num_tokens: int
-    num_words: int
-    num_bytes: int
-    seconds: float  # of processor time spent encoding
-
-
-def check_available(settings: TokenizerSettings) -> None:
-    """Raise UserError if GPT-2's vocabulary or the package for it is missing: better said before a corpus is read."""
-    if settings.kind == "gpt2":
-        load_tokenizer(settings, b"")
 
 
 def train_tokenizer(settings: TokenizerSettings, lines: Iterable[str], source: str) -> bytes:
@@ -110,8 +92,8 @@ def _encode(batch: dict[str, list[str]], settings: TokenizerSettings, model: byt
     return columns
 
 
-def write_arrays(encoded: Any, folder: Path, split: str, dtype: np.dtype) -> SplitSizes:
-    """Write the arrays of a split, the documents' tokens one after another."""
+def write_arrays(encoded: Any, folder: Path, split: str, dtype: np.dtype) -> dict[str, int | float]:
+    """Write the arrays of a split, the documents' tokens one after another; returns what it came to."""
     numbers = {name: np.array(encoded[name], np.int64) for name in ("num_tokens", "num_words", "num_bytes")}
     starts = np.concatenate([[0], np.cumsum(numbers["num_tokens"])])
     for name, values in (("starts", starts), ("num_words", numbers["num_words"]), ("num_bytes", numbers["num_bytes"])):
@@ -121,13 +103,8 @@ def write_arrays(encoded: Any, folder: Path, split: str, dtype: np.dtype) -> Spl
         for table in encoded.with_format("arrow").iter(DOCUMENTS_AT_ONCE):
             for chunk in table["tokens"].chunks:
                 file.write(chunk.flatten().to_numpy().tobytes())
-    return SplitSizes(
-        len(starts) - 1,
-        int(starts[-1]),
-        int(numbers["num_words"].sum()),
-        int(numbers["num_bytes"].sum()),
-        round(sum(encoded["seconds"]), 3),
-    )
+    totals = {name: int(values.sum()) for name, values in numbers.items()}
+    return {"num_documents": len(encoded), **totals, "seconds": round(sum(encoded["seconds"]), 3)}  # of a processor, encoding
 
 
 def _write_header(file: IO[bytes], length: int, dtype: np.dtype) -> None:

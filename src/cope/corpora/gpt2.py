@@ -51,10 +51,7 @@ class Gpt2Tokenizer(Tokenizer):
         kept = [int(token) for token in tokens if token != self.separator]
         return self._encoding.decode_bytes(kept).decode(errors="replace")
 
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [self._printable(int(token)) for token in tokens]
-
-    def _printable(self, token: int) -> str:
+    def piece(self, token: int) -> str:
         if token == self.separator:
             return "<|endoftext|>"
         content = self._encoding.decode_single_token_bytes(token)

@@ -37,16 +37,7 @@ from filelock import FileLock, Timeout
 
 from cope.corpora.base import SPLITS, Corpus
 from cope.corpora.documents import read_texts, sample_lines
-from cope.corpora.encoding import (
-    ARRAYS,
-    array_path,
-    check_available,
-    encode,
-    load_tokenizer,
-    token_type,
-    train_tokenizer,
-    write_arrays,
-)
+from cope.corpora.encoding import ARRAYS, array_path, encode, load_tokenizer, token_type, train_tokenizer, write_arrays
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
 from cope.errors import UserError
 from cope.files import user_path
@@ -166,7 +157,8 @@ def _make(
     import datasets  # a second to import
     import pyarrow
 
-    check_available(settings)
+    if settings.kind == "gpt2":
+        load_tokenizer(settings, b"")  # if it is missing, better said before a corpus is read
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     partial = folder.with_name(f"{folder.name}.partial")
@@ -198,9 +190,7 @@ def _fill(
     model = train_tokenizer(settings, sample_lines(texts.by_split["train"]), f"corpus={corpus.name}")
     (complete / MODEL).write_bytes(model)
     dtype = token_type(settings.vocab_size)
-    sizes = {
-        split: asdict(write_arrays(encode(texts.by_split[split], settings, model), complete, split, dtype)) for split in SPLITS
-    }
+    sizes = {split: write_arrays(encode(texts.by_split[split], settings, model), complete, split, dtype) for split in SPLITS}
     files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
     model_digest = hashlib.sha256(model).hexdigest()
     content = json.dumps([texts.digest, model_digest, settings.kind, VERSION])

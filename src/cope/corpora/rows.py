@@ -19,7 +19,8 @@ import glob
 import gzip
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,6 +120,28 @@ def is_saved(path: Path) -> bool:
     return any(all((path / name).is_file() for name in names) for names in SAVED)
 
 
+def saved_split(path: Path, split: str) -> Any:
+    """The rows of one split of what ``save_to_disk`` wrote; all of them where it was no more than one split."""
+    import datasets  # a second to import
+
+    saved = datasets.load_from_disk(str(path))
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(saved)}.")
+    return saved[split]
+
+
+def files_of_split(key: str, folder: Path, files: Iterable[Path], split: str) -> list[Path]:
+    """Those of ``files``, which lie in ``folder``, that are named after a split as the Hub's are, in order."""
+    # "val.parquet" and "val-00000-of-00002.parquet", and not "val*", which would take in val_dense.parquet.
+    named = re.compile(rf"{split}(-.*)?\.parquet")
+    found = sorted(path for path in files if named.fullmatch(path.name))
+    if not found:
+        raise UserError(f"{key}: there is no file {split}.parquet or {split}-*.parquet in {folder}.")
+    return found
+
+
 def read_text(path: Path) -> str:
     """The whole file, exactly as it is."""
     try:
@@ -194,18 +217,13 @@ def read_hub(
 
 
 def _rows(path: Path, split: str) -> Any:
-    if not is_saved(path) and _ending(path)[0] in JSON_LINES:
+    if is_saved(path):
+        return saved_split(path, split)
+    if _ending(path)[0] in JSON_LINES:
         return _json_lines(path)
     import datasets  # a second to import
 
-    if not is_saved(path):
-        return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
-    saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(saved)}.")
-        saved = saved[split]
-    return saved
+    return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -113,10 +113,7 @@ class SubwordTokenizer(Tokenizer):
     def decode(self, tokens: Sequence[int]) -> str:
         return b"".join([self._bytes[token] for token in tokens]).decode(errors="replace")
 
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [self._printable(int(token)) for token in tokens]
-
-    def _printable(self, token: int) -> str:
+    def piece(self, token: int) -> str:
         if token in (UNKNOWN, SEPARATOR) or self._model.is_byte(token):
             return str(self._model.id_to_piece(token))
         return printable(self._bytes[token].decode())

@@ -73,9 +73,13 @@ class Tokenizer(ABC):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``; bytes that are not UTF-8, and unknown tokens, become U+FFFD. Separators are left out."""
 
-    @abstractmethod
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What to print for each token: ``␣`` for a space, ``↵`` for a newline, ``⇥`` for a tab, ``<0xE2>`` for a byte."""
+        return [self.piece(int(token)) for token in tokens]
+
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """What to print for one of them."""
 
 
 def check_encodable(text: str) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cope.corpora.base import Corpus, check_source, files_digest
-from cope.corpora.rows import read_columns, read_hub
-from cope.errors import UserError, check_choice
+from cope.corpora.rows import files_of_split, read_columns, read_hub
+from cope.errors import check_choice
 from cope.files import user_path
 
 DATASET = "Salesforce/wikitext"
@@ -70,10 +70,7 @@ class Wikitext103(Corpus):
         folder = user_path("corpus.source", self.source)
         inner = folder / CONFIGURATIONS[self.variant]
         folder = inner if inner.is_dir() else folder
-        files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
-        if not files:
-            raise UserError(f"corpus.source={self.source}: there is no file {split}-*.parquet or {split}.parquet in {folder}.")
-        return files
+        return files_of_split(f"corpus.source={self.source}", folder, folder.iterdir(), split)
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:

@@ -31,14 +31,16 @@ class _Block:
     """What one block of queries computes on the way to its attention weights."""
 
     def __init__(self, given: Arguments) -> None:
-        q, k, _, table, gate_keys, relative, bias, table_scale, *_ = given
+        q, k, _, table, gate_keys, relative, bias, table_scale, *_, key_mask = given
         inverse_sqrt_dim = 1.0 / math.sqrt(q.shape[-1])
         num_keys = k.shape[-2]
         visible = causal_mask(q.shape[-2], num_keys, q.device)
-        logits = q @ k.transpose(-1, -2) * inverse_sqrt_dim
+        if key_mask is not None:
+            visible = visible & key_mask[:, None, None, :]
+        logits = _products(q, k) * inverse_sqrt_dim
         if table is not None:
-            gate_logits = logits if gate_keys is None else q @ gate_keys.transpose(-1, -2) * inverse_sqrt_dim
-            self.gates = gate_logits.sigmoid() * visible
+            gate_logits = logits if gate_keys is None else _products(q, gate_keys) * inverse_sqrt_dim
+            self.gates = gate_logits.sigmoid().masked_fill_(~visible, 0.0)
             last = table.shape[0] - 1
             positions = self.gates.flip(-1).cumsum_(-1).flip(-1).clamp_(max=last)
             # Clamped as an integer too: a NaN stays an index within the table, and goes on through the weight to the loss.
@@ -52,6 +54,8 @@ class _Block:
         if bias is not None:
             logits = logits + by_distance(bias[:, None, :].expand(-1, q.shape[-2], -1), num_keys)
         self.attention = logits.masked_fill_(~visible, -math.inf).softmax(-1)
+        if key_mask is not None:
+            self.attention = self.attention.masked_fill(~visible, 0.0)  # of a query that sees no key
 
 
 def _part(whole: Arguments, queries: slice, keys: slice) -> Arguments:
@@ -64,7 +68,34 @@ def _part(whole: Arguments, queries: slice, keys: slice) -> Arguments:
         # No pair is further apart than the keys are many.
         relative=None if whole.relative is None else whole.relative[: keys.stop],
         bias=None if whole.bias is None else whole.bias[:, : keys.stop],
+        key_mask=None if whole.key_mask is None else whole.key_mask[:, keys],
     )
+
+
+# Heads of q that share a head of keys are handled as one head with as many times the queries: no copies of keys are made.
+def _as_one(of_queries: Tensor, num_key_heads: int) -> Tensor:
+    """(batch, heads, query, n) -> (batch, key heads, heads of a group x query, n)"""
+    group_size = of_queries.shape[1] // max(1, num_key_heads)
+    return of_queries.unflatten(1, (num_key_heads, group_size)).flatten(2, 3)
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """Of each query with each key: (batch, heads, query, key)."""
+    return _apart(_as_one(q, k.shape[1]) @ k.transpose(-1, -2), q)
+
+
+def _sums(weights: Tensor, of_keys: Tensor) -> Tensor:
+    """Each query's weighted sum over the keys: (batch, heads, query, n)."""
+    return _apart(_as_one(weights, of_keys.shape[1]) @ of_keys, weights)
+
+
+def _sums_over_queries(weights: Tensor, of_queries: Tensor, num_key_heads: int) -> Tensor:
+    """Each key's weighted sum over the queries of its heads: (batch, key heads, key, n)."""
+    return _as_one(weights, num_key_heads).transpose(-1, -2) @ _as_one(of_queries, num_key_heads)
+
+
+def _apart(grouped: Tensor, like: Tensor) -> Tensor:
+    return grouped.unflatten(2, (like.shape[1] // max(1, grouped.shape[1]), like.shape[2])).flatten(1, 2)
 
 
 def _dropout_mask(attention: Tensor, dropout: float, seed: int) -> Tensor:
@@ -87,7 +118,7 @@ def _forward(given: Arguments) -> tuple[Tensor, ...]:
         attention = _Block(_part(given, queries, keys)).attention
         if given.seed is not None:
             attention = attention * _dropout_mask(attention, given.dropout, int(given.seed) + queries.start)
-        output[..., queries, :] = attention @ given.v[..., keys, :]
+        output[..., queries, :] = _sums(attention, given.v[..., keys, :])
     return (output,)
 
 
@@ -98,18 +129,19 @@ def _backward(grad_output: Tensor, given: Arguments, output: Tensor) -> list[Ten
     for queries, keys in _blocks(given.q.shape[-2], given.k.shape[-2]):
         # A block of a gradient is a view: adding to it adds to the whole.
         part = _part(given, queries, keys)
-        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed = part
+        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed, _ = part
+        heads = k.shape[1]
         dq, dk, dv, dtable, dgate_keys, drelative, dbias, *_ = _part(given._replace(**by_name), queries, keys)
         block = _Block(part)
         do = grad_output[..., queries, :]
 
-        da = do @ v.transpose(-1, -2)
+        da = _products(do, v)
         if seed is not None:
             mask = _dropout_mask(block.attention, dropout, int(seed) + queries.start)
-            dv += (block.attention * mask).transpose(-1, -2) @ do
+            dv += _sums_over_queries(block.attention * mask, do, heads)
             da = da * mask
         else:
-            dv += block.attention.transpose(-1, -2) @ do
+            dv += _sums_over_queries(block.attention, do, heads)
         ds = block.attention * (da - (da * block.attention).sum(-1, keepdim=True))
 
         dlogits = ds
@@ -123,12 +155,12 @@ def _backward(grad_output: Tensor, given: Arguments, output: Tensor) -> list[Ten
             if gate_keys is None or dgate_keys is None:
                 dlogits = ds + dgate_logits
             else:
-                dq += dgate_logits @ gate_keys * inverse_sqrt_dim
-                dgate_keys += dgate_logits.transpose(-1, -2) @ q * inverse_sqrt_dim
+                dq += _sums(dgate_logits, gate_keys) * inverse_sqrt_dim
+                dgate_keys += _sums_over_queries(dgate_logits, q, heads) * inverse_sqrt_dim
             dq += dz @ table * table_scale
             dtable += _outer(dz, q) * table_scale
-        dq += dlogits @ k * inverse_sqrt_dim
-        dk += dlogits.transpose(-1, -2) @ q * inverse_sqrt_dim
+        dq += _sums(dlogits, k) * inverse_sqrt_dim
+        dk += _sums_over_queries(dlogits, q, heads) * inverse_sqrt_dim
         if relative is not None and drelative is not None:
             dproducts = _to_distance(ds, relative.shape[0]) * inverse_sqrt_dim
             dq += dproducts @ relative

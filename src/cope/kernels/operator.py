@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? gate_keys, Tensor? relative, Tensor? bias"
-_ARGUMENTS = f"{_TENSORS}, float table_scale, float dropout, Tensor? seed"
+_ARGUMENTS = f"{_TENSORS}, float table_scale, float dropout, Tensor? seed, Tensor? key_mask"
 
 
 class Arguments(NamedTuple):
@@ -41,6 +41,12 @@ class Arguments(NamedTuple):
     table_scale: float  # what multiplies q.e
     dropout: float
     seed: Tensor | None  # of dropout's mask; None without dropout
+    key_mask: Tensor | None  # (batch, key) bool
+
+    @property
+    def group_size(self) -> int:
+        """How many neighbouring heads of q share one head of k, v and gate_keys."""
+        return self.q.shape[1] // self.k.shape[1] if self.q.shape[1] > 0 else 1
 
     def tensors(self) -> dict[str, Tensor]:
         """Those with a gradient that are there, in their order."""
@@ -71,7 +77,7 @@ def empty_heads(like: Tensor, size: int | None = None) -> Tensor:
 def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: EmptySaved) -> Callable[..., Tensor]:
     """``attention(q, k, v, table, *, ...)``, with the arguments of the other backends, from a kernel's functions."""
     nothing = torch.empty(0, 0, 0, 0)
-    num_saved = len(empty_saved(Arguments(nothing, nothing, nothing, None, None, None, None, 1.0, 0.0, None)))
+    num_saved = len(empty_saved(Arguments(nothing, nothing, nothing, None, None, None, None, 1.0, 0.0, None, None)))
     operator = torch.library.custom_op(
         f"cope::{name}",
         lambda *arguments: _one_or_all(forward(Arguments(*arguments))),
@@ -120,17 +126,17 @@ def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: 
         vmap = staticmethod(lambda *arguments: _sample_by_sample(Gradient, *arguments))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.table_scale, ctx.dropout, seed = inputs
+        *tensors, ctx.table_scale, ctx.dropout, seed, key_mask = inputs
         output, *saved = _as_tuple(output)
-        ctx.save_for_backward(*tensors, seed, output, *saved)
+        ctx.save_for_backward(*tensors, seed, key_mask, output, *saved)
         ctx.mark_non_differentiable(*saved)
 
     def differentiate(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         saved_tensors = ctx.saved_tensors  # once: activation checkpointing gives them a single time
-        (*tensors, seed), results = saved_tensors[: -1 - num_saved], saved_tensors[-1 - num_saved :]
-        found = Gradient.apply(grad_output, *results, *tensors, ctx.table_scale, ctx.dropout, seed)
+        (*tensors, seed, key_mask), results = saved_tensors[: -1 - num_saved], saved_tensors[-1 - num_saved :]
+        found = Gradient.apply(grad_output, *results, *tensors, ctx.table_scale, ctx.dropout, seed, key_mask)
         there = (None if tensor is None else gradient for tensor, gradient in zip(tensors, found, strict=True))
-        return (*there, None, None, None)
+        return (*there, None, None, None, None)
 
     class Attention(torch.autograd.Function):
         """The operator with its gradient, for ``torch.func`` too, which does not see what is registered."""
@@ -152,6 +158,7 @@ def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: 
         gate_keys: Tensor | None = None,
         relative: Tensor | None = None,
         bias: Tensor | None = None,
+        key_mask: Tensor | None = None,
         scale: str = "released",
         dropout: float = 0.0,
     ) -> Tensor:
@@ -165,7 +172,8 @@ def make_operator(name: str, forward: Forward, backward: Backward, empty_saved: 
             if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
                 refuse("torch.func or forward mode inside of torch.compile")()
             call = operator
-        output: Tensor = _as_tuple(call(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed))[0]
+        arguments = Arguments(q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed, key_mask)
+        output: Tensor = _as_tuple(call(*arguments))[0]
         return output
 
     return attention

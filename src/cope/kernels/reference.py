@@ -19,12 +19,15 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
-def contextual_positions(gate_logits: Tensor, num_positions: int | None) -> tuple[Tensor, Tensor]:
+def contextual_positions(
+    gate_logits: Tensor, num_positions: int | None, key_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Gates and the positions they add up to.
 
     Args:
         gate_logits: (..., query, key), the scaled products of each query with each key.
         num_positions: positions are clamped to the last one, ``num_positions - 1``; None leaves them free.
+        key_mask: (batch, key), False for keys that no query counts; all are counted if not given.
 
     Returns:
         gates g_ij = sigmoid(gate_logits_ij), 0 for keys after the query (Equation 3), and positions
@@ -32,6 +35,8 @@ def contextual_positions(gate_logits: Tensor, num_positions: int | None) -> tupl
     """
     num_queries, num_keys = gate_logits.shape[-2:]
     visible = causal_mask(num_queries, num_keys, gate_logits.device)
+    if key_mask is not None:
+        visible = visible & key_mask[:, None, None, :]
     gates = torch.sigmoid(gate_logits).masked_fill(~visible, 0.0)
     positions = gates.flip(-1).cumsum(-1).flip(-1)
     return gates, positions if num_positions is None else positions.clamp(max=num_positions - 1)
@@ -73,6 +78,7 @@ def attention(
     gate_keys: Tensor | None = None,
     relative: Tensor | None = None,
     bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
     scale: str = "released",
     dropout: float = 0.0,
 ) -> Tensor:
@@ -81,12 +87,16 @@ def attention(
     Without a table the contextual term is left out, as in :func:`cope.functional.relative_attention`.
     """
     num_queries, num_keys = q.shape[-2], k.shape[-2]
+    if k.shape[1] != q.shape[1]:  # grouped heads: here each head of q gets a copy of its keys and values
+        group_size = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group_size, 1), v.repeat_interleave(group_size, 1)
+        gate_keys = None if gate_keys is None else gate_keys.repeat_interleave(group_size, 1)
     inverse_sqrt_dim = 1.0 / math.sqrt(q.shape[-1])
     content_logits = q @ k.transpose(-1, -2) * inverse_sqrt_dim  # (batch, heads, query, key)
     logits = content_logits
     if table is not None:
         gate_logits = content_logits if gate_keys is None else q @ gate_keys.transpose(-1, -2) * inverse_sqrt_dim
-        _, positions = contextual_positions(gate_logits, num_positions=table.shape[0])
+        _, positions = contextual_positions(gate_logits, table.shape[0], key_mask)
         z = q @ table.transpose(-1, -2)  # (batch, heads, query, num_positions)
         if scale == "released":
             z = z * inverse_sqrt_dim
@@ -96,5 +106,9 @@ def attention(
     if bias is not None:
         logits = logits + by_distance(bias[:, None, :].expand(-1, num_queries, -1), num_keys)
     visible = causal_mask(num_queries, num_keys, q.device)
+    if key_mask is not None:
+        visible = visible & key_mask[:, None, None, :]
     weights = logits.masked_fill(~visible, -math.inf).softmax(-1)
+    if key_mask is not None:
+        weights = weights.masked_fill(~visible, 0.0)  # of a query that sees no key: softmax has no answer there
     return F.dropout(weights, dropout) @ v

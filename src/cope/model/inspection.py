@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cope.errors import UserError
 from cope.kernels.reference import causal_mask
+from cope.meter import PositionUse, position_use
 from cope.model.transformer import Layer, Transformer
 from cope.positions.base import QUERIES_PER_BLOCK, Heads
+from cope.positions.contextual import Contextual
 
 
 class LayerPositions(NamedTuple):
@@ -63,9 +66,30 @@ def positions_by_layer(model: Transformer, tokens: Tensor) -> Iterator[LayerPosi
         yield _layer_positions(model, heads)
 
 
+@torch.no_grad()
+def position_use_by_layer(model: Transformer, tokens: Tensor) -> list[PositionUse]:
+    """How much each layer's attention uses its table of counted positions.
+
+    Args:
+        tokens: (batch, time) ids.
+
+    Raises:
+        UserError: the encoding has no such table.
+    """
+    encoding = model.encoding
+    if not isinstance(encoding, Contextual):
+        raise UserError(
+            f"{type(encoding).__name__} has no table of counted positions; allowed: cope and its relatives with one."
+        )
+    return [
+        position_use(heads.q, heads.k, encoding.table(heads.layer), gate_keys=encoding.gate_keys(heads), scale=encoding.scale)
+        for heads in _heads_by_layer(model, tokens)
+    ]
+
+
 def _heads_by_layer(model: Transformer, tokens: Tensor) -> Iterator[Heads]:
     model.eval()
-    x = model.encoding.embed(model.embedding(tokens[None]), 0)
+    x = model.encoding.embed(model.embedding(tokens if tokens.dim() == 2 else tokens[None]), 0)
     for layer in model.layers:
         assert isinstance(layer, Layer)
         yield layer.attention.heads(layer.attention_input(x), model.encoding)

@@ -12,18 +12,23 @@ from cope.positions.base import ModelShape, PositionEncoding, positions_beyond_t
 
 
 class Absolute(PositionEncoding):
-    """A learned vector for each position, drawn from N(0, 1/dim) as in the authors' released code.
+    """A learned vector for each position, by default drawn from N(0, 1/dim) as in the authors' released code.
 
     Args:
         beyond: what stands beyond the trained length: ``untrained`` (vectors at their initial values) or ``error``.
+        init_std: standard deviation of the initial values; null is 1/sqrt(dim).
     """
 
-    def __init__(self, shape: ModelShape, *, beyond: str) -> None:
+    def __init__(self, shape: ModelShape, *, beyond: str, init_std: float | None = None) -> None:
         super().__init__(shape)
         check_choice("pe.beyond", beyond, ["untrained", "error"])
+        if init_std is not None:
+            check_at_least("pe.init_std", init_std, 0.0)
         self.max_tokens = positions_beyond_training(shape, beyond)
         self.num_untrained = max(0, self.max_tokens - shape.context) * shape.dim
-        self.vectors = nn.Parameter(torch.randn(self.max_tokens, shape.dim) * shape.dim**-0.5)
+        self.vectors = nn.Parameter(
+            torch.randn(self.max_tokens, shape.dim) * (shape.dim**-0.5 if init_std is None else init_std)
+        )
 
     def embed(self, x: Tensor, start: int) -> Tensor:
         self.check_length(start + x.shape[1])

@@ -3,14 +3,18 @@
 Each hook defaults to "no position", so an encoding overrides only what it uses, and encodings compose by calling one
 another's hooks. One module serves the whole model; ``layer`` tells a hook where it is called from.
 
-    embed    adds to the token embeddings                absolute, sinusoidal
-    project  makes a further vector per key, cached      CoPE with separate keys
-    rotate   turns queries and keys                      RoPE
-    bias     adds to the attention logits                relative, every CoPE
-    attend   the whole of attention, where a fused form is faster than ``bias``; equal to it to rounding
+    embed      adds to the token embeddings                       absolute, sinusoidal
+    project    makes further numbers per token, cached            CoPE with separate keys, every forget gate
+    rotate     turns queries and keys by where they stand         RoPE
+    transform  turns queries and keys by what was read so far     Selective RoPE, MapFormer
+    bias       adds to the attention logits                       relative, ALiBi, every CoPE
+    logits     the products of queries and keys, and the bias     PaTH, Wall
+    weights    makes attention weights of the logits: softmax     stick-breaking
+    attend     the whole of attention, where a fused form is faster than the others; equal to them to rounding
 
 In every hook the last query stands at the last key, so the same code serves a whole sequence, a block of its queries, and
-one token at a time with a cache of earlier keys.
+one token at a time with a cache of earlier keys. What is cached is of each token alone; what runs along the sequence, such as
+a sum, is made of it again at each step, which costs no more than attention itself.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -52,8 +56,8 @@ class Heads(NamedTuple):
 
     q: Float[Tensor, "batch heads query head_dim"]
     k: Float[Tensor, "batch heads key head_dim"]
-    v: Float[Tensor, "batch heads key head_dim"]
-    projected: Float[Tensor, "batch heads key head_dim"] | None  # what ``project`` made of the keys' tokens
+    v: Float[Tensor, "batch heads key value_dim"]
+    projected: Float[Tensor, "batch heads key size"] | None  # what ``project`` made of the keys' tokens
     layer: int
 
     def block(self, start: int, end: int) -> Heads:
@@ -87,8 +91,8 @@ class PositionEncoding(nn.Module):
         """Token embeddings with positions ``start``, ``start + 1``, ... added."""
         return x
 
-    def project(self, x: Float[Tensor, "batch time dim"], layer: int) -> Float[Tensor, "batch heads time head_dim"] | None:
-        """A further vector for each key, computed from the layer's input and cached beside keys and values."""
+    def project(self, x: Float[Tensor, "batch time dim"], layer: int) -> Float[Tensor, "batch heads time size"] | None:
+        """Further numbers for each token, computed from its input to the layer alone and cached beside keys and values."""
         return None
 
     def rotate(
@@ -96,6 +100,10 @@ class PositionEncoding(nn.Module):
     ) -> tuple[Float[Tensor, "batch heads time head_dim"], Float[Tensor, "batch heads time head_dim"]]:
         """Queries and keys of the tokens at ``start``, ``start + 1``, ..., turned by their positions."""
         return q, k
+
+    def transform(self, heads: Heads) -> Heads:
+        """``heads`` with queries and keys as their products see them, where that takes all that was read before them."""
+        return heads
 
     def bias(self, heads: Heads, logits: Float[Tensor, "batch heads query key"]) -> Float[Tensor, "... query key"] | None:
         """What to add to ``logits``, the products q.k / sqrt(head_dim); any shape that broadcasts to theirs.
@@ -110,10 +118,24 @@ class PositionEncoding(nn.Module):
         """The gates and the positions that they count, to be looked at; None for an encoding without gates."""
         return None
 
-    def attend(self, heads: Heads, dropout: float) -> Float[Tensor, "batch heads query head_dim"]:
-        """Causal softmax attention with ``bias``, a block of queries at a time: keys that no query sees are never built."""
-        if type(self).bias is PositionEncoding.bias:
-            return _attend_without_bias(heads, dropout)
+    def logits(self, heads: Heads) -> Float[Tensor, "batch heads query key"]:
+        """What ``weights`` are made of: q.k / sqrt(head_dim) and ``bias``. Keys after the query may have any finite value."""
+        heads = self.transform(heads)
+        logits = heads.q @ heads.k.transpose(-1, -2) / math.sqrt(heads.q.shape[-1])
+        bias = self.bias(heads, logits)
+        return logits if bias is None else logits + bias
+
+    def weights(
+        self, logits: Float[Tensor, "batch heads query key"], visible: Bool[Tensor, "query key"]
+    ) -> Float[Tensor, "batch heads query key"]:
+        """How much each query attends to each key; nothing to those that are not ``visible``, which come after it."""
+        return logits.masked_fill(~visible, -math.inf).softmax(-1)
+
+    def attend(self, heads: Heads, dropout: float) -> Float[Tensor, "batch heads query value_dim"]:
+        """Causal attention, a block of queries at a time: keys that no query sees are never built."""
+        own, none = type(self), PositionEncoding
+        if own.bias is none.bias and own.logits is none.logits and own.weights is none.weights:
+            return plain_attention(self.transform(heads), dropout)
         num_queries = heads.q.shape[-2]
         if num_queries <= QUERIES_PER_BLOCK:
             return self._attend_block(heads, dropout)
@@ -131,13 +153,8 @@ class PositionEncoding(nn.Module):
         return torch.cat(outputs, dim=-2)
 
     def _attend_block(self, heads: Heads, dropout: float) -> Tensor:
-        logits = heads.q @ heads.k.transpose(-1, -2) / math.sqrt(heads.q.shape[-1])
-        bias = self.bias(heads, logits)
-        if bias is not None:
-            logits = logits + bias
         visible = causal_mask(heads.q.shape[-2], heads.k.shape[-2], heads.q.device)
-        attention = logits.masked_fill(~visible, -math.inf).softmax(-1)
-        return F.dropout(attention, dropout) @ heads.v
+        return F.dropout(self.weights(self.logits(heads), visible), dropout) @ heads.v
 
     def check_length(self, num_tokens: int) -> None:
         """Raise UserError if a sequence of ``num_tokens`` is longer than the encoding is defined for."""
@@ -149,12 +166,16 @@ class PositionEncoding(nn.Module):
             )
 
 
-def _attend_without_bias(heads: Heads, dropout: float) -> Tensor:
-    num_queries, num_keys = heads.q.shape[-2], heads.k.shape[-2]
+def plain_attention(heads: Heads, dropout: float) -> Float[Tensor, "batch heads query value_dim"]:
+    """Causal softmax attention of q.k / sqrt(size of q), by PyTorch's own kernels."""
+    (num_queries, size), num_keys = heads.q.shape[-2:], heads.k.shape[-2]
+    # Values as long as the queries: the fast kernels know no others.
+    value_dim = heads.v.shape[-1]
+    v = F.pad(heads.v, (0, size - value_dim)) if size > value_dim else heads.v
     if num_queries == num_keys:
-        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, dropout_p=dropout, is_causal=True)
+        return F.scaled_dot_product_attention(heads.q, heads.k, v, dropout_p=dropout, is_causal=True)[..., :value_dim]
     visible = None if num_queries == 1 else causal_mask(num_queries, num_keys, heads.q.device)
-    return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, attn_mask=visible, dropout_p=dropout)
+    return F.scaled_dot_product_attention(heads.q, heads.k, v, attn_mask=visible, dropout_p=dropout)[..., :value_dim]
 
 
 def positions_beyond_training(shape: ModelShape, beyond: str) -> int:

@@ -255,7 +255,7 @@ class LocalModel:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise UserError(
-                f"{key} needs the package transformers, which is not installed: pip install transformers\n"
+                f"{key} needs the package transformers, which is not installed: pip install -e '.[transformers]'\n"
                 "Without it, a server can be asked: endpoint=http://host:port/v1 model=NAME"
             ) from error
         self._settings = settings

@@ -29,8 +29,9 @@ class Agenda:
             self._runs.setdefault((run.section, run.row, run.seed), run)
 
     def next_runs(self, verdicts: Sequence[Verdict], at_least: int, seconds: Callable[[PlannedRun], float]) -> list[PlannedRun]:
-        """The next seed of the claims that are cheapest to decide, as many claims as it takes for ``at_least`` runs; if one seed of
-        all of them is not enough, their further ones, as far as any verdict needs them.
+        """The next seed of the claims that are cheapest to decide: of as many as it takes for ``at_least`` runs.
+
+        If one seed of all of them is not enough, their further ones, as far as a verdict needs them in any case.
 
         Args:
             seconds: that a run takes.
@@ -65,7 +66,7 @@ class Agenda:
         return found
 
     def seeds_needed(self, verdict: Verdict) -> int | None:
-        """How many further seeds would decide an open claim if all of them said the same; None if those that are left cannot."""
+        """The least further seeds that could decide an open claim, all of them saying the same; None if those left cannot."""
         left = len(self.waiting(verdict))
         return next((number for number in range(1, left + 1) if self._decides(verdict.comparisons, number)), None)
 
@@ -89,7 +90,7 @@ def _values(part: Comparison, further: int) -> tuple[float, float, float]:
 
 
 def progress_line(verdict: Verdict, agenda: Agenda) -> str:
-    """How far a claim is: what its least decided comparison won and lost, E, and the seeds that are left; at most 100 characters."""
+    """How far a claim is, by its least decided comparison: what it won and lost, E, and the seeds that are left."""
     parts = [part for part in verdict.comparisons if part.outcome not in SETTLED] or list(verdict.comparisons)
     evidence = min(
         (part.evidence for part in parts), key=lambda found: (len(found.differences), abs(found.wins - found.losses))
@@ -97,5 +98,5 @@ def progress_line(verdict: Verdict, agenda: Agenda) -> str:
     state = f"{evidence.wins} won, {evidence.losses} lost, E {verdict.e_now:.3g}"
     if verdict.outcome in (Outcome.OPEN, Outcome.MISSING):
         left, needed = len(agenda.waiting(verdict)), agenda.seeds_needed(verdict)
-        state += f", {left} seeds left, {'which cannot decide it' if needed is None else f'at least {needed} needed'}"
-    return f"{verdict.number:2} {verdict.outcome:13} {verdict.topic:28} {state}"
+        state += f"; needs {needed} of {left} seeds left" if needed else f"; {left} seeds left cannot decide"
+    return f"{verdict.number:2} {verdict.outcome:13} {verdict.topic:24} {state}"

@@ -59,7 +59,7 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
 
 
 def differences(plans: Iterable[Plan], findings: Findings, margins: Margins) -> pd.DataFrame:
-    """One row for each row beside ``cope``, section and split: how much more error or perplexity it has than ``cope``, seed by seed.
+    """One row for each row beside ``cope``, section and split: how much more error or perplexity it has, seed by seed.
 
     difference, low, high: the mean; the interval of the median by the rule. In percentage points of an error, in percent of a
         perplexity: above 0, CoPE is better

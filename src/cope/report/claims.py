@@ -1,8 +1,8 @@
 """A verdict on each claim of the paper, from result files alone, by the plan in ``configs/plan.yaml``.
 
-A claim is one or more relations between cells of tables; each is made of comparisons, seed by seed. :mod:`cope.report.rule` says
-when they have decided something. A claim is *reproduced* if every comparison came out as claimed, *contradicted* if one came out
-the other way, and there is *no difference* if each came out as claimed or closer than the equivalence margin, one at least.
+A claim is one or more relations between cells of tables; each is made of comparisons, seed by seed. :mod:`cope.report.rule`
+says when they have decided something. A claim is *reproduced* if every comparison came out as claimed, *contradicted* if one
+came out the other way, and there is *no difference* if each came out as claimed or closer than the equivalence margin.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ClaimsPlan:
 
     @classmethod
     def read(cls, configs: Path, first_seed: int | None = None) -> ClaimsPlan:
-        """The plan; with another first seed its verdicts are of other seeds, such as those of results from before there was one."""
+        """The plan; with another first seed, of other seeds, such as those of results from before there was a plan."""
         content = yaml.safe_load((configs / "plan.yaml").read_text(encoding="utf-8"))
         first = content["seeds"]["first"] if first_seed is None else first_seed
         seeds = range(first, first + content["seeds"]["most"])
@@ -116,10 +116,8 @@ class Verdict:
         """In half a sentence."""
         first, *others = self._telling()
         if self.outcome == Outcome.HOLDS and others:
-            won, number = min(
-                ((part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons),
-                key=lambda pair: pair[0] / pair[1],
-            )
+            shares = [(part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons]
+            won, number = min(shares, key=lambda share: share[0] / share[1])
             return f"all {len(self.comparisons)} parts with {won} of {number} seeds{' or more' if won < number else ''}"
         return first.finding
 
@@ -141,11 +139,11 @@ class Verdict:
     @property
     def line(self) -> str:
         """All of it in at most 100 characters."""
-        text = f"{self.number:2} {self.outcome:13} {self.topic:28} {self.finding}"
+        text = f"{self.number:2} {self.outcome:13} {self.topic:24} {self.finding}"
         return text if len(text) <= 100 else f"{text[:99]}…"
 
     def _telling(self) -> list[Comparison]:
-        """The comparisons that made it so; if none is far enough by itself, all of them. The furthest from what is claimed first."""
+        """The comparisons that made it so, else all of them; the furthest from what is claimed first."""
         found = [part for part in self.comparisons if part.outcome == self.outcome] or list(self.comparisons)
         return sorted(found, key=lambda part: part.evidence.running()["claimed"].tail(1).sum())
 

@@ -15,10 +15,10 @@ import pandas as pd
 from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.findings import Findings
+from cope.report.names import row_name, section_name, split_name
 from cope.report.rule import Evidence, Rule
 from cope.report.tables import MISSING
 
-NAMES = {"cope": "CoPE", "rope": "RoPE"}  # what a sentence calls a row; others as they are
 POINTS, PERCENT = " points", "%"  # of an error; of a perplexity
 
 
@@ -67,6 +67,11 @@ class Comparison:
     rule: Rule
     notes: tuple[str, ...] = ()  # what to know of the runs
 
+    @property
+    def where(self) -> str:
+        """Section and split as people write them."""
+        return f"{section_name(self.section)}, {split_name(self.split)}"
+
     @cached_property
     def outcome(self) -> Outcome:
         """By the first of the three that was ever reached."""
@@ -107,8 +112,8 @@ class Comparison:
     @property
     def text(self) -> str:
         """All of it."""
-        figures = ", ".join(f"{NAMES.get(name, name)} {figure}" for name, figure in self.figures.items())
-        parts = [f"{self.section}, {self.split}: {self.finding}", self.effect, figures]
+        figures = ", ".join(f"{name} {figure}" for name, figure in self.figures.items())
+        parts = [f"{self.where}: {self.finding}", self.effect, figures]
         if self.evidence.differences:
             last = self.evidence.running().iloc[-1]
             said = [f"as claimed {last['claimed']:.3g}", f"opposite {last['opposite']:.3g}"]
@@ -142,8 +147,8 @@ def compare(relation: dict[str, Any], margins: Margins, findings: Findings) -> l
 def _order(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
     section, split, factor = relation["section"], relation["split"], relation.get("factor", 1.0)
     for lower, higher in pairwise(relation["order"]):
-        values = {row: findings.values(section, row, split) for row in (lower, higher)}
-        a, b = (NAMES.get(row, row) for row in (lower, higher))
+        values = {row_name(row): findings.values(section, row, split) for row in (lower, higher)}
+        a, b = values
         sides = Sides(f"{a} below {b}", f"{b} below {a}", f"{a} and {b} within")
         if factor < 1:
             share = f"{'half' if factor == 0.5 else factor} of {b}"
@@ -157,23 +162,26 @@ def _order(relation: dict[str, Any], margins: Margins, findings: Findings) -> It
 def _trend(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
     section, falls = relation["section"], "falls" in relation
     row = relation["falls" if falls else "rises"]
-    name = NAMES.get(row, row)
+    name = row_name(row)
     for first, second in pairwise(relation["splits"]):
-        lower, higher = (second, first) if falls else (first, second)
-        values = {split: findings.values(section, row, split) for split in (lower, higher)}
-        ways = [f"{name} {way} from {first} to {second}" for way in ("falls", "rises")]
-        sides = Sides(*(ways if falls else ways[::-1]), f"{name} in {first} and {second} within")
-        yield _below(margins, findings, section, f"{first} to {second}", (row,), values, sides)
+        shorter, longer = ("the trained context" if split == "test" else split_name(split) for split in (first, second))
+        values = {shorter: findings.values(section, row, first), longer: findings.values(section, row, second)}
+        if falls:
+            values = dict(reversed(values.items()))  # the second below the first
+        ways = [f"{name} {way} from {shorter} to {longer}" for way in ("falls", "rises")]
+        sides = Sides(*(ways if falls else ways[::-1]), f"{name} in {shorter} and {longer} within")
+        yield _below(margins, findings, section, second, (row,), values, sides)
 
 
 def _solved(relation: dict[str, Any], margins: Margins, findings: Findings) -> Iterable[Comparison]:
     section, split, by, solves = relation["section"], relation["split"], relation["by"], "solved" in relation
     row = relation["solved" if solves else "unsolved"]
     values = findings.values(section, row, split)
-    ways = [f"{NAMES.get(row, row)} {way} {by}% error" for way in ("at most", "above")]
+    ways = [f"{row_name(row)} {way} {by}% error" for way in ("at most", "above")]
     differences = {seed: by - value if solves else value - by for seed, value in values.items()}
+    sides = Sides(*(ways if solves else ways[::-1]))
     yield Comparison(
-        section, split, (row,), Sides(*(ways if solves else ways[::-1])), POINTS, _means(findings, section, {row: values}),
+        section, split, (row,), sides, POINTS, _means(findings, section, {row_name(row): values}),
         Evidence(differences, margins.tie["error"], None), margins.rule, _notes(findings, section, (row,)),
     )  # fmt: skip
 
@@ -183,11 +191,11 @@ def _attends(relation: dict[str, Any], margins: Margins, findings: Findings) -> 
     measured = findings.position_alone(section, row, kinds)
     best = {kind: 100 * float(np.mean([found[kind] for found in measured.values()])) if measured else None for kind in kinds}
     figures = {kind: MISSING if most is None else f"best head {most:+.2f}{POINTS}" for kind, most in best.items()}
-    notes = _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",)
+    differences = {seed: 100 * max(found.values()) - by for seed, found in measured.items()}
     yield Comparison(
-        section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"), POINTS, figures,
-        Evidence({seed: 100 * max(found.values()) - by for seed, found in measured.items()}, margins.tie["error"], None),
-        margins.rule, notes,
+        section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"),
+        POINTS, figures, Evidence(differences, margins.tie["error"], None), margins.rule,
+        _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",),
     )  # fmt: skip
 
 
@@ -226,7 +234,7 @@ def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str
     """Which seeds did not learn what they were trained on, and what was still improving when it ended."""
     notes = []
     for row in rows:
-        name, learned = NAMES.get(row, row), findings.learned(section, row)
+        name, learned = row_name(row), findings.learned(section, row)
         if learned is not None and learned[0] < learned[1]:
             notes.append(f"{name} learned the training data with {learned[0]} of {learned[1]} seeds")
         if improving := findings.still_improving(section, row):

@@ -110,7 +110,7 @@ class Findings:
         return found
 
     def learned(self, section: str, row: str) -> tuple[int, int] | None:
-        """How many seeds learned what they were trained on (``LEARNED_PERCENT``), of how many; None where that has no meaning."""
+        """Seeds that learned what they were trained on (``LEARNED_PERCENT``), of how many; None where that has no meaning."""
         errors = self.values(section, row, "validation")
         if not errors or not METRICS[self.headline(section)].is_percentage:
             return None

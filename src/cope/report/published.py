@@ -35,9 +35,9 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
         raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
     if lost := sorted(there - _files(findings).keys()):
         raise UserError(
-            f"{folder} holds {len(lost)} files that this report has not, such as {lost[0]}, and would lose them. If these runs are "
-            "not finished here: make published-runs. What heads attend to: make figure4. If nothing asks for them any more: delete "
-            "them there first."
+            f"{folder} holds {len(lost)} files that this report has not, such as {lost[0]}, and would lose them. If these "
+            "runs are not finished here: make published-runs. What heads attend to: make figure4. If nothing asks for them: "
+            "delete them there first."
         )
 
 

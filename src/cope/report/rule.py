@@ -1,7 +1,7 @@
 """When seeds have decided something: a rule that holds whenever one looks.
 
-Two encodings are compared seed by seed. A difference of less than the margin is a tie; of the others some are won and some lost.
-If either side is as likely to win, or the other is likelier, then
+Two encodings are compared seed by seed. A difference of less than the margin is a tie; of the others some are won and some
+lost. If the other side is as likely to win, or likelier, then
 
     E(w, l) = 2^(w+l+1) B(w+1, l+1) (1 - I_1/2(w+1, l+1))
 
@@ -93,26 +93,21 @@ class Evidence:
 
     def running(self) -> pd.DataFrame:
         """E after each seed, as ``claimed``, ``opposite`` and ``equal``."""
-        d = np.array(list(self.differences.values()))
-        won, lost, close = (
-            np.cumsum(found) for found in (d >= self.margin, -d >= self.margin, abs(d) < (self.equivalence or 0))
-        )
-        rows = [
-            (
-                e_value(int(w), int(lo)),
-                e_value(int(lo), int(w)),
-                e_value(int(c), number - int(c)) if self.equivalence is not None else 0.0,
-            )
-            for number, (w, lo, c) in enumerate(zip(won, lost, close, strict=True), 1)
-        ]
+        rows, won, lost, close = [], 0, 0, 0
+        for number, difference in enumerate(self.differences.values(), 1):
+            won += difference >= self.margin
+            lost += -difference >= self.margin
+            close += abs(difference) < (self.equivalence or 0)
+            equal = 0.0 if self.equivalence is None else e_value(close, number - close)
+            rows.append((e_value(won, lost), e_value(lost, won), equal))
         return pd.DataFrame(rows, index=pd.Index(self.differences, name="seed"), columns=["claimed", "opposite", "equal"])
 
 
 def claim_evidence(parts: Sequence[Evidence]) -> pd.DataFrame:
     """E of a claim of several parts after each seed, as :meth:`Evidence.running`.
 
-    It is as claimed if every part is, so the least E counts. It is contradicted if one part is: the mean of their E has a mean of
-    at most 1 while none is. There is no difference where every part is as claimed or equal, which two E ask together.
+    It is as claimed if every part is, so the least E counts. It is contradicted if one part is: the mean of their E is at
+    most 1 on average while none is. There is no difference where every part is as claimed or equal, which two E ask together.
     """
     running = pd.concat({index: part.running() for index, part in enumerate(parts)}, axis=1)
     running = running.sort_index().ffill().fillna(1.0)

@@ -14,6 +14,7 @@ from cope.report.sheets import Sheet
 from cope.report.statistics import wilson_interval
 from cope.report.tables import MISSING, spread
 from cope.run.folder import RunFolder
+from cope.run.summary import how_it_ended
 
 
 def scores_sheet(headline: str, splits: dict[str, Any], title: str = "", notes: Iterable[str] = ()) -> Sheet:
@@ -47,7 +48,8 @@ def run_sheet(result: dict[str, Any], folder: RunFolder, pictures: Iterable[Path
         f"{result['encoding']} on {result['task']} (scale {result['scale']}, seed {result['seed']}, "
         f"{result['num_parameters']:,} parameters, {result['num_tokens']:,} tokens in {result['time_s']:.0f} s)"
     )
-    places = ["", f"run folder: {folder.path}", *[f"picture:    {path}" for path in pictures]]
+    ending = how_it_ended(result)
+    places = ["", *([ending] if ending else []), f"run folder: {folder.path}", *[f"picture:    {path}" for path in pictures]]
     return scores_sheet(result["headline"], result["splits"], title, places)
 
 

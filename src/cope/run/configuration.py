@@ -29,6 +29,8 @@ NOT_PART_OF_THE_RUN = (
     *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
     *("trainer.threads", "trainer.cuda_graphs"),
 )
+# Settings that came later: while they are off they leave the name of a run as it was before there were any.
+OFF = {"trainer.patience": None, "pe.gate_bias": None, "pe.init_std": None}
 
 
 class Problems:
@@ -117,12 +119,13 @@ def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     settings = copy.deepcopy(settings)
-    for path in NOT_PART_OF_THE_RUN:
+    for path in (*NOT_PART_OF_THE_RUN, *OFF):
         *parents, last = path.split(".")
         node = settings
         for parent in parents:
             node = node.get(parent, {})
-        node.pop(last, None)
+        if path not in OFF or node.get(last) == OFF[path]:
+            node.pop(last, None)
     return settings
 
 

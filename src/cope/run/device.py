@@ -26,6 +26,8 @@ class TrainerSettings:
         accumulate: micro-batches that each device splits its share into, to save memory.
         eval_every: steps between validations; each also writes a checkpoint.
         log_every: steps between lines of ``train/loss``.
+        patience: steps without a lower validation loss after which a run ends before ``steps``, see ``cope.run.stopping``; null
+            never does.
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: how many, on each machine.
         num_nodes: machines.
@@ -50,10 +52,13 @@ class TrainerSettings:
     compile: bool
     cuda_graphs: bool | str
     threads: int | None
+    patience: int | None = None  # has a default, since runs from before it was there have none
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "devices", "num_nodes"):
             check_at_least(f"trainer.{key}", getattr(self, key), 1)
+        if self.patience is not None:
+            check_at_least("trainer.patience", self.patience, 1)
         if self.threads is not None:
             check_between("trainer.threads", self.threads, 1, MOST_THREADS)
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -70,8 +71,18 @@ class Experiment:
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)
                 self._check_lengths(self.model.encoding)
+        with problems.collect():
+            if not problems.messages:
+                self._check_schedule()
         problems.raise_if_any()
         self.folder = run_folder(config)
+
+    def _check_schedule(self) -> None:
+        if self.trainer.patience is not None and self.optimizer.schedule not in ("wsd", "constant"):
+            raise UserError(
+                f"optimizer.schedule={self.optimizer.schedule} falls towards trainer.steps, where a run with "
+                f"trainer.patience={self.trainer.patience} may never come; allowed with it: wsd, constant."
+            )
 
     def _check_lengths(self, encoding: PositionEncoding) -> None:
         if encoding.max_tokens is not None and self.task.longest_context > encoding.max_tokens:
@@ -83,8 +94,25 @@ class Experiment:
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self, show_progress: bool) -> dict[str, Any]:
+    def tune(self, observe: Callable[[int, float], None]) -> dict[str, Any]:
+        """As :meth:`run`, for a trial of tuning: no split but ``validation`` is ever looked at.
+
+        Args:
+            observe: is told the step and the loss of each validation; what it raises ends the run.
+        """
+        return self.run(show_progress=False, splits=("validation",), observe=observe)
+
+    def run(
+        self,
+        show_progress: bool,
+        splits: Sequence[str] | None = None,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> dict[str, Any]:
         """Train, or go on with training, score every split, and write the result; or return a finished one.
+
+        Args:
+            splits: those to score instead; without ``test`` nothing of the test split is looked at or drawn.
+            observe: see :meth:`tune`.
 
         Raises:
             UserError: another process has the folder, its config differs, or training could not end.
@@ -110,7 +138,7 @@ class Experiment:
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
         loop = TrainingLoop(
             self.model, self.task, self.config.seed, self.trainer, self.optimizer, fabric, self.folder, self.logger, label,
-            show_progress,
+            show_progress, observe,
         )  # fmt: skip
         loop.resume()
         log.info(
@@ -125,7 +153,7 @@ class Experiment:
         )
         try:
             loop.run()
-            return self._finish(loop, fabric, provenance)
+            return self._finish(loop, fabric, provenance, splits or ("validation", *self.task.test_splits))
         except Exception:
             self.logger.finish(None)
             raise
@@ -146,11 +174,11 @@ class Experiment:
                 "was changed by hand. Put it back, or start the run over with force=true."
             )
 
-    def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance) -> dict[str, Any]:
-        """Score the best checkpoint on every test split and write ``result.json``."""
+    def _finish(self, loop: TrainingLoop, fabric: Fabric, provenance: Provenance, scored: Sequence[str]) -> dict[str, Any]:
+        """Score the best checkpoint on each split of ``scored`` and write ``result.json``."""
         best = load_checkpoint(self.folder.best_checkpoint)
         load_weights(self.model, best, self.folder.best_checkpoint)
-        splits = {split: score_split(loop.model, self.task, split, fabric) for split in ("validation", *self.task.test_splits)}
+        splits = {split: score_split(loop.model, self.task, split, fabric) for split in scored}
         result = {
             "task": self.config.task.name,
             "encoding": self.config.pe.name,
@@ -159,7 +187,8 @@ class Experiment:
             "headline": self.task.headline,
             "splits": splits,
             "best_step": best["step"],
-            "steps": self.trainer.steps,
+            "steps": loop.step,
+            **loop.stopping.found,
             "num_parameters": self.model.num_parameters(),
             "num_tokens": loop.num_tokens,
             "time_s": round(loop.time_s, 2),
@@ -168,7 +197,8 @@ class Experiment:
             "config": definition(self.config),
         }
         if fabric.is_global_zero:
-            self._save_gates()
+            if "test" in scored:
+                self._save_gates()
             final = {
                 f"eval/{split}/{name}": value
                 for split, found in splits.items() if split != "validation" for name, value in shown(found).items()

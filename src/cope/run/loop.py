@@ -34,6 +34,7 @@ from cope.run.loggers import Logger
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
+from cope.run.stopping import Stopping
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 from cope.tasks.scores import Score
@@ -52,6 +53,7 @@ class TrainingLoop:
         model: on the CPU; moved and wrapped here.
         label: what to call the run in log lines.
         show_progress: draw a bar; without one, each validation is a log line.
+        observe: is told the step and the loss of each validation; what it raises ends the run.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrainingLoop:
         logger: Logger,
         label: str,
         show_progress: bool,
+        observe: Callable[[int, float], None] | None = None,
     ) -> None:
         self.task = task
         self.seed = seed
@@ -76,6 +79,7 @@ class TrainingLoop:
         self.logger = logger
         self.label = label
         self.show_progress = show_progress
+        self.observe = observe
         self.core = model
         wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
         self.model, self.optimizer = fabric.setup(
@@ -88,6 +92,7 @@ class TrainingLoop:
             few_shapes=self.on_gpu, longest=model.encoding.max_tokens,
         )  # fmt: skip
         self.validation = task.evaluation_examples("validation")
+        self.stopping = Stopping(trainer.steps, trainer.patience, optimizer.schedule == "wsd")
         self.step = 0
         self.num_tokens = 0
         self.time_s = 0.0
@@ -113,6 +118,7 @@ class TrainingLoop:
             "num_tokens": self.num_tokens,
             "time_s": self.time_s,
             "best": self.best,
+            "stopping": self.stopping.state(),
             "unlogged_loss": self.unlogged_loss,
             "unlogged_targets": self.unlogged_targets,
             "code": code_fingerprint(),
@@ -152,6 +158,7 @@ class TrainingLoop:
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
         self.best = state["best"]
+        self.stopping.load(state["stopping"])
         self.unlogged_loss, self.unlogged_targets = state["unlogged_loss"], state["unlogged_targets"]
         if self.fabric.is_global_zero:
             self.folder.truncate_metrics(self.step)
@@ -186,10 +193,10 @@ class TrainingLoop:
         validated: Score | None = None
         rate = loss = 0.0
         with self._stops_on_signals(), self._bar() as bar, self.batches_at_hand() as batch_of:
-            while self.step < self.trainer.steps:
+            while self.step < self.stopping.last_step:
                 self.train_on(batch_of(self.step))
                 bar.update()
-                is_last = self.step == self.trainer.steps
+                is_last = self.step == self.stopping.last_step
                 logs = self.step % self.trainer.log_every == 0 or is_last
                 validates = self.step % self.trainer.eval_every == 0 or is_last
                 # On a CPU there is nothing to wait for; a GPU is looked at when something is to be told or kept.
@@ -210,6 +217,7 @@ class TrainingLoop:
                 if validates:
                     self.time_s += time.perf_counter() - started  # since the last log line; validation is not counted
                     validated = self._validate()
+                    bar.total = self.stopping.last_step
                     self._describe(bar, loss, rate, validated)
                     if not self.show_progress:
                         log.info(
@@ -264,7 +272,7 @@ class TrainingLoop:
         return summed.cpu()
 
     def _learning_rate(self, step: int) -> float:
-        return self.optimizer_settings.learning_rate(step, self.trainer.steps)
+        return self.optimizer_settings.learning_rate(step, self.stopping.last_step, self.stopping.decay_from)
 
     def _diverged(self, loss: float, step: int) -> None:
         # The last checkpoint may be of a run that was stopped between a bad step and the loss that shows it.
@@ -297,7 +305,14 @@ class TrainingLoop:
         is_best = self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"])
         if is_best:
             self.best = candidate
+        if self.stopping.see(validated.loss, self.step):
+            log.info(
+                "%s: step %d: the validation loss has not fallen for %d steps; ends at step %d", self.label, self.step,
+                self.trainer.patience, self.stopping.last_step,
+            )  # fmt: skip
         self._save(best=is_best)
+        if self.observe is not None:
+            self.observe(self.step, validated.loss)
         return validated
 
     # ---- watching ----------------------------------------------------------------------------------------------------

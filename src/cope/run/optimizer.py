@@ -22,7 +22,8 @@ class OptimizerSettings:
         algorithm: ``adam`` or ``adamw``.
         lr: learning rate at its highest.
         beta1, beta2, epsilon, weight_decay: as in PyTorch.
-        schedule: after warm-up ``constant``, ``linear`` or ``cosine`` down to ``final_fraction`` of ``lr`` at the last step.
+        schedule: after warm-up ``constant``, or down to ``final_fraction`` of ``lr`` at the last step: ``linear``, ``cosine``,
+            or ``wsd``, which stays at ``lr`` and falls linearly over the last fifth of the steps (``cope.run.stopping``).
         warmup_steps: steps over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; null does not clip.
     """
@@ -40,7 +41,7 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.algorithm", self.algorithm, ALGORITHMS)
-        check_choice("optimizer.schedule", self.schedule, ["constant", "linear", "cosine"])
+        check_choice("optimizer.schedule", self.schedule, ["constant", "linear", "cosine", "wsd"])
         if not (0 < self.lr < math.inf):
             raise UserError(f"optimizer.lr={self.lr} is out of range; allowed: above 0.")
         check_between("optimizer.beta1", self.beta1, 0.0, 0.9999999)
@@ -68,12 +69,15 @@ class OptimizerSettings:
             capturable=in_graphs,
         )
 
-    def learning_rate(self, step: int, num_steps: int) -> float:
-        """The rate of step ``step`` (from 0) of ``num_steps``."""
+    def learning_rate(self, step: int, num_steps: int, decay_from: int) -> float:
+        """The rate of step ``step`` (from 0) of ``num_steps``; ``schedule=wsd`` falls from step ``decay_from`` on."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
+        if self.schedule == "constant" or (self.schedule == "wsd" and step < decay_from):
             return self.lr
+        if self.schedule == "wsd":
+            fall = (num_steps - 1 - step) / max(1, num_steps - decay_from)
+            return self.lr * (self.final_fraction + (1.0 - self.final_fraction) * fall)
         if self.schedule == "linear":
             fall = (num_steps - 1 - step) / max(1, num_steps - 1 - self.warmup_steps)
         else:

@@ -23,7 +23,7 @@ from cope.tasks.base import Task
 
 PACKAGE = Path(cope.__file__).resolve().parent
 # Of the package, what no number of a run depends on: what makes many runs of one, reads results, or speaks to the user.
-ABOVE_A_RUN = ("cli.py", "overrides.py", "sweep", "report", "heads", "probe")
+ABOVE_A_RUN = ("command.py", "commands", "huggingface.py", "cli.py", "overrides.py", "sweep", "report", "heads", "probe")
 PACKAGES = ("cope-lab", "torch", "numpy", "lightning-fabric", "hydra-core", "triton", "sentencepiece", "datasets")
 
 
@@ -82,6 +82,7 @@ def commit() -> str | None:
     It is followed by ``+changes`` where a file was changed since, or one was added below src or configs.
     """
     try:
+        _git("ls-files", "--error-unmatch", Path(cope.__file__).name)  # a wheel may lie in a checkout of something else
         revision = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no") or _git(
             "status", "--porcelain", "--untracked-files=all", "--", ":/src", ":/configs"

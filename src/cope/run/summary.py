@@ -7,9 +7,20 @@ from typing import Any
 from cope.metrics import METRICS
 
 
+def how_it_ended(result: dict[str, Any]) -> str:
+    """What to tell of a run that was to train until it no longer improves; empty of one that had its steps."""
+    if "stopped" not in result:
+        return ""
+    if result["still_improving"]:
+        return f"still improving after all of its {result['steps']} steps"
+    why = "it no longer improved" if result["stopped"] == "patience" else "it had learned the task"
+    return f"ended after {result['steps']} steps: {why}"
+
+
 def run_line(result: dict[str, Any]) -> str:
     """What it was, and its headline metric on every split."""
     metric = METRICS[result["headline"]]
     splits = ", ".join(f"{split} {metric.text(found[result['headline']])}" for split, found in result["splits"].items())
     run = f"{result['task']} {result['encoding']} seed={result['seed']}"
-    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s)"
+    ending = how_it_ended(result)
+    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s{ending and '; '}{ending})"

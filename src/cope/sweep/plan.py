@@ -92,8 +92,9 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterabl
     for section, rows in content["sections"].items():
         for row, own in rows.items():
             place = f"{name}, {section}: {row}"
-            base = _composed_row(configs, (*own, *scale), place)
-            own = [*own, *content.get("at_scale", {}).get(base.scale, {}).get(base.task.name, [])]
+            if "at_scale" in content:
+                base = _composed_row(configs, (*own, *scale), place)
+                own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task.name, [])]
             config = _composed_row(configs, (*own, *overrides), place)
             check_top_level(config)
             defined = definition(config)

@@ -63,6 +63,7 @@ class Examples:
     lengths: np.ndarray  # (num,) tokens in each sequence
     answers: np.ndarray  # (num, longest) True at the tokens that are to be predicted and scored
     num_cut: int = 0  # sequences shortened, or left out, because they did not fit the context
+    labels: np.ndarray | None = None  # (num, longest) what is to be predicted at the answers, where that is not the next token
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,7 +76,11 @@ class Examples:
             wanted = torch.from_numpy(self.answers[indices, :longest])
         else:
             wanted = torch.arange(longest)[None, :] < torch.from_numpy(self.lengths[indices].astype(np.int64))[:, None]
-        targets = torch.where(wanted, tokens, IGNORE)
+        next_tokens = tokens
+        if self.labels is not None:
+            answers = torch.from_numpy(self.answers[indices, :longest])
+            next_tokens = torch.where(answers, torch.from_numpy(self.labels[indices, :longest].astype(np.int64)), tokens)
+        targets = torch.where(wanted, next_tokens, IGNORE)
         return tokens[:, :-1], targets[:, 1:]
 
 

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cope.corpora.hub import first_line, load_hub_dataset
-from cope.corpora.rows import files_below
+from cope.corpora.rows import files_below, files_of_split, is_saved, saved_split
 from cope.errors import UserError, check_choice, nearest
 from cope.files import user_path
 from cope.seeding import stream_seed
@@ -110,30 +108,17 @@ class FlipFlopFiles:
     def _open(self, theirs: str) -> Any:
         if self.source == "hub":
             return load_hub_dataset("task.source=hub", DATASET, split=theirs, instead=INSTEAD)
+        import datasets  # a second to import
+
+        folder = user_path("task.source", self.source)
         try:
-            return _open_folder(user_path("task.source", self.source), theirs)
+            if is_saved(folder):
+                return saved_split(folder, theirs)
+            files = files_of_split(f"task.source={self.source}", folder, files_below(folder), theirs)
+            return datasets.Dataset.from_parquet([str(file) for file in files])
         except UserError:
             raise
         except Exception as error:  # datasets raises the errors of half a dozen libraries, which share no base class
             raise UserError(
                 f"task.source={self.source}: cannot load split {theirs!r} ({first_line(error)}). {INSTEAD}"
             ) from error
-
-
-def _open_folder(folder: Path, theirs: str) -> Any:
-    """A split of a saved data set, or of parquet files named after their split."""
-    import datasets  # a second to import
-
-    if (folder / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(folder))
-        if theirs not in saved:
-            raise UserError(f"task.source={folder}: there is no split {theirs!r}; there are: {', '.join(saved)}.")
-        return saved[theirs]
-    # "val-*" and "val.parquet", and not "val*", which would take in val_dense and val_sparse.
-    named = re.compile(rf"{theirs}(-.*)?\.parquet")
-    files = sorted(path for path in files_below(folder) if named.fullmatch(path.name))
-    if not files:
-        raise UserError(
-            f"task.source={folder}: there is no file {theirs}.parquet or {theirs}-*.parquet, and no dataset_dict.json."
-        )
-    return datasets.Dataset.from_parquet([str(file) for file in files])

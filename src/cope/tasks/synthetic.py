@@ -162,8 +162,10 @@ class SyntheticTask(Task):
     def specimen(self, num_tokens: int) -> Specimen:
         """The most varied test example of those short enough, or the shortest; its first answer is what is predicted."""
         examples = self.evaluation_examples("test")
-        short = np.flatnonzero(examples.lengths <= num_tokens).tolist()
-        index = int(max(short, key=lambda candidate: _variety(examples, candidate), default=examples.lengths.argmin()))
+        asked = np.flatnonzero(examples.answers.any(axis=1))
+        short = asked[examples.lengths[asked] <= num_tokens].tolist()
+        shortest = asked[examples.lengths[asked].argmin()]
+        index = int(max(short, key=lambda candidate: _variety(examples, candidate), default=shortest))
         tokens = examples.tokens[index, : examples.lengths[index]].astype(np.int64)
         query = int(np.flatnonzero(examples.answers[index])[0]) - 1
         return Specimen(tokens, query, tuple(self.vocabulary[token] for token in tokens))
@@ -195,6 +197,19 @@ class SyntheticTask(Task):
             resolved[split] = self.changed(check_mapping(where, changes, self.split_keys))
             resolved[split].check_settings(where)
         return resolved
+
+
+def draw_distinct(random: np.random.Generator, num: int, weights: np.ndarray, size: int) -> np.ndarray:
+    """(num, size): in each row so many of the places of ``weights``, drawn one after another without putting back."""
+    rows = max(1, 2**22 // len(weights))  # at once, for memory's sake
+    drawn = []
+    for start in range(0, num, rows):
+        # A race of exponential variables, whose winners are such a draw, in order.
+        times = random.standard_exponential((min(rows, num - start), len(weights)), dtype=np.float32) / weights
+        first = np.argpartition(times, size - 1, axis=1)[:, :size] if size < len(weights) else np.argsort(times, axis=1)
+        order = np.argsort(np.take_along_axis(times, first, axis=1), axis=1)
+        drawn.append(np.take_along_axis(first, order, axis=1))
+    return np.concatenate(drawn)
 
 
 def _variety(examples: Examples, index: int) -> float:

@@ -20,6 +20,7 @@ from cope.kernels.native.build import CannotBuild, library
 from cope.kernels.operator import Arguments, empty_heads, make_operator
 
 SIZE_MULTIPLE = 16  # of head_dim and value_dim in C++: whole vectors of every kind of processor
+PANEL = 64  # keys to a panel in C++
 
 
 class _Tensor(ctypes.Structure):
@@ -31,7 +32,7 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-_SIZES = ["batch", "num_heads", "num_queries", "num_keys", "head_dim", "value_dim", "num_positions", "num_threads", "seed"]
+_SIZES = ["batch", "num_heads", "num_key_heads", "num_queries", "num_keys", "head_dim", "value_dim", "num_positions"]
 _HEADS = ["q", "k", "v", "gate_keys", "output", "grad_output", "dq", "dk", "dv", "dgate_keys"]
 
 
@@ -39,12 +40,12 @@ class _Arguments(ctypes.Structure):
     """Mirrors ``struct Arguments`` of attention.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_int64) for name in (*_SIZES, "num_threads", "seed")),
         *((name, ctypes.c_float) for name in ("logit_scale", "table_scale", "dropout")),
         *((name, _Tensor) for name in _HEADS),
         *((name, ctypes.c_void_p) for name in ("table", "relative", "bias")),
         ("bias_head_stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("log_sum_exp", "dtable", "drelative", "dbias")),
+        *((name, ctypes.c_void_p) for name in ("key_mask", "log_sum_exp", "dtable", "drelative", "dbias")),
     ]
 
 
@@ -82,7 +83,7 @@ class _Call:
     """The tensors of one call as C++ wants them."""
 
     def __init__(self, given: Arguments) -> None:
-        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed = given
+        q, k, v, table, gate_keys, relative, bias, table_scale, dropout, seed, key_mask = given
         num_keys = k.shape[-2]
         # No position is above the number of keys, and a look-up reads one entry further.
         self.table = None if table is None else _padded(table[: num_keys + 2]).contiguous()
@@ -96,6 +97,7 @@ class _Call:
         self.arguments = _Arguments(
             batch=q.shape[0],
             num_heads=q.shape[1],
+            num_key_heads=k.shape[1],
             num_queries=q.shape[2],
             num_keys=num_keys,
             head_dim=self.heads["q"].shape[-1],
@@ -108,7 +110,9 @@ class _Call:
             dropout=dropout,
             bias_head_stride=0 if self.bias is None or self.bias.shape[0] == 1 else num_keys,
         )
-        for name in ("table", "relative", "bias"):
+        # As floats, in whole panels, the last key first: the way the C++ walks.
+        self.key_mask = None if key_mask is None else F.pad(key_mask.flip(-1).float(), (0, -num_keys % PANEL)).contiguous()
+        for name in ("table", "relative", "bias", "key_mask"):
             self.pass_plain(name, getattr(self, name))
         for name, tensor in self.heads.items():
             self.pass_heads(name, tensor)
@@ -178,7 +182,7 @@ def _backward(grad_output: Tensor, given: Arguments, output: Tensor, log_sum_exp
     # Laid out like the model's own tensors, with heads inside time.
     gradients = {"dq": empty_heads(call.heads["q"]), "dk": empty_heads(call.heads["k"]), "dv": empty_heads(call.heads["v"])}
     if gate_keys is not None:
-        gradients["dgate_keys"] = empty_heads(call.heads["k"])
+        gradients["dgate_keys"] = empty_heads(call.heads["gate_keys"])
     for name, tensor in gradients.items():
         call.pass_heads(name, tensor)
     dtable = None if call.table is None else torch.zeros_like(call.table)

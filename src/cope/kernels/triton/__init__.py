@@ -101,9 +101,13 @@ def _forward_in_parts(launch: Launch, output: Tensor, *saved: Tensor) -> None:
         launch.inputs, outputs, sums, meetings, meeting_counts, counts, scratch, *launch.lengths, num_parts, **sizes
     )
     log_sum_exp, meeting, meeting_count = saved
-    shares = (sums * math.log(2)).softmax(0).transpose(2, 3).unsqueeze(-1)
+    natural = sums * math.log(2)
+    total = torch.logsumexp(natural, 0)
+    if given.key_mask is not None:
+        total = total.masked_fill(total == -math.inf, math.inf)  # of a query that sees no key: weights of 0
+    shares = (natural - total).exp().transpose(2, 3).unsqueeze(-1)
     output.copy_((outputs * shares).sum(0).transpose(1, 2))
-    log_sum_exp.copy_(torch.logsumexp(sums * math.log(2), 0) / math.log(2))
+    log_sum_exp.copy_(total / math.log(2))
     if given.table is not None:
         # A query's zones meet in the rightmost part at whose left edge it has counted to the last position; if in none, in the
         # leftmost, whose left edge is that of all.
@@ -125,10 +129,22 @@ def backward(grad_output: Tensor, given: Arguments, output: Tensor, *saved: Tens
     with torch.cuda.device_of(output):
         for launch, part in launches(given):
             own = {name: gradient[part] for name, gradient in found.items() if gradient.dim() == 4}
-            _gradients(launch, own, shared, grad_output[part], output[part], *(tensor[part] for tensor in saved))
+            by_head = {name: _by_head(gradient, launch) for name, gradient in own.items()}
+            _gradients(launch, by_head, shared, grad_output[part], output[part], *(tensor[part] for tensor in saved))
+            for name, gradient in own.items():
+                if gradient is not by_head[name]:
+                    gradient.copy_(by_head[name].unflatten(1, (-1, given.group_size)).sum(2))
     for name, total in shared.items():
         found[name].copy_(total)
     return gradients
+
+
+def _by_head(gradient: Tensor, launch: Launch) -> Tensor:
+    """Room for a gradient of keys or values that is written head by head of the queries, since programs share nothing."""
+    batch, num_heads, time, size = gradient.shape
+    if num_heads == launch.given.q.shape[1]:
+        return gradient
+    return gradient.new_empty(batch, time, num_heads * launch.given.group_size, size).transpose(1, 2)
 
 
 def _gradients(

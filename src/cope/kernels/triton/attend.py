@@ -22,7 +22,7 @@ import triton.language as tl
 
 from cope.kernels.triton.counting import BITS, count_beyond, open_gates, pack, rows_of_z, unpack
 from cope.kernels.triton.logits import counted_logits, with_distance
-from cope.kernels.triton.tiles import content_logits, dropout_mask, load_rows, product, store_rows
+from cope.kernels.triton.tiles import content_logits, dropout_mask, load_key_mask, load_rows, product, store_rows
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "num_positions"])
@@ -97,7 +97,8 @@ def count_part_kernel(
     for key_block in range(first_block, last_block):
         keys = load_rows(view, head, inputs.num_heads, key_block * KEYS, num_keys, inputs.head_dim, KEYS, HEAD_DIM, WHOLE)
         visible = (queries + (num_keys - num_queries))[:, None] >= (key_block * KEYS + tl.arange(0, KEYS))[None, :]
-        _gates, _high, _low, total = open_gates(content_logits(inputs, q, keys, 1, PRECISION), visible, 1)
+        shown = load_key_mask(inputs, head, key_block * KEYS, num_keys, KEYS)
+        _gates, _high, _low, total = open_gates(content_logits(inputs, q, keys, shown, 1, PRECISION), visible, 1)
         count += total
     row = (head.to(tl.int64) * num_parts + tl.program_id(1)) * num_queries + queries
     tl.store(counts + row, count, mask=queries < num_queries)
@@ -154,8 +155,9 @@ def forward_kernel(
             gate_keys = load_rows(
                 inputs.gate_keys, head, inputs.num_heads, first_key, num_keys, inputs.head_dim, KEYS, HEAD_DIM, WHOLE
             )
+        shown = load_key_mask(inputs, head, first_key, num_keys, KEYS)
         logits, _gates, _rounded, _whole, _rest, _below, _slope, count = counted_logits(
-            inputs, head, q, k, gate_keys, gap, count, rows, scratch, "right", 1, QUERIES, KEYS, HEAD_DIM, PRECISION
+            inputs, head, q, k, shown, gate_keys, gap, count, rows, scratch, "right", 1, QUERIES, KEYS, HEAD_DIM, PRECISION
         )
         v = load_rows(inputs.v, head, inputs.num_heads, first_key, num_keys, inputs.value_dim, KEYS, VALUE_DIM, WHOLE)
         mask = None
@@ -179,7 +181,8 @@ def forward_kernel(
         first_key = first_block * KEYS + (num_plain - 1 - step) * PLAIN_KEYS
         gap = first_query + offset - first_key
         k = load_rows(inputs.k, head, inputs.num_heads, first_key, num_keys, inputs.head_dim, PLAIN_KEYS, HEAD_DIM, WHOLE)
-        logits = content_logits(inputs, q, k, 1, PRECISION)
+        shown = load_key_mask(inputs, head, first_key, num_keys, PLAIN_KEYS)
+        logits = content_logits(inputs, q, k, shown, 1, PRECISION)
         logits = with_distance(inputs, head, q, logits, gap, scratch, 1, QUERIES, PLAIN_KEYS, HEAD_DIM, PRECISION)
         if inputs.z is not None:
             logits += beyond[:, None]
@@ -192,7 +195,11 @@ def forward_kernel(
     queries = first_query + tl.arange(0, QUERIES)
     inside = queries < num_queries
     place = (part.to(tl.int64) * num_heads_in_all + head) * num_queries + queries
-    tl.store(log_sum_exp + place, largest + tl.log2(total), mask=inside)
+    own_log_sum_exp = largest + tl.log2(total)
+    if inputs.key_mask is not None:
+        # Of a query that sees no key: weights of 0. In parts, another part may have one.
+        own_log_sum_exp = tl.where((total > 0.0) | (num_parts > 1), own_log_sum_exp, float("inf"))
+    tl.store(log_sum_exp + place, own_log_sum_exp, mask=inside)
     if meeting is not None:
         tl.store(meeting + place, tl.zeros((QUERIES,), tl.int32) + last_block * KEYS, mask=inside)
         tl.store(meeting_count + place, count, mask=inside)

@@ -11,18 +11,15 @@ with a triangle of ones, exactly too. A query's count so far is an int64: 42 bit
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-from cope.kernels.triton.tiles import across
+from cope.kernels.triton.tiles import ASSEMBLY, across, settled
 
 BITS = tl.constexpr(22)
 FRACTION = tl.constexpr(2**22 - 1)  # the bits below
 # Triton gives each load a layout of its own, and carries addresses and values there and back through shared memory. A line of
-# assembly works on numbers where they are. Triton's interpreter knows no assembly: there the same is written in Triton.
-ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
+# assembly works on numbers where they are: load_pairs, store_pairs.
 
 
 @triton.jit
@@ -30,9 +27,9 @@ def sums_from_the_right(values, KEY_AXIS: tl.constexpr, KEYS: tl.constexpr):
     """Of each query, the sum from each key on, that key included; of numbers that float16 holds exactly."""
     first, second = tl.arange(0, KEYS)[:, None], tl.arange(0, KEYS)[None, :]
     if KEY_AXIS == 1:
-        return tl.dot(values.to(tl.float16), (first >= second).to(tl.float16))
+        return settled(tl.dot(values.to(tl.float16), (first >= second).to(tl.float16)))
     else:
-        return tl.dot((second >= first).to(tl.float16), values.to(tl.float16))
+        return settled(tl.dot((second >= first).to(tl.float16), values.to(tl.float16)))
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton.language as tl
 from cope.kernels.triton.counting import rows_of_z
 from cope.kernels.triton.gradients import attention_gradients, counts_at_edge
 from cope.kernels.triton.logits import counted_logits, to_distances
-from cope.kernels.triton.tiles import load_rows, product
+from cope.kernels.triton.tiles import load_key_mask, load_rows, product
 
 
 @triton.jit(do_not_specialize=["first_diagonal", "num_diagonals", "num_queries", "num_keys", "num_rows", "num_heads_in_all"])
@@ -48,8 +48,9 @@ def distance_gradients_kernel(
             count, _edge, _counted = counts_at_edge(
                 inputs, counted_from, edge_counts, head, first_query, first_key, num_keys, num_rows, BLOCK, BLOCK
             )
+        shown = load_key_mask(inputs, head, first_key, num_keys, BLOCK)
         logits, _gates, _rounded, _whole, _rest, _below, _slope, _left = counted_logits(
-            inputs, head, q, k, gate_keys, gap, count, rows, scratch, "split", 0, BLOCK, BLOCK, HEAD_DIM, PRECISION
+            inputs, head, q, k, shown, gate_keys, gap, count, rows, scratch, "split", 0, BLOCK, BLOCK, HEAD_DIM, PRECISION
         )
         _weights, ds = attention_gradients(
             inputs, head, logits, do, v, own_log_sum_exp, own_delta, first_query, first_key, 0, BLOCK, BLOCK, PRECISION

@@ -11,7 +11,7 @@ import triton.language as tl
 from cope.kernels.triton.counting import rows_of_z
 from cope.kernels.triton.gradients import attention_gradients, counts_at_edge
 from cope.kernels.triton.logits import counted_logits, with_distance
-from cope.kernels.triton.tiles import LN_2, content_logits, load_rows, store_rows, sums_from_the_left
+from cope.kernels.triton.tiles import LN_2, content_logits, load_key_mask, load_rows, store_rows, sums_from_the_left
 
 
 @triton.jit
@@ -23,6 +23,7 @@ def _key_gradients(
 ):  # fmt: skip
     """A tile's share of the gradients of its keys."""
     gap = first_query + num_keys - num_queries - first_key
+    shown = load_key_mask(inputs, head, first_key, num_keys, KEYS)
     q = load_rows(inputs.q, head, inputs.num_heads, first_query, num_queries, inputs.head_dim, QUERIES, HEAD_DIM, WHOLE)
     do = load_rows(grad_output, head, inputs.num_heads, first_query, num_queries, inputs.value_dim, QUERIES, VALUE_DIM, WHOLE)
     row = statistics + head.to(tl.int64) * num_rows + first_query + tl.arange(0, QUERIES)
@@ -39,11 +40,11 @@ def _key_gradients(
             )
             dp_sum = tl.load(edge_sums + edge, mask=counted, other=0.0)
         logits, gates, _rounded, _whole, _rest, _below, slope, _left = counted_logits(
-            inputs, head, q, k, gate_keys, gap, count, rows, scratch, "split", 0, QUERIES, KEYS, HEAD_DIM, PRECISION
+            inputs, head, q, k, shown, gate_keys, gap, count, rows, scratch, "split", 0, QUERIES, KEYS, HEAD_DIM, PRECISION
         )
     else:
         own_log_sum_exp = tl.load(row + heads_and_rows)
-        logits = content_logits(inputs, q, k, 0, PRECISION)
+        logits = content_logits(inputs, q, k, shown, 0, PRECISION)
         logits = with_distance(inputs, head, q, logits, gap, scratch, 0, QUERIES, KEYS, HEAD_DIM, PRECISION)
     weights, ds = attention_gradients(
         inputs, head, logits, do, v, own_log_sum_exp, own_delta, first_query, first_key, 0, QUERIES, KEYS, PRECISION

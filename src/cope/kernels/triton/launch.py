@@ -35,7 +35,8 @@ def launches(given: Arguments) -> Iterator[tuple[Launch, slice]]:
     for start in range(0, given.q.shape[0], size):
         part = slice(start, start + size)
         tensors = {name: tensor[part] for name, tensor in heads.items()}
-        yield Launch(given._replace(**tensors), start * num_heads), part
+        key_mask = None if given.key_mask is None else given.key_mask[part]
+        yield Launch(given._replace(**tensors, key_mask=key_mask), start * num_heads), part
 
 
 def num_positions_in_reach(given: Arguments) -> int:
@@ -56,7 +57,7 @@ class Launch:
     def __init__(self, given: Arguments, first_head: int) -> None:
         from cope.kernels.triton.tiles import Inputs
 
-        q, k, v, table, gate_keys, relative, bias, _, dropout, seed = given
+        q, k, v, table, gate_keys, relative, bias, _, dropout, seed, key_mask = given
         self.given = given
         self.num_heads = q.shape[0] * q.shape[1]  # across the batch
         self.lengths = (q.shape[2], k.shape[2])
@@ -65,13 +66,14 @@ class Launch:
         self.table = None if table is None else table[: self.num_positions].contiguous()
         self.inputs = Inputs(
             q=view(q),
-            k=view(k),
-            v=view(v),
-            gate_keys=None if table is None or gate_keys is None else view(gate_keys),
+            k=view(k, given.group_size),
+            v=view(v, given.group_size),
+            gate_keys=None if table is None or gate_keys is None else view(gate_keys, given.group_size),
             z=self._z(),
             relative=None if relative is None else relative.contiguous(),
             bias=None if bias is None else bias.float().contiguous(),
             seed=seed,
+            key_mask=None if key_mask is None else key_mask.to(torch.int8).contiguous(),
             # Never 1 or a multiple of 16, for which Triton would compile once more.
             first_head=32 * first_head + 3,
             num_heads=q.shape[1],
@@ -158,9 +160,9 @@ def _padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def view(tensor: Tensor) -> View:
+def view(tensor: Tensor, group_size: int = 1) -> View:
     from cope.kernels.triton.tiles import View
 
     if tensor.stride(-1) != 1:
         tensor = tensor.contiguous()
-    return View(tensor, (tensor.stride(0), tensor.stride(1), tensor.stride(2)))
+    return View(tensor, (tensor.stride(0), tensor.stride(1), tensor.stride(2)), group_size)

@@ -81,7 +81,7 @@ def with_distance(
 
 @triton.jit
 def counted_logits(
-    inputs, head, q, k, gate_keys, gap, count, rows, scratch,
+    inputs, head, q, k, shown, gate_keys, gap, count, rows, scratch,
     EDGE: tl.constexpr, KEY_AXIS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -95,12 +95,12 @@ def counted_logits(
         query's count at the tile's other edge.
     """
     visible = distances_of_tile(gap, KEY_AXIS, QUERIES, KEYS) >= 0
-    content = content_logits(inputs, q, k, KEY_AXIS, PRECISION)
+    content = content_logits(inputs, q, k, shown, KEY_AXIS, PRECISION)
     logits = with_distance(inputs, head, q, content, gap, scratch, KEY_AXIS, QUERIES, KEYS, HEAD_DIM, PRECISION)
     if inputs.z is not None:
         gate_logits = content
         if gate_keys is not None:
-            gate_logits = content_logits(inputs, q, gate_keys, KEY_AXIS, PRECISION)
+            gate_logits = content_logits(inputs, q, gate_keys, shown, KEY_AXIS, PRECISION)
         gates, high, low, total = open_gates(gate_logits, visible, KEY_AXIS)
         other = count + total
         if EDGE == "left":

@@ -11,7 +11,7 @@ import triton.language as tl
 from cope.kernels.triton.counting import BITS, count_beyond, joined, pack, rows_of_z, split_count, store_pairs, unpack
 from cope.kernels.triton.gradients import attention_gradients, load_statistic
 from cope.kernels.triton.logits import counted_logits, relative_window, to_distances, with_distance
-from cope.kernels.triton.tiles import LN_2, content_logits, load_rows, product, store_rows, sums_from_the_left
+from cope.kernels.triton.tiles import LN_2, content_logits, load_key_mask, load_rows, product, store_rows, sums_from_the_left
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "num_rows"])
@@ -74,7 +74,8 @@ def query_gradients_kernel(
         gap = first_query + offset - first_key
         k = load_rows(inputs.k, head, inputs.num_heads, first_key, num_keys, inputs.head_dim, PLAIN_KEYS, HEAD_DIM, WHOLE)
         v = load_rows(inputs.v, head, inputs.num_heads, first_key, num_keys, inputs.value_dim, PLAIN_KEYS, VALUE_DIM, WHOLE)
-        logits = content_logits(inputs, q, k, 1, PRECISION)
+        shown = load_key_mask(inputs, head, first_key, num_keys, PLAIN_KEYS)
+        logits = content_logits(inputs, q, k, shown, 1, PRECISION)
         logits = with_distance(inputs, head, q, logits, gap, scratch, 1, QUERIES, PLAIN_KEYS, HEAD_DIM, PRECISION)
         if inputs.z is not None:
             logits += beyond[:, None]
@@ -106,8 +107,9 @@ def query_gradients_kernel(
         # A block of queries may be made of several of the forward pass, each with a meeting of its own. Keys before a query's
         # meeting are beyond its last position.
         met = first_key >= own_meeting
+        shown = load_key_mask(inputs, head, first_key, num_keys, KEYS)
         logits, gates, rounded, whole, rest, below, slope, right = counted_logits(
-            inputs, head, q, k, gate_keys, gap, tl.where(met, count, count_beyond(inputs, QUERIES)), rows, scratch,
+            inputs, head, q, k, shown, gate_keys, gap, tl.where(met, count, count_beyond(inputs, QUERIES)), rows, scratch,
             "left", 1, QUERIES, KEYS, HEAD_DIM, PRECISION,
         )  # fmt: skip
         _weights, ds = attention_gradients(

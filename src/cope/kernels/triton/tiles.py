@@ -11,11 +11,14 @@ exponential is that of 2.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+# Triton's interpreter knows no assembly: there the same is written in Triton.
+ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -25,6 +28,7 @@ class View(NamedTuple):
 
     data: Any
     strides: tuple[int, int, int]
+    group_size: int = 1  # heads of the queries to each of its own
 
 
 class Inputs(NamedTuple):
@@ -41,6 +45,7 @@ class Inputs(NamedTuple):
     relative: Any  # (num_distances, head_dim)
     bias: Any  # (heads, num_biases) float32, or one row for all heads: bias_stride is 0 then
     seed: Any  # one int64, of dropout's mask
+    key_mask: Any  # (batch, num_keys) int8: 0 for a key that no query sees; None where all are seen
     first_head: int  # 32 times the number of heads before these, and 3
     num_heads: int
     head_dim: int
@@ -71,7 +76,8 @@ def load_rows(view, head, num_heads, first, num_rows, size, ROWS: tl.constexpr, 
 
     WHOLE says that SIZE is the tensor's own size: nothing to mask there.
     """
-    start = view.data + (head // num_heads).to(tl.int64) * view.strides[0] + (head % num_heads).to(tl.int64) * view.strides[1]
+    own_head = (head % num_heads) // view.group_size
+    start = view.data + (head // num_heads).to(tl.int64) * view.strides[0] + own_head.to(tl.int64) * view.strides[1]
     start += tl.cast(first, tl.int64) * view.strides[2]
     rows, columns = tl.arange(0, ROWS), tl.arange(0, SIZE)
     pointers = start + rows[:, None] * view.strides[2] + columns[None, :]
@@ -98,6 +104,20 @@ def product(left, right, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def settled(matrix_product):
+    """The product itself, to which a number may be added.
+
+    Triton makes of ``product + x`` a product that starts from x, and sets the registers it starts from after the instruction
+    that has to follow them (``wgmma.fence``). On an H200 (ptxas 12.8) positions then came out as if there were no gates, in
+    some sizes of tiles: ptxas had taken a constant x for the whole sum. A line of assembly keeps the two apart.
+    """
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [matrix_product], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return matrix_product
+
+
+@triton.jit
 def tile_product(of_queries, of_keys, KEY_AXIS: tl.constexpr, PRECISION: tl.constexpr):
     """Of each query's row with each key's."""
     if KEY_AXIS == 1:
@@ -111,15 +131,29 @@ def sums_from_the_left(values, like, KEY_AXIS: tl.constexpr, KEYS: tl.constexpr,
     """Of each query, the sum up to each key, that key included; multiplied in the type of ``like``."""
     first, second = tl.arange(0, KEYS)[:, None], tl.arange(0, KEYS)[None, :]
     if KEY_AXIS == 1:
-        return product(values, (first <= second).to(like.dtype), PRECISION)
+        return settled(product(values, (first <= second).to(like.dtype), PRECISION))
     else:
-        return product((second <= first).to(like.dtype), values.to(like.dtype), PRECISION)
+        return settled(product((second <= first).to(like.dtype), values.to(like.dtype), PRECISION))
 
 
 @triton.jit
-def content_logits(inputs, q, k, KEY_AXIS: tl.constexpr, PRECISION: tl.constexpr):
-    """q_i . k_j / sqrt(head_dim) of a tile, in base 2."""
-    return tile_product(q, k, KEY_AXIS, PRECISION) * (inputs.scale * LOG2_E)
+def content_logits(inputs, q, k, shown, KEY_AXIS: tl.constexpr, PRECISION: tl.constexpr):
+    """q_i . k_j / sqrt(head_dim) of a tile, in base 2; -inf for keys that are masked (``shown``, of :func:`load_key_mask`)."""
+    logits = tile_product(q, k, KEY_AXIS, PRECISION) * (inputs.scale * LOG2_E)
+    if shown is not None:
+        logits = tl.where(along(shown, KEY_AXIS), logits, float("-inf"))
+    return logits
+
+
+@triton.jit
+def load_key_mask(inputs, head, first_key, num_keys, KEYS: tl.constexpr):
+    """Which keys of a tile are seen; None where all are."""
+    if inputs.key_mask is not None:
+        keys = first_key + tl.arange(0, KEYS)
+        row = (head // inputs.num_heads).to(tl.int64) * num_keys
+        return tl.load(inputs.key_mask + row + keys, mask=keys < num_keys, other=1) != 0
+    else:
+        return None
 
 
 @triton.jit

@@ -79,11 +79,12 @@ void forward(const Arguments& call) {
 
 void backward(const Arguments& call) {
   const Shared shared(call);
-  const int64_t num_heads = call.batch * call.num_heads;
+  const int64_t num_key_heads = call.batch * call.num_key_heads, group_size = call.num_heads / call.num_key_heads;
   std::atomic<int64_t> turn{0};
   const float ratio = call.table_scale / call.logit_scale;  // queries held the logit's scale
-  const bool done = run<BackwardScratch>(shared, num_heads, [&](int64_t index, BackwardScratch& scratch) {
-    backward_head(shared, begin_head(shared, index, scratch), scratch);
+  const bool done = run<BackwardScratch>(shared, num_key_heads, [&](int64_t index, BackwardScratch& scratch) {
+    for (int64_t member = 0; member < group_size; member++)
+      backward_head(shared, begin_head(shared, index * group_size + member, scratch), scratch, member == 0);
     while (turn != index) std::this_thread::yield();
     if (call.num_positions > 0) add(scratch.dtable, call.dtable, call.num_positions * call.head_dim, ratio);
     if (call.relative != nullptr) add(scratch.drelative, call.drelative, call.num_keys * call.head_dim, 1.0f);

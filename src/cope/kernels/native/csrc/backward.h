@@ -136,7 +136,7 @@ struct BackwardScratch {
   const int64_t num_panels;
   Buffer key_panels, gate_key_panels, bias, value_panels, logits, da, u, gates, grad_output, dqueries, dz, ds_sums, weighted_sums,
       dproducts;
-  // Of one head, added to the call's in the order of heads, so that results do not depend on the number of threads.
+  // Of one head of keys, added to the call's in the order of heads, so that results do not depend on the number of threads.
   Buffer dtable, drelative, dbias;
   std::vector<uint8_t> gates_end;  // of each panel's rows
   Strip strip;
@@ -239,24 +239,27 @@ inline void back_to_queries(const Shared& shared, const Head& head, BackwardScra
   }
 }
 
-inline void backward_head(const Shared& shared, const Head& head, BackwardScratch& scratch) {
+// With several heads to one head of keys, what they have in common is added up over them: its gradients are cleared for the first.
+inline void backward_head(const Shared& shared, const Head& head, BackwardScratch& scratch, bool is_first_of_group) {
   const Arguments& call = shared.call;
   const int64_t d = call.head_dim, size = call.value_dim;
   const Rows output = from_the_end(call.output, head.batch, head.head, call.num_queries);
   const Rows grad_output = from_the_end(call.grad_output, head.batch, head.head, call.num_queries);
   const Rows dq = from_the_end(call.dq, head.batch, head.head, call.num_queries);
-  const Rows dk = from_the_end(call.dk, head.batch, head.head, call.num_keys);
-  const Rows dv = from_the_end(call.dv, head.batch, head.head, call.num_keys);
-  const Rows dgate_keys = from_the_end(call.dgate_keys, head.batch, head.head, call.num_keys);
+  const Rows dk = from_the_end(call.dk, head.batch, head.key_head, call.num_keys);
+  const Rows dv = from_the_end(call.dv, head.batch, head.key_head, call.num_keys);
+  const Rows dgate_keys = from_the_end(call.dgate_keys, head.batch, head.key_head, call.num_keys);
   const float* log_sum_exp = call.log_sum_exp + ((head.batch * call.num_heads + head.head) + 1) * call.num_queries - 1;
   pack_panels(head.v, call.num_keys, size, scratch.value_panels);
-  for (int64_t x = 0; x < call.num_keys; x++) {
-    clear(dk[x], d);
-    clear(dv[x], size);
-    if (dgate_keys.first != nullptr) clear(dgate_keys[x], d);
+  if (is_first_of_group) {
+    for (int64_t x = 0; x < call.num_keys; x++) {
+      clear(dk[x], d);
+      clear(dv[x], size);
+      if (dgate_keys.first != nullptr) clear(dgate_keys[x], d);
+    }
+    clear(scratch.dtable, call.num_positions * d);
+    if (call.relative != nullptr) clear(scratch.drelative, call.num_keys * d);
   }
-  clear(scratch.dtable, call.num_positions * d);
-  if (call.relative != nullptr) clear(scratch.drelative, call.num_keys * d);
   if (call.bias != nullptr) clear(scratch.dbias, (scratch.num_panels + 2) * PANEL);
 
   Strip& strip = scratch.strip;

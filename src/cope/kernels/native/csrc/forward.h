@@ -100,9 +100,10 @@ inline void forward_head(const Shared& shared, const Head& head, int64_t first, 
       }
     }
     for (int64_t r = 0; r < strip.count; r++) {
-      const Floats share = broadcast(1.0f / total[r]);
+      const bool saw_none = total[r] == 0;  // all its keys are masked
+      const Floats share = broadcast(saw_none ? 0.0f : 1.0f / total[r]);
       for (int64_t c = 0; c < size; c += LANES) store(output[start + r] + c, share * load(sums + r * size + c));
-      log_sum_exp[-(start + r)] = highest[r] + std::log(total[r]);
+      log_sum_exp[-(start + r)] = saw_none ? -MINUS_INFINITY : highest[r] + std::log(total[r]);
     }
   }
 }

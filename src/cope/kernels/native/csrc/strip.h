@@ -40,10 +40,11 @@ struct Shared {
 
 // One head: its rows, and its keys packed for products with queries.
 struct Head {
-  int64_t batch, head;
+  int64_t batch, head, key_head;
   Rows q, k, v, gate_keys;
   const float *key_panels, *gate_key_panels;
   const float* bias;  // by distance, with PANEL entries of margin on both sides; null if there is none
+  const float* key_mask;  // of the sequence; null if all keys are seen
   uint64_t dropout_seed;
 };
 
@@ -151,12 +152,24 @@ class Strip {
           store(row + c, content + load(term + c));
         }
       }
+      if (head.key_mask != nullptr) {
+        hide_masked(row, head.key_mask + tile_start, from, end);
+        if (gate_tile != tile) hide_masked(gate_row, head.key_mask + tile_start, from, end);
+      }
       hide(row, from, end, tile_start == start ? r : 0, columns);
       if (gate_tile != tile) hide(gate_row, from, end, tile_start == start ? r : 0, columns);
     }
   }
 
  private:
+  // Minus infinity for keys that are masked, whatever stood there.
+  static void hide_masked(float* row, const float* key_mask, int64_t from, int64_t end) {
+    const Floats hidden = broadcast(MINUS_INFINITY);
+    const Ints one = broadcast(int32_t(1));
+    for (int64_t c = from; c < end; c += LANES)
+      store(row + c, select_below(simd::to_ints(load(key_mask + c)), one, hidden, load(row + c)));
+  }
+
   // Minus infinity outside the columns [seen, columns).
   static void hide(float* row, int64_t from, int64_t end, int64_t seen, int64_t columns) {
     const Floats hidden = broadcast(MINUS_INFINITY);
@@ -187,13 +200,15 @@ template <class Scratch>
 inline Head begin_head(const Shared& shared, int64_t index, const Scratch& scratch) {
   const Arguments& call = shared.call;
   const int64_t batch = index / call.num_heads, head = index % call.num_heads;
+  const int64_t key_head = head * call.num_key_heads / call.num_heads;
   Head result{};
   result.batch = batch;
   result.head = head;
+  result.key_head = key_head;
   result.q = from_the_end(call.q, batch, head, call.num_queries);
-  result.k = from_the_end(call.k, batch, head, call.num_keys);
-  result.v = from_the_end(call.v, batch, head, call.num_keys);
-  result.gate_keys = from_the_end(call.gate_keys, batch, head, call.num_keys);
+  result.k = from_the_end(call.k, batch, key_head, call.num_keys);
+  result.v = from_the_end(call.v, batch, key_head, call.num_keys);
+  result.gate_keys = from_the_end(call.gate_keys, batch, key_head, call.num_keys);
   pack_panels(result.k, call.num_keys, call.head_dim, scratch.key_panels);
   result.key_panels = scratch.key_panels;
   if (call.gate_keys.data != nullptr) {
@@ -205,6 +220,7 @@ inline Head begin_head(const Shared& shared, int64_t index, const Scratch& scrat
     add(call.bias + head * call.bias_head_stride, scratch.bias + PANEL, call.num_keys, 1.0f);
     result.bias = scratch.bias;
   }
+  if (call.key_mask != nullptr) result.key_mask = call.key_mask + batch * round_up(call.num_keys, PANEL);
   result.dropout_seed = mix(mix(uint64_t(call.seed)) + uint64_t(index));
   return result;
 }

@@ -37,7 +37,7 @@ struct Tensor {
 
 // Everything one call works on; operator.py's ctypes.Structure mirrors it. head_dim and value_dim are multiples of 16.
 struct Arguments {
-  int64_t batch, num_heads, num_queries, num_keys, head_dim, value_dim, num_positions, num_threads, seed;
+  int64_t batch, num_heads, num_key_heads, num_queries, num_keys, head_dim, value_dim, num_positions, num_threads, seed;
   float logit_scale;  // s above
   float table_scale;  // what multiplies q . e
   float dropout;
@@ -46,6 +46,7 @@ struct Arguments {
   float* relative;          // (num_keys, head_dim), by distance
   float* bias;              // (num_keys) for each head, by distance
   int64_t bias_head_stride; // 0 if one serves all heads
+  float* key_mask;          // (batch, num_keys in whole panels): 0 for a key that no query sees; the last key first; may be null
   float* log_sum_exp;       // (batch, heads, query)
   float *dtable, *drelative;
   float* dbias;  // (batch, heads, num_keys)
