@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cope.metrics import METRICS
+from cope.metrics import METRICS, Metric, percent
 from cope.report.findings import Findings
 from cope.report.names import row_name, section_name, split_name
 from cope.report.paper import paper_values
@@ -72,7 +72,7 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
         if any(split in paper.get(row, {}) for split in splits):
             published.add(len(rows))
             rows[f"  {name}, paper"] = {
-                split_name(split, not metric.is_percentage): _published(paper[row].get(split)) for split in splits
+                split_name(split, not metric.is_percentage): published_text(paper[row].get(split), metric) for split in splits
             }
     columns = tuple(dict.fromkeys(column for cells in rows.values() for column in cells))
     return Sheet(
@@ -98,8 +98,7 @@ def _shown(values: dict[int, float], factor: float, section: str, findings: Find
     return spread([value / factor for value in values.values()], METRICS[findings.headline(section)])
 
 
-def _published(figures: list[float] | None) -> str:
-    """The paper's mean and, where it has one, standard deviation."""
-    if figures is None:
-        return ""
-    return f"{figures[0]}" + (f" ({figures[1]})" if len(figures) > 1 else "")
+def published_text(figures: list[float] | None, metric: Metric) -> str:
+    """The paper's mean and, where it has one, standard deviation, in its digits."""
+    texts = [percent(value / 100) if metric.is_percentage else f"{value:g}" for value in figures or []]
+    return texts[0] + (f" ({texts[1]})" if len(texts) > 1 else "") if texts else ""

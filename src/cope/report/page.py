@@ -3,19 +3,19 @@
     report/index.html            the page: no request to any host
     report/tables/<table>.csv    .md  .tex
     report/tables/differences.csv
-    report/figures/<figure>.svg
+    report/figures/<figure>.svg    .png
     report/verdicts.json
     report/runs/                 where asked for: what of each run it was made from
 
-Everything is written into a folder beside the old report and put in its place when it is complete.
+Everything is written into a new folder beside the old report, which takes its place when it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
-from collections import Counter
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,26 +25,22 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from cope.errors import AlreadyRunning, UserError
-from cope.files import lock
+from cope.errors import UserError
 from cope.report.cells import cells, differences
 from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
 from cope.report.markdown import write_tables
-from cope.report.page_content import RunList, difference_sections, tables
-from cope.report.paper_figures import FIGURES_DRAWN, draw_paper_figures
+from cope.report.page_content import RunList, claims, in_a_sentence, links_to, tables
+from cope.report.paper_figures import draw_paper_figures
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
-from cope.report.table_figures import TABLES_DRAWN, draw_table_figures
+from cope.report.table_figures import draw_table_figures
 from cope.report.verdicts import verdict_reasons, verdict_table
 from cope.sweep.plan import Plan
 
-MARKER = "verdicts.json"  # by which a folder is known as a report
-WRITTEN = re.compile(
-    r"verdicts\.(json|md)|index\.html|tables/(table\d+|figure\d+|differences)\.(csv|md|tex)"
-    r"|figures/(table\d+|figure\d+|gates_\w+|position_alone_\d+)\.(svg|png)|runs/.+"
-)
+VERDICTS = "verdicts.json"  # what every report has
+LEAD = ("table4", "table2")  # the picture on the page's first screen: the first of these that there is, else any
 
 
 @dataclass(frozen=True)
@@ -71,67 +67,67 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         with_runs: copy the runs too, to ``runs/``.
 
     Raises:
-        UserError: the folder cannot be written, holds something that would be lost, or is being written by another process.
+        UserError: the folder cannot be written, or holds something that would be lost.
     """
     folder = folder.resolve()
+    _check_folder(report, folder, with_runs)
     try:
-        alone = lock(folder.with_name(f".{folder.name}.lock"))
-    except AlreadyRunning as error:
-        raise UserError(f"another process is writing {folder}; wait for it.") from error
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            new.chmod(0o755)
+            _fill(report, new, folder, command, with_runs)
+            _put_in_place(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.filename}: {error.strerror}).") from error
-    with alone:
-        return _write_report(report, folder, command, with_runs)
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        kept = "; the report that was there is kept" if folder.exists() else ""
+        raise UserError(f"{folder} cannot be written ({reason}){kept}.") from error
+    return folder / "index.html"
 
 
 def _check_folder(report: Report, folder: Path, with_runs: bool) -> None:
     """Raise UserError if something in ``folder`` would be lost."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; allowed: a folder.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+    is_there = folder.exists() and any(folder.iterdir())
+    if is_there and not (folder / VERDICTS).exists():
         raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
-    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    strangers = sorted(path for path in there if not WRITTEN.fullmatch(path))
-    if strangers:
-        raise UserError(f"{folder} holds {', '.join(strangers)}, which no report writes, and would lose it. Move it elsewhere.")
-    if there and not report.findings.runs():
+    if is_there and not report.findings.runs():
         raise UserError(f"no run is finished: the report in {folder} is kept. To begin anew, delete it.")
     check_nothing_is_lost(report.findings, folder / "runs", with_runs)
 
 
-def _write_report(report: Report, folder: Path, command: str, with_runs: bool) -> Path:
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # an earlier report was stopped before it could put its own there
-        old.rename(folder)
-    _check_folder(report, folder, with_runs)
+def _fill(report: Report, new: Path, folder: Path, command: str, with_runs: bool) -> None:
+    """Write the report to ``new``, with links as they will be right in ``folder``."""
+    (new / "tables").mkdir()
+    (new / "figures").mkdir()
+    table = cells(report.plans, report.findings)
+    beside_cope = differences(report.plans, report.findings, report.claims_plan.margins)
+    write_tables(report.plans, report.findings, table, new / "tables")
+    beside_cope.to_csv(new / "tables" / "differences.csv", index=False, float_format="%.6g")
+    drawings = _draw(report, new / "figures")
+    (new / VERDICTS).write_text(json.dumps([verdict.as_json() for verdict in report.verdicts], indent=2) + "\n")
+    (new / "verdicts.md").write_text(f"{verdict_table(report.verdicts)}\n\n{verdict_reasons(report.verdicts)}\n")
+    runs = RunList(report.findings, links_to(folder, with_runs))
+    (new / "index.html").write_text(_page(report, table, beside_cope, drawings, runs, command), encoding="utf-8")
+    if with_runs:
+        copy_runs(report.findings, new / "runs")
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Let ``new`` be ``folder``; if that cannot be, what was there is there again."""
+    old = new.with_name(f"{new.name}.old")
+    if folder.exists():
+        folder.rename(old)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "tables").mkdir(parents=True)
-        (partial / "figures").mkdir()
-        table = cells(report.plans, report.findings)
-        beside_cope = differences(report.plans, report.findings, report.claims_plan.margins)
-        write_tables(report.plans, report.findings, table, partial / "tables")
-        beside_cope.to_csv(partial / "tables" / "differences.csv", index=False, float_format="%.6g")
-        drawings = _draw(report, partial / "figures")
-        verdicts = [verdict.as_json() for verdict in report.verdicts]
-        (partial / MARKER).write_text(json.dumps(verdicts, indent=2) + "\n")
-        (partial / "verdicts.md").write_text(f"{verdict_table(report.verdicts)}\n\n{verdict_reasons(report.verdicts)}\n")
-        page = _page(report, table, beside_cope, drawings, command)
-        (partial / "index.html").write_text(page, encoding="utf-8")
-        if with_runs:
-            copy_runs(report.findings, partial / "runs")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        if old.exists() and not folder.exists():
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
             old.rename(folder)
-        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        kept = "; the report that was there is kept" if folder.exists() else ""
-        raise UserError(f"{folder} cannot be written ({reason}){kept}.") from error
-    return folder / "index.html"
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _draw(report: Report, folder: Path) -> list[Drawing]:
@@ -143,12 +139,14 @@ def _draw(report: Report, folder: Path) -> list[Drawing]:
     ]
 
 
-def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawings: Sequence[Drawing], command: str) -> str:
+def _page(
+    report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawings: Sequence[Drawing], runs: RunList, command: str
+) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
-    runs = RunList(report.findings)
-    drawn = {"figure4" if drawing.path.stem.startswith("position_alone") else drawing.path.stem for drawing in drawings}
+    shown = tables(report.plans, table, beside_cope, drawings, runs)
+    by_name = {drawing.path.stem: drawing for drawing in drawings}
     return template.render(
         command=command,
         date=date.today().isoformat(),
@@ -156,11 +154,13 @@ def _page(report: Report, table: pd.DataFrame, beside_cope: pd.DataFrame, drawin
         rule=report.claims_plan.margins.rule,
         seeds=f"{report.claims_plan.seeds[0]} to {report.claims_plan.seeds[-1]}",
         is_fresh=report.claims_plan.is_fresh,
-        verdicts=report.verdicts,
-        counts=Counter(str(verdict.outcome) for verdict in report.verdicts),
-        tables=tables(report.plans, table, runs),
-        differences=difference_sections(beside_cope, runs),
-        figures=[(drawing, runs.behind(drawing)) for drawing in drawings],
-        not_drawn=sorted({*TABLES_DRAWN, *FIGURES_DRAWN, "figure4"} & {plan.name for plan in report.plans} - drawn),
-        runs=runs.entries(),
+        sentence=in_a_sentence(report.verdicts),
+        claims=claims(report.verdicts),
+        lead=next((by_name[name] for name in LEAD if name in by_name), next(iter(drawings), None)),
+        tables=shown,
+        names={entry["name"] for entry in shown},
+        gates=[(drawing, runs.behind(drawing)) for drawing in drawings if drawing.path.stem.startswith("gates")],
+        missing=sorted({plan.name for plan in report.plans} - {entry["name"] for entry in shown}),
+        runs=runs.by_task(),
+        encodings={run["encoding"]: run["label"] for found in runs.by_task().values() for run in found},
     )

@@ -3,34 +3,106 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from cope.errors import UserError
 from cope.metrics import METRICS
+from cope.report.claims import Verdict
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.markdown import FAILED, num_runs_text
+from cope.report.markdown import FAILED, num_runs_text, published_text
+from cope.report.names import encoding_name, row_name, section_name, split_name, table_title, task_name
+from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
+
+SPARK = (72, 18)  # width and height of a curve in the list of runs
+SPARK_POINTS = 30
+MOST_PLACES = 3  # of the paper's figures beside a claim
+
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def in_a_sentence(verdicts: Sequence[Verdict]) -> str:
+    """How many claims came out how."""
+    counts = Counter(str(verdict.outcome) for verdict in verdicts)
+    found = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
+    return f"Of the paper's {len(verdicts)} claims: {found}."
+
+
+def claims(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """A row for each claim: what the paper has, what was found here, the verdict, and where the evidence is."""
+    return [
+        {
+            "number": verdict.number,
+            "claim": verdict.claim,
+            "source": verdict.source,
+            "evidence": _anchor(verdict.source),
+            "paper": _published(verdict),
+            "here": verdict.finding,
+            "label": verdict.label,
+            "outcome": str(verdict.outcome).replace(" ", "-"),
+            "summary": verdict.summary,
+            "stands_by": " and ".join(verdict.stands_by),
+            "scales": ", ".join(verdict.scales),
+            "parts": [(str(part.outcome).replace(" ", "-"), str(part.outcome), part.text) for part in verdict.comparisons],
+        }
+        for verdict in verdicts
+    ]
+
+
+def _anchor(source: str) -> str:
+    """Table 2 -> table2; Figures 4 and 6 -> figure4."""
+    kind, number = source.lower().split()[:2]
+    return kind.rstrip("s") + number
+
+
+def _published(verdict: Verdict) -> str:
+    """The paper's figures for what a claim compares."""
+    places: dict[tuple[str, str], dict[str, float]] = {}
+    for part in verdict.comparisons:
+        for row in part.rows:
+            figures = paper_values().get(part.section, {}).get(row, {}).get(part.split)
+            if figures:
+                places.setdefault((part.section, part.split), {})[row] = figures[0]
+    told = []
+    for (section, _), values in places.items():
+        metric = METRICS[headline_of(section)]
+        unit = "%" if metric.is_percentage else ""
+        told.append(", ".join(f"{row_name(row)} {published_text([value], metric)}{unit}" for row, value in values.items()))
+    return "; ".join(told) if len(told) <= MOST_PLACES else "; ".join([*told[:MOST_PLACES], "…"])
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 class RunList:
-    """Every run that is finished or failed, once, with the number by which the page's links name it."""
+    """Every run that is finished or failed, once, with the number by which the page's links name it.
 
-    def __init__(self, findings: Findings) -> None:
+    Args:
+        files_of: where the page finds a run's files.
+    """
+
+    def __init__(self, findings: Findings, files_of: Callable[[PlannedRun], dict[str, str]]) -> None:
         self._entries: dict[Path, dict[str, Any]] = {}
         self._of_row: dict[tuple[str, str], dict[int, Path]] = {}
+        self._files_of = files_of
         for run, result in findings.runs():
             self._add(run, result)
         for run in findings.failed_runs():
             self._add(run, None)
 
-    def entries(self) -> list[dict[str, Any]]:
+    def by_task(self) -> dict[str, list[dict[str, Any]]]:
         """What the page shows of each."""
-        return list(self._entries.values())
+        found: dict[str, list[dict[str, Any]]] = {}
+        for entry in self._entries.values():
+            found.setdefault(task_name(entry["task"]), []).append(entry)
+        return found
 
     def of_row(self, section: str, row: str) -> list[dict[str, Any]]:
         """Those of one row, by seed."""
@@ -43,54 +115,141 @@ class RunList:
 
     def _add(self, run: PlannedRun, result: dict[str, Any] | None) -> None:
         path = run.folder.path
-        entry = self._entries.setdefault(path, {**_described(run, result), "number": len(self._entries) + 1, "uses": []})
-        use = f"{run.section}: {run.row}"
-        if use not in entry["uses"]:
-            entry["uses"].append(use)
+        if path not in self._entries:
+            self._entries[path] = {**_described(run, result), "files": self._files_of(run), "uses": []}
+            self._entries[path]["number"] = len(self._entries)
+        use = f"{section_name(run.section)}: {row_name(run.row)}"
+        if use not in self._entries[path]["uses"]:
+            self._entries[path]["uses"].append(use)
         self._of_row.setdefault((run.section, run.row), {})[run.seed] = path
+
+
+def links_to(folder: Path, with_runs: bool) -> Callable[[PlannedRun], dict[str, str]]:
+    """Where a page in ``folder`` finds a run's files: beside it if they are copied there, else in the run's own folder."""
+
+    def files_of(run: PlannedRun) -> dict[str, str]:
+        own = run.folder
+        if with_runs:
+            return {"result.json": "/".join(("runs", *own.path.parts[-4:], "result.json"))} if own.result.exists() else {}
+        paths = {"result.json": own.result, "config": own.config, "curves": own.metrics, "log": run.log}
+        return {name: os.path.relpath(path, folder).replace(os.sep, "/") for name, path in paths.items() if path.exists()}
+
+    return files_of
 
 
 def _described(run: PlannedRun, result: dict[str, Any] | None) -> dict[str, Any]:
     task, encoding = task_and_encoding(run)
     found = result or {}
-    keys = ("commit", "date", "num_parameters", "time_s", "peak_memory_mib", "best_step", "steps")
+    keys = ("commit", "date", "num_parameters", "best_step", "steps")
     return {key: found.get(key, "") for key in keys} | {
         "task": task,
         "encoding": encoding,
+        "label": encoding_name(encoding),
         "seed": run.seed,
         "scale": run.scale,
         "state": "finished" if result else FAILED,
+        "seconds": f"{found['time_s']:.0f}" if result else "",
+        "scores": _scores(result) if result else "",
+        "spark": _spark(run, result) if result else "",
         "command": run.command,
         "folder": str(run.folder.path),
-        "log": "" if result else str(run.log),
         "hardware": ", ".join(f"{key} {value}" for key, value in found.get("hardware", {}).items()),
         "versions": ", ".join(f"{key} {value}" for key, value in found.get("versions", {}).items()),
-        "config": yaml.safe_dump(found.get("config", {}), sort_keys=False) if result else "",
     }
 
 
-def tables(plans: Sequence[Plan], table: pd.DataFrame, runs: RunList) -> list[dict[str, Any]]:
-    """Each table with its sections, and each section with its rows; those of the paper's tables first."""
-    return [
-        {
-            "name": plan.name,
-            "title": plan.title,
-            "command": table_command([plan.name]),
-            "sections": _sections(table[table["table"] == plan.name], lambda cell: _cell(cell, runs)),
-        }
-        for plan in sorted(plans, key=lambda plan: not plan.name.startswith("table"))
-    ]
+def _scores(result: dict[str, Any]) -> str:
+    metric = METRICS[result["headline"]]
+    found = {split: scores[result["headline"]] for split, scores in result["splits"].items() if split != "validation"}
+    return ", ".join(f"{split_name(split, not metric.is_percentage)} {metric.text(value)}" for split, value in found.items())
 
 
-def difference_sections(table: pd.DataFrame, runs: RunList) -> list[dict[str, Any]]:
-    """The sections of the table of differences that have any."""
-    return _sections(table[table["seeds"] > 0], lambda cell: _difference(cell, runs))
+def _spark(run: PlannedRun, result: dict[str, Any]) -> str:
+    """The points of an SVG polyline: the headline metric of the validations, from 0 up."""
+    key = f"eval/validation/{result['headline']}"
+    try:
+        curve = [(line["step"], line[key]) for line in run.folder.read_metrics() if key in line]
+    except UserError:
+        return ""  # told already, where figures were read
+    if len(curve) < 2:
+        return ""
+    curve = [*curve[:: max(1, len(curve) // SPARK_POINTS)], curve[-1]]
+    last, highest = curve[-1][0] or 1, max(value for _, value in curve) or 1
+    width, height = SPARK
+    return " ".join(f"{width * step / last:.0f},{1 + (height - 2) * (1 - value / highest):.1f}" for step, value in curve)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(
+    plans: Sequence[Plan], cells: pd.DataFrame, differences: pd.DataFrame, drawings: Sequence[Drawing], runs: RunList
+) -> list[dict[str, Any]]:
+    """Each table that has runs: its sections in the paper's form, its pictures, and every number of it."""
+    found = []
+    for plan in sorted(plans, key=lambda plan: (not plan.name.startswith("table"), plan.name)):
+        own = cells[(cells["table"] == plan.name) & cells["section"].isin(_with_runs(cells, plan))]
+        beside = differences[differences["section"].isin(own["section"]) & (differences["seeds"] > 0)]
+        pictures = [drawing for drawing in drawings if _belongs(drawing) == plan.name]
+        if own.empty:
+            continue
+        found.append(
+            {
+                "name": plan.name,
+                "label": table_title(plan.name),
+                "title": plan.title,
+                "command": table_command([plan.name]),
+                "sections": [_matrix(section, rows, runs) for section, rows in own.groupby("section", sort=False)],
+                "details": _sections(own, lambda cell: _cell(cell, runs)),
+                "differences": _sections(beside, lambda cell: _difference(cell, runs)),
+                "pictures": [(drawing, runs.behind(drawing)) for drawing in pictures],
+            }
+        )
+    return found
+
+
+def _with_runs(cells: pd.DataFrame, plan: Plan) -> list[str]:
+    own = cells[cells["table"] == plan.name]
+    return list(own[(own["seeds"] > 0) | (own["failed"] > 0)]["section"].unique())
+
+
+def _belongs(drawing: Drawing) -> str:
+    return "figure4" if drawing.path.stem.startswith("position_alone") else drawing.path.stem
+
+
+def _matrix(section: Any, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
+    """In the paper's form: a row an encoding or variant, a column a split; ours, and beside it the paper's where it has any."""
+    metric = METRICS[_metric_name(cells["metric"].iloc[0])]
+    published = set(cells[cells["paper"].notna()]["split"])
+    rows = []
+    for row, own in cells.groupby("row", sort=False):
+        first = own.iloc[0].to_dict()
+        rows.append(
+            _identity(first, runs)
+            | {
+                "name": row_name(str(row)),
+                "cells": [
+                    (_ours(cell), _as_printed(cell) if cell["split"] in published else None) for cell in own.to_dict("records")
+                ],
+                "count": num_runs_text(int(first["seeds"]), int(first["failed"])),
+            }
+        )
+    columns = []
+    for split in cells["split"].unique():
+        columns += [split_name(split, not metric.is_percentage), *(["paper"] if split in published else [])]
+    return {"name": section_name(str(section)), "metric": metric.label, "columns": columns, "rows": rows}
+
+
+def _metric_name(label: str) -> str:
+    return next(name for name, metric in METRICS.items() if metric.label == label)
 
 
 def _sections(table: pd.DataFrame, show: Callable[[dict[Any, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for cell in table.to_dict("records"):
-        section = sections.setdefault(cell["section"], {"name": cell["section"], "metric": cell["metric"], "rows": []})
+        section = sections.setdefault(
+            cell["section"], {"name": section_name(cell["section"]), "metric": cell["metric"], "rows": []}
+        )
         section["rows"].append(show(cell))
     for section in sections.values():
         section["has_errors"] = any(row.get("learned") for row in section["rows"])
@@ -98,22 +257,28 @@ def _sections(table: pd.DataFrame, show: Callable[[dict[Any, Any]], dict[str, An
 
 
 def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
-    behind = runs.of_row(cell["section"], cell["row"])
-    scales = dict.fromkeys(run["scale"] for run in behind if run["scale"])
-    keys = ("row", "split", "task", "encoding", "seeds")
-    return {key: cell[key] for key in keys} | {"scale": ", ".join(scales), "runs": behind}
+    return {
+        "encoding": cell["encoding"],
+        "name": row_name(cell["row"]),
+        "split": split_name(cell["split"], not METRICS[_metric_name(cell["metric"])].is_percentage),
+        "runs": runs.of_row(cell["section"], cell["row"]),
+    }
+
+
+def _ours(cell: dict[Any, Any]) -> str:
+    return _with_spread(cell["metric"], cell["mean"], cell["std"]) if cell["seeds"] else str(cell["state"])
 
 
 def _cell(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
     learned = "" if math.isnan(cell["learned"]) else f"{100 * cell['learned']:.0f}%"
     return _identity(cell, runs) | {
-        "ours": _with_spread(cell["metric"], cell["mean"], cell["std"]) if cell["seeds"] else cell["state"],
+        "ours": _ours(cell),
         "iqm": "" if math.isnan(cell["iqm"]) else _figure(cell["metric"], cell["iqm"]),
-        "interval": _interval(cell["iqm_low"], cell["iqm_high"]),
+        "interval": _interval(cell["metric"], cell["iqm_low"], cell["iqm_high"]),
         "learned": learned,
-        "learned_interval": _interval(100 * cell["learned_low"], 100 * cell["learned_high"]),
+        "learned_interval": "" if not learned else f"{100 * cell['learned_low']:.0f} to {100 * cell['learned_high']:.0f}%",
         "still_improving": _number(cell["still_improving"]),
-        "paper": _as_printed(cell["paper"], cell["paper_std"]),
+        "paper": _as_printed(cell),
         "difference": _signed(cell["difference"]),
         "count": num_runs_text(cell["seeds"], cell["failed"]),
     }
@@ -122,7 +287,7 @@ def _cell(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
 def _difference(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
     return _identity(cell, runs) | {
         "difference": _signed(cell["difference"]),
-        "interval": _interval(cell["low"], cell["high"]),
+        "interval": "" if math.isnan(cell["low"]) else f"{cell['low']:.3g} to {cell['high']:.3g}",
         "cope_lower": f"{cell['cope_lower']} of {cell['seeds']}",
         "e_value": f"{max(cell['e_lower'], cell['e_higher']):.3g}",
         "probability": _number(cell["probability"], 2),
@@ -143,13 +308,14 @@ def _with_spread(label: str, value: float, spread: float) -> str:
 
 def _figure(label: str, value: float, size: float | None = None) -> str:
     """As in the tables' Markdown."""
-    metric = next(metric for metric in METRICS.values() if metric.label == label)
+    metric = METRICS[_metric_name(label)]
     return metric.text(value / metric.factor, size)
 
 
-def _as_printed(value: float, spread: float) -> str:
-    return _number(value, 6) + ("" if math.isnan(spread) else f" ({spread:.3g})")
+def _as_printed(cell: dict[Any, Any]) -> str:
+    figures = [value for value in (cell["paper"], cell["paper_std"]) if not math.isnan(value)]
+    return published_text(figures, METRICS[_metric_name(cell["metric"])])
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+def _interval(label: str, low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{_figure(label, low)} to {_figure(label, high)}"

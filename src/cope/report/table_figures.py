@@ -68,7 +68,7 @@ def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
             caption += f" {OTHER_TEXT}"
         if absent := [section_name(section) for section in plan.sections if section not in sections]:
             caption += f" Missing: {'; '.join(absent)}."
-        title = f"{table_title(plan.name)}: {plan.title.lower()}"
+        title = f"{table_title(plan.name)}: {plan.title}"
         drawn.append(Drawing(path, title, caption, table_command([plan.name]), tuple(sections)))
     return drawn
 
