@@ -29,14 +29,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cope.report.plan_pictures import draw_plans
-
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.report.findings import Findings
 from cope.report.markdown import plan_sheets
 from cope.report.names import table_title
+from cope.report.plan_pictures import draw_plans
 from cope.report.sheets import FORMATS, show
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
 from cope.sweep.plan import (

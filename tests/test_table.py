@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, WITH_JOBS
-from cope.report.plan_pictures import draw_plans
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -26,6 +25,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
 from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
+from cope.report.plan_pictures import draw_plans
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
 from cope.sweep.clock import Clock
