@@ -79,10 +79,12 @@ field: $(INSTALLED) ## CoPE among the encodings published before and after it: t
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)
 
+DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) \
+	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+
 .PHONY: decide
 decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
-	$(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) \
-		$(if $(WINDOWS),windows=$(WINDOWS))
+	$(DECIDE)
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
@@ -100,11 +102,12 @@ published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished o
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
 	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true scale=$(SCALE) $(SET)
 
-# One queue for all of it, so that no core waits for a table's last run. A failed run (exit status 3) does not keep the report
-# from being written; a refused command does.
+# Claims first, then what tables and figures have beside them. A failed run (exit status 3) does not keep the report from being
+# written; a refused command does.
 .PHONY: reproduce
-reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
-	$(if $(IS_DRY),$(call TABLE,all),$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+reproduce: $(INSTALLED) ## Decide the claims, run the rest of every table and figure, then write the report
+	$(if $(IS_DRY),$(call TABLE,all),$(DECIDE); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+		$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
 		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && exit $$status)
 
 .PHONY: native

@@ -78,7 +78,7 @@ def test_a_claim_of_several_parts_errs_no_more_than_one() -> None:
 
     def share(columns: Sequence[str], *parts: Callable[[], np.ndarray]) -> float:
         def claim() -> pd.DataFrame:
-            return claim_evidence([Evidence(dict(enumerate(part())), 0.05, 0.5) for part in parts])
+            return claim_evidence([Evidence(dict(enumerate(part())), 0.05, 0.5) for part in parts], ever=True)
 
         return float(np.mean([(claim()[list(columns)] >= needed).any().any() for _ in range(100)]))
 

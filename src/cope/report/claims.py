@@ -91,7 +91,8 @@ class Verdict:
         missing = any(part.outcome == Outcome.MISSING for part in self.comparisons)
         if self.evidence.empty:
             return Outcome.MISSING
-        outcome = first_reached(self.evidence, self.rule.needed)
+        ever = claim_evidence([part.evidence for part in self.comparisons], ever=True)
+        outcome = first_reached(ever, self.rule.needed)
         return Outcome.MISSING if missing and outcome != Outcome.CONTRADICTED else outcome
 
     @property

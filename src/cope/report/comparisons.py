@@ -80,6 +80,12 @@ class Comparison:
         return first_reached(self.evidence.running(), self.rule.needed)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it is as claimed, or so close that a claim which it is a part of can be of no difference."""
+        running = self.evidence.running()
+        return self.outcome == Outcome.HOLDS or bool((running[["claimed", "equal"]].mean(axis=1) >= self.rule.needed).any())
+
+    @property
     def _side(self) -> tuple[str, int, int]:
         """What is found, or looks likeliest: in words, the seeds that say so, and which way differences count for it."""
         evidence = self.evidence
