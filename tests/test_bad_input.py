@@ -62,6 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
             ["'trainer' is not of the form", "'trainer.=3' cannot be read", '"seed=.a=b."$'],
         ),
         (["pe=rope", "-m", "seed=1"], ["seed=1: options such as -m belong before all settings"]),
+        (["hydra.run.dir=/dev/null/nowhere"], ["hydra.run.dir=/dev/null/nowhere cannot be made: Not a directory"]),
         (["--experimental-rerun", "nowhere"], ["--experimental-rerun nowhere is not a file"]),
         # A setting that only some of the encodings of a sweep have.
         (["-m", "pe=none,cope", "pe.num_positions=4"], [r"pe\.num_positions is not .*pe=none"]),

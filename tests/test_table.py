@@ -327,7 +327,22 @@ def test_equal_jobs_are_run_once_and_said_to_be(tmp_path: Path, capsys: pytest.C
     one, other = plan_in(tmp_path, "table4", 1).runs[:2]
     left_over = run_jobs(Answers(UserError("no."), UserError("no.")), [one, other, one])
     assert list(left_over) == [one.folder.path, other.folder.path]
-    assert "3 jobs are 2 different runs: what is equal is run once\n0 of 2 runs are finished" in capsys.readouterr().out
+    assert "3 jobs, 2 of them different: equal ones are run once\n0 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = plan_in(tmp_path, "table4", 1).runs
+
+    def fail_and_be_stopped(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
+        if not self.is_stopping():
+            self.stop()
+            raise RuntimeError("it ended")
+        raise Interrupted("It was not begun.")
+
+    monkeypatch.setattr(Processes, "call", fail_and_be_stopped)
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher, pytest.raises(KeyboardInterrupt):
+        run_jobs(launcher, runs)
+    assert [run.failed for run in runs] == [True] + [False] * (len(runs) - 1)
 
 
 def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +358,7 @@ def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeyp
     ("arguments", "said"),
     [
         (["seed=range(1,100000)"], r"This sweep has 99,999 runs: seed=range\(1,100000\) \(99,999\); allowed: 1,000 at most"),
+        (["optimizer.lr=interval(0,1)"], r"optimizer\.lr=interval\(0,1\) is no list of values; allowed in a grid: a,b"),
         (["seed=range(1,1e12)", "pe=cope,rope"], r"has 1,999,999,999,998 runs: .*, pe=cope,rope \(2\)"),
     ],
 )
