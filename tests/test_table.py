@@ -331,7 +331,7 @@ def test_equal_jobs_are_run_once_and_said_to_be(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = plan_in(tmp_path, "table4", 1).runs
+    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
 
     def fail_and_be_stopped(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
         if not self.is_stopping():
