@@ -32,6 +32,7 @@ from pathlib import Path
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
+from cope.overrides import Composer
 from cope.report.findings import Findings
 from cope.report.markdown import plan_sheets
 from cope.report.names import table_title
@@ -74,6 +75,8 @@ def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, TableSettings, f"allowed: all, {', '.join(table_names(CONFIGS))}.")
     of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
     overrides = [override for override in others if override not in of_hydra]
+    if problems := Composer(CONFIGS).problems(of_hydra):
+        raise UserError("\n".join(problems))
     seeds = planned_seeds(CONFIGS)
     check_between("seeds", settings.seeds, 1, len(seeds))
     plans = read(settings, overrides, seeds)

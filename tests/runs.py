@@ -107,6 +107,7 @@ def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[st
         contextlib.redirect_stderr(io.StringIO()) as complained,
     ):
         patched.setattr(sys, "argv", [str(path), *arguments])
+        patched.setattr("cope.start.start", lambda: None)  # signals and streams are those of the tests
         patched.setattr(sys, "path", [str(path.parent), *sys.path])
         patched.delenv("HYDRA_FULL_ERROR", raising=False)
         handlers = logging.root.handlers  # which Hydra replaces

@@ -62,6 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
             ["'trainer' is not of the form", "'trainer.=3' cannot be read", '"seed=.a=b."$'],
         ),
         (["pe=rope", "-m", "seed=1"], ["seed=1: options such as -m belong before all settings"]),
+        (["hydra.run.dir=/dev/null/nowhere"], ["hydra.run.dir=/dev/null/nowhere cannot be made: Not a directory"]),
         (["--experimental-rerun", "nowhere"], ["--experimental-rerun nowhere is not a file"]),
         # A setting that only some of the encodings of a sweep have.
         (["-m", "pe=none,cope", "pe.num_positions=4"], [r"pe\.num_positions is not .*pe=none"]),
@@ -149,6 +150,15 @@ def test_an_encoding_of_the_users_own_runs(my_configs: Path) -> None:
         (["trainer.device=tpu"], r"trainer\.device=tpu .* auto, cpu, cuda"),
         (["trainer.device=cuda"], r"trainer\.device=cuda, .* no GPU .* auto, cpu"),
         (["trainer.devices=2"], r"trainer\.devices=2 needs trainer\.strategy=ddp"),
+        (["trainer.num_nodes=2"], r"trainer\.num_nodes=2 needs trainer\.strategy=ddp"),
+        (
+            ["trainer.num_nodes=2", "trainer.strategy=ddp"],
+            r"nothing says which of them this machine is; allowed: 1, or",
+        ),
+        (["~pe"], r"^pe must be set"),
+        (["~seed"], r"^seed must be set"),
+        (["+foo=1"], r"^foo is not a setting; allowed: pe, task, .*Did you mean 'force'\?"),
+        (["seed=[1,2]"], r"^seed=\[1, 2\] has the wrong type; allowed: int\.$"),
         (["trainer.accumulate=3"], r"trainer\.batch_size=16 .* multiples of 3"),
         (["seed=-1"], "seed=-1 is too small; allowed: 0 or more"),
         (["logger=wandb", "logger.mode=ofline"], r"logger\.mode=ofline .* Did you mean 'offline'\?"),

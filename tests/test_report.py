@@ -21,6 +21,7 @@ from cope.errors import UserError
 from cope.files import lock
 from cope.report import page as page_module
 from cope.report.claims import ClaimsPlan
+from cope.report.findings import measurement
 from cope.report.page import Report, collect, write_report
 from cope.report.published import copy_runs, make_runs
 from cope.report.statistics import wilson_interval
@@ -397,3 +398,18 @@ def test_it_sorts_filters_and_links_in_a_browser_on_a_phone_and_on_a_desk(page: 
     assert (found["target"], found["open"], found["shown"], found["reachable"]) == ("run-1", True, True, True)
     total = re.fullmatch(r"(\d+) of (\d+) rows", found["count"])
     assert total is not None and total.group(1) == total.group(2)  # the filter let go of the run
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"step": 1, "num_windows": 1, "num_shifts": 1, "level": 0.05, "kinds": {"a": {}}}']
+)
+def test_a_damaged_measurement_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
+    run = plan_in(tmp_path, "table5", 1).runs[0]
+    heads = [{"excess": 0.5, "shifted_excess": 0.25, "p_corrected": 0.5}]
+    sound = {"step": 1, "num_windows": 1, "num_shifts": 1, "level": 0.05, "kinds": {"paragraphs": {"heads": heads}}}
+    paths = [run.folder.figures / "position_alone" / name / "scores.json" for name in ("aaaa", "bbbb")]
+    for path, text in zip(paths, (content, json.dumps(sound)), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert measurement(run, {"best_step": 1}) == measurement(run, {"best_step": 1}) == paths[1]
+    assert [record.message.startswith(f"left out: {paths[0]} is damaged: ") for record in caplog.records] == [True]

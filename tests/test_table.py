@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, WITH_JOBS
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -34,6 +35,7 @@ from cope.sweep.places import gpu_names, memory_gib, num_places
 from cope.sweep.plan import Plan, PlannedRun, all_runs, launcher_for, read_plan, read_plans
 from cope.sweep.plan import composed as composed_settings
 from cope.sweep.process import Processes
+from hydra_plugins.cope.sweeps import check_number
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -226,7 +228,7 @@ def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
         ("seed=5", r"seed=5: a table has the seeds of configs/plan.yaml; allowed: seeds=N"),
         ("force=true", r"force=true: a table runs what is not finished"),
-        ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
+        ("output_dir=5", r"output_dir=5 has the wrong type; allowed: text"),
     ],
 )
 def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:
@@ -319,6 +321,68 @@ def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., Dic
     small, middle, large = map(memory_gib, paper)
     assert 1 < small < middle < 16
     assert large > 80
+
+
+def test_equal_jobs_are_run_once_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = plan_in(tmp_path, "table4", 1).runs[:2]
+    left_over = run_jobs(Answers(UserError("no."), UserError("no.")), [one, other, one])
+    assert list(left_over) == [one.folder.path, other.folder.path]
+    assert "3 jobs, 2 of them different: equal ones are run once\n0 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
+
+    def fail_and_be_stopped(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
+        if not self.is_stopping():
+            self.stop()
+            raise RuntimeError("it ended")
+        raise Interrupted("It was not begun.")
+
+    monkeypatch.setattr(Processes, "call", fail_and_be_stopped)
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher, pytest.raises(KeyboardInterrupt):
+        run_jobs(launcher, runs)
+    assert [run.failed for run in runs] == [True] + [False] * (len(runs) - 1)
+
+
+def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise ValueError("n_jobs == 0 in Parallel has no meaning")
+
+    monkeypatch.setattr(Answers, "launch", launch)
+    with pytest.raises(UserError, match=r"hydra/launcher: Answers cannot run these jobs: ValueError: n_jobs == 0"):
+        run_jobs(Answers(), plan_in(tmp_path, "table4", 1).runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["seed=range(1,100000)"], r"This sweep has 99,999 runs: seed=range\(1,100000\) \(99,999\); allowed: 1,000 at most"),
+        (["optimizer.lr=interval(0,1)"], r"optimizer\.lr=interval\(0,1\) is no list of values; allowed in a grid: a,b"),
+        (["seed=range(1,1e12)", "pe=cope,rope"], r"has 1,999,999,999,998 runs: .*, pe=cope,rope \(2\)"),
+    ],
+)
+def test_a_sweep_of_more_runs_than_anybody_means(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_number(OverridesParser.create().parse_overrides(arguments))
+    check_number(OverridesParser.create().parse_overrides(["seed=range(1,301)", "pe=cope,rope,none"]))
+
+
+@pytest.mark.parametrize(("jobs", "said"), [("x", r"jobs='x' has the wrong type; allowed: int"), ("0", "jobs=0 is too small")])
+def test_a_number_of_jobs_that_cannot_be(tmp_path: Path, jobs: str, said: str) -> None:
+    with (
+        launcher_for(CONFIGS, [f"hydra.launcher.jobs={jobs}"], lambda config: None) as launcher,
+        pytest.raises(UserError, match=rf"hydra\.launcher\.{said}"),
+    ):
+        run_jobs(launcher, plan_in(tmp_path, "table4", 1).runs)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_job(compose: Callable[..., DictConfig], tmp_path: Path) -> None:
+    config = compose()
+    (tmp_path / "file").touch()
+    config.output_dir = str(tmp_path / "file" / "outputs")
+    with pytest.raises(UserError, match=r"output_dir=.*/file/outputs cannot be made: Not a directory"):
+        check_jobs([config], Answers())
 
 
 def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]) -> None:

@@ -3,6 +3,7 @@ one process has."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -113,6 +114,8 @@ def lock(path: Path, wait: str | None = None) -> FileLock:
     try:
         found.acquire(timeout=0)
     except Timeout as error:
+        if not path.exists():  # nobody has it: there can be no such file
+            raise OSError(errno.EACCES, "no file can be made there", str(path)) from error
         if wait is None:
             raise AlreadyRunning(f"{path.parent} is being written by another process.") from error
         log.info(wait)

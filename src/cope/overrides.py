@@ -47,6 +47,12 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
     sweeps = typed.multirun or any(text.startswith("hydra.mode=MULTIRUN") for text in typed.overrides)
     if problems := composer.problems(typed.overrides, sweeps):
         raise UserError("\n".join(problems))
+    if not sweeps and any(text.startswith("hydra.run.dir=") for text in typed.overrides):
+        run_folder = composer.composed(typed.overrides).hydra.run.dir
+        try:
+            Path(run_folder).mkdir(parents=True, exist_ok=True)  # as Hydra does, which shows a stack trace if it cannot
+        except OSError as error:
+            raise UserError(f"hydra.run.dir={run_folder} cannot be made: {error.strerror}.") from error
 
 
 def prints_only(arguments: Sequence[str]) -> bool:
@@ -96,7 +102,7 @@ class Composer:
         found: dict[str, None] = {}
         for combination in combinations:
             try:
-                self._composed(combination)
+                self.composed(combination)
             except (HydraException, ValueError) as error:  # the latter where a choice is a number or null
                 if unknown := self._unknown_choices(parsed):
                     return unknown
@@ -119,7 +125,8 @@ class Composer:
         allowed = " or ".join([*others, "a recipe of another, as recipe=laptop/counting"])
         return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
+        """What Hydra composes."""
         return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
 
     def _choices(self, group: str) -> list[str]:
@@ -172,7 +179,7 @@ class Composer:
     def _unknown_keys(self, overrides: Sequence[str]) -> list[str]:
         groups = [_text(override) for override in self._groups(overrides)]
         try:
-            known = _known_keys(self._composed([*self.search_path, *groups]))
+            known = _known_keys(self.composed([*self.search_path, *groups]))
         except HydraException:
             return []
         problems = []

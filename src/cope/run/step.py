@@ -133,11 +133,9 @@ class StepGraphs:
 
     def _record(self, run: Callable[[Sequence[Batch]], None], batch: Batch) -> bool:
         """Record the step of this shape, without doing it; False if it cannot be."""
-        random = torch.cuda.get_rng_state()
         try:
             self._recorded[batch.shape] = batch, self._capture(partial(run, [batch]))
         except RuntimeError as error:
-            _renew_generator(random)
             self.forget()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if self.required:
@@ -146,16 +144,22 @@ class StepGraphs:
                 ) from error
             log.warning("trainer.cuda_graphs=auto: a step cannot be recorded (%s); going on without graphs", reason)
             self._given_up = True
+            self._recorded.clear()  # their random numbers would still come from the generator that was put away
             return False
         return True
 
     def _capture(self, step: Callable[[], None]) -> Callable[[], None]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that makes batches may do as it likes meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            step()
+        graph, state = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state()
+        stream = torch.cuda.current_stream()
+        try:
+            # thread_local: the thread that makes batches may do as it likes meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError:
+            _renew_generator(state)
+            raise
         return graph.replay
 
     @contextmanager

@@ -127,7 +127,7 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     """
     different = list({job.folder.path: job for job in jobs}.values())
     if len(different) < len(jobs):
-        print(f"{len(jobs)} jobs are {len(different)} different runs: what is equal is run once", flush=True)
+        print(f"{len(jobs)} jobs, {len(different)} of them different: equal ones are run once", flush=True)
     waiting = [job for job in different if again or job.result() is None]
     print(f"{len(different) - len(waiting)} of {len(different)} runs are finished", flush=True)
     for job in waiting:

@@ -122,8 +122,10 @@ class LocalQueue:
             futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
             try:
                 for future in as_completed(futures):
-                    if not self.processes.is_stopping():
-                        progress.tell(futures[future], *future.result(), sum(other.running() for other in futures))
+                    outcome, seconds = future.result()
+                    # What failed before the sweep was stopped is told, and kept, even so.
+                    if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
+                        progress.tell(futures[future], outcome, seconds, sum(other.running() for other in futures))
             except BaseException:
                 self.processes.stop()  # nothing goes on behind an error
                 raise

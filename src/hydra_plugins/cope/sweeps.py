@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -67,7 +67,13 @@ def check_number(overrides: Sequence[Override]) -> None:
 
 
 def _num_values(override: Override) -> int:
+    from cope.errors import UserError
+
     values = override.value()
+    if isinstance(values, IntervalSweep):
+        raise UserError(
+            f"{override.input_line} is no list of values; allowed in a grid: a,b, choice(a,b), range(start,stop,step), glob(*)."
+        )
     if isinstance(values, RangeSweep) and values.start is not None and values.stop is not None:
         return max(0, math.ceil((values.stop - values.start) / values.step))
     return len(values.list) if isinstance(values, ChoiceSweep) else sum(1 for _ in override.sweep_iterator())
