@@ -109,7 +109,7 @@ def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[st
         patched.setattr(sys, "argv", [str(path), *arguments])
         patched.setattr(sys, "path", [str(path.parent), *sys.path])
         patched.delenv("HYDRA_FULL_ERROR", raising=False)
-        handlers = logging.root.handlers  # which Hydra replaces
+        handlers, level = logging.root.handlers, logging.root.level  # both of which Hydra sets
         logging.root.handlers = list(handlers)
         try:
             runpy.run_path(str(path), run_name="__main__")
@@ -118,6 +118,7 @@ def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[st
             status = int(stopped.code or 0)
         finally:
             logging.root.handlers = handlers
+            logging.root.setLevel(level)
     return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), complained.getvalue())
 
 
