@@ -33,7 +33,7 @@ FLOORS = [
     {"kernels"},
     {"building", "files", "metrics", "seeding", "threads", "signals", "start", "errors"},
 ]
-LONGEST_COMMAND, LONGEST_SCRIPT = 60, 120  # lines
+LONGEST_COMMAND, LONGEST_SCRIPT = 60, 125  # lines
 LARGEST_FILE = 1_000_000  # bytes
 
 
