@@ -73,6 +73,7 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
         run.folder.path.mkdir(parents=True)
         splits = {"test": {"token_error": error}, "ood_dense": {"token_error": 0.5}}
         result = {"headline": "token_error", "splits": splits, "time_s": 7.0, "peak_memory_mib": 300.0}
+        result |= {"hardware": {"processor": "A", "threads": 1}, "versions": {"torch": "2"}}
         run.folder.result.write_text(completed(result))
     page = write_field(plan, Findings([plan]), tmp_path / "field", "the command").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
