@@ -4,10 +4,10 @@
     field/field.csv       the same as one row for each task, encoding and split
     field/heat_map.svg
 
-Two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired test at 5%;
-with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are told apart
-from it and are better: equal ranks are ties. The tests are many and not corrected for their number, so that a rank is a
-description, not a verdict.
+CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``, with as many seeds as it takes. Ranks only
+describe: two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired
+test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are
+told apart from it and are better: equal ranks are ties. These tests are many and not corrected for their number.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
 from cope.metrics import METRICS
+from cope.report.comparisons import Margins, compare
 from cope.report.drawing import report_style, save
 from cope.report.findings import Findings
 from cope.report.provenance import provenance_line
@@ -33,6 +34,7 @@ from cope.sweep.plan import Plan
 
 LEVEL = 0.05
 LEAST_SEEDS = 3
+JUDGED = ("cope", "rope")
 
 
 @cache
@@ -84,7 +86,7 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings) -> str:
+def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings, margins: Margins) -> str:
     """A task's encodings by rank, in Markdown; those that tie, by their mean error."""
     own = table[table["task"] == task]
     if not own["seeds"].any():
@@ -108,7 +110,19 @@ def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings) -> s
         seconds, mib = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
         num_seeds = of_encoding.loc[splits[0], "seeds"]
         lines.append(f"| {encoding} | " + " | ".join(cells) + f" | {num_seeds} of {len(plan.seeds)} | {seconds} | {mib} |")
-    return "\n".join(lines + agreement(task, splits, findings))
+    return "\n".join(lines + by_the_rule(task, own, findings, margins) + agreement(task, splits, findings))
+
+
+def by_the_rule(task: str, cells: pd.DataFrame, findings: Findings, margins: Margins) -> list[str]:
+    """CoPE against RoPE and the best of the others on every split, by the rule of the plan."""
+    lines = []
+    for split, of_split in cells.dropna(subset="mean").groupby("split", sort=False):
+        others = of_split[~of_split["encoding"].isin(JUDGED)].sort_values("mean")["encoding"]
+        for other in [JUDGED[1], *others[:1]]:
+            if {JUDGED[0], other} <= set(of_split["encoding"]):
+                relation = {"section": task, "split": split, "order": [JUDGED[0], other]}
+                lines += [f"- {found.outcome}: {found.text}" for found in compare(relation, margins, findings)]
+    return ["", "By the rule:", "", *lines] if lines else []
 
 
 def agreement(task: str, splits: Sequence[str], findings: Findings) -> list[str]:
@@ -153,7 +167,7 @@ def draw_heat_map(plan: Plan, table: pd.DataFrame, folder: Path) -> Path:
         return save(figure, folder, "heat_map")
 
 
-def write_field(plan: Plan, findings: Findings, folder: Path, command: str) -> Path:
+def write_field(plan: Plan, findings: Findings, margins: Margins, folder: Path, command: str) -> Path:
     """Write all of it to ``folder``; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     table = field_cells(plan, findings)
@@ -166,7 +180,7 @@ def write_field(plan: Plan, findings: Findings, folder: Path, command: str) -> P
         f"Made by `{command}`.",
         __doc__.split("\n\n")[2].replace("\n", " ").strip(),
         f"![mean error of every encoding on every task]({picture.name})",
-        *(ranking(plan, task, table, findings) for task in plan.sections),
+        *(ranking(plan, task, table, findings, margins) for task in plan.sections),
         *([provenance_line(finished)] if finished else []),
     ]
     page = folder / "field.md"
