@@ -92,7 +92,7 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])
-    assert (tmp_path / "field" / "heat_map.svg").read_text().count("navigation_1d") == 2
+    assert (tmp_path / "field" / "heat_map.svg").read_text().count("Navigation 1d, ") == 2
 
 
 @pytest.mark.slow

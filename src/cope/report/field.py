@@ -26,9 +26,11 @@ from scipy.stats import ttest_rel
 
 from cope.metrics import METRICS
 from cope.report.comparisons import Margins, compare
-from cope.report.drawing import report_style, save
+from cope.report.drawing import save
 from cope.report.findings import Findings
+from cope.report.names import encoding_name, split_name, task_name
 from cope.report.provenance import provenance_line
+from cope.report.style import picture_style
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
@@ -153,15 +155,17 @@ def draw_heat_map(plan: Plan, table: pd.DataFrame, folder: Path) -> Path:
     encodings = list(dict.fromkeys(table["encoding"]))
     wide = table.pivot(index="encoding", columns=["task", "split"], values="mean").loc[encodings, columns]
     values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
-    with report_style("heat_map"):
-        figure, axes = plt.subplots(figsize=(3 + 0.55 * len(columns), 1.8 + 0.3 * len(encodings)), layout="constrained")
+    with picture_style("heat_map"):
+        figure, axes = plt.subplots(figsize=(2 + 0.3 * len(columns), 1.6 + 0.17 * len(encodings)), layout="constrained")
         colours = plt.get_cmap("viridis_r").with_extremes(bad="0.85")
         image = axes.imshow(values, vmin=0, vmax=100, cmap=colours, aspect="auto")
-        axes.set_xticks(range(len(columns)), [f"{task}\n{split}" for task, split in columns], rotation=90, fontsize=7)
-        axes.set_yticks(range(len(encodings)), encodings)
+        axes.set_xticks(
+            range(len(columns)), [f"{task_name(task)}, {split_name(split)}" for task, split in columns], rotation=90
+        )
+        axes.set_yticks(range(len(encodings)), [encoding_name(encoding) for encoding in encodings])
         for (row, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
             if not np.isnan(value):
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value > 50 else "k")
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color="w" if value > 50 else "k")
         figure.colorbar(image, label="error %, mean over seeds")
         axes.set_title(plan.title)
         return save(figure, folder, "heat_map")
