@@ -8,7 +8,7 @@
     action=show        or run, list
     tasks=all          of configs/field.yaml, with commas between
     encodings=all      likewise
-    seeds=null         how many, from 1 on, instead of the file's
+    seeds=3            so many, from the first of configs/plan.yaml on
     to=outputs/field   the folder to write
     with_runs=false    true: copy the runs' results beside it, without weights
 
@@ -27,12 +27,13 @@ import yaml
 from table import CONFIGS, list_runs, run_waiting
 
 from cope.cli import LEFT_OVER, run_command, split_settings
-from cope.errors import check_at_least, check_choice
+from cope.errors import check_between, check_choice
+from cope.report.claims import ClaimsPlan
 from cope.report.field import write_field
 from cope.report.findings import Findings
 from cope.report.published import copy_runs
 from cope.sweep.jobs import tell_left_over
-from cope.sweep.plan import Plan, plan_of
+from cope.sweep.plan import Plan, plan_of, planned_seeds
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ class FieldSettings:
     action: str = "show"
     tasks: tuple[str, ...] = ("all",)
     encodings: tuple[str, ...] = ("all",)
-    seeds: int | None = None
+    seeds: int = 3
     to: Path = Path("outputs/field")
     with_runs: bool = False
 
     def __post_init__(self) -> None:
         check_choice("action", self.action, ["show", "run", "list"])
-        if self.seeds is not None:
-            check_at_least("seeds", self.seeds, 1)
+        check_between("seeds", self.seeds, 1, len(planned_seeds(CONFIGS)))
 
 
 def main(arguments: list[str]) -> None:
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
         return
     left_over = run_waiting(runs, waiting, of_hydra) if settings.action == "run" else {}
     findings = Findings([plan])
-    page = write_field(plan, findings, settings.to, shlex.join(["python", "scripts/field.py", *arguments]))
+    command = shlex.join(["python", "scripts/field.py", *arguments])
+    page = write_field(plan, findings, ClaimsPlan.read(CONFIGS).margins, settings.to, command)
     if settings.with_runs:
         copy_runs(findings, settings.to / "runs")
     print(page.read_text(encoding="utf-8"))
@@ -77,7 +78,7 @@ def read_field(settings: FieldSettings, overrides: Sequence[str]) -> Plan:
     tasks = _chosen("tasks", settings.tasks, list(content["tasks"]))
     encodings = _chosen("encodings", settings.encodings, content["encodings"])
     sections = {task: {encoding: [*content["tasks"][task], f"pe={encoding}"] for encoding in encodings} for task in tasks}
-    seeds = tuple(content["seeds"] if settings.seeds is None else range(1, settings.seeds + 1))
+    seeds = tuple(planned_seeds(CONFIGS)[: settings.seeds])
     return plan_of(CONFIGS, "field", {"title": content["title"], "sections": sections}, overrides, seeds)
 
 

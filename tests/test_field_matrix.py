@@ -15,6 +15,7 @@ from conftest import CONFIGS, ENCODINGS, ROOT, TASKS
 from runs import clean_environment, completed
 
 from cope.errors import UserError
+from cope.report.claims import ClaimsPlan
 from cope.report.field import better, published, write_field
 from cope.report.findings import Findings
 
@@ -69,12 +70,13 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     for run in plan.runs:
         if run.section == "a5":
             continue
-        error = errors[run.row][run.seed - 1]
+        error = errors[run.row][run.seed - plan.seeds[0]]
         run.folder.path.mkdir(parents=True)
         splits = {"test": {"token_error": error}, "ood_dense": {"token_error": 0.5}}
         result = {"headline": "token_error", "splits": splits, "time_s": 7.0, "peak_memory_mib": 300.0}
+        result |= {"hardware": {"processor": "A", "threads": 1}, "versions": {"torch": "2"}}
         run.folder.result.write_text(completed(result))
-    page = write_field(plan, Findings([plan]), tmp_path / "field", "the command").read_text()
+    page = write_field(plan, Findings([plan]), ClaimsPlan.read(CONFIGS).margins, tmp_path / "field", "the command").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert lines[2:] == [
         "| path | 1.33 (0.58) [1]<br>*published 1* | 50.00 (0.00) [1]<br>*published 1* | 3 of 3 | 7 | 300 |",
@@ -84,10 +86,13 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     assert "- as published: rope > path (test)\n" in page
     assert "- not told apart here: cope > rope (test), cope > path (test), cope > rope (ood_dense)" in page
     assert "**a5**: missing" in page
+    judged = [line for line in page.splitlines() if line.startswith("- not decided: ")]
+    assert len(judged) == 4  # on two splits CoPE with RoPE, and with the best other
+    assert any("path" in line and "with 3 of 3 seeds" in line for line in judged)
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])
-    assert (tmp_path / "field" / "heat_map.svg").read_text().count("navigation_1d") == 2
+    assert (tmp_path / "field" / "heat_map.svg").read_text().count("Navigation 1d, ") == 2
 
 
 @pytest.mark.slow

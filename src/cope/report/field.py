@@ -4,10 +4,10 @@
     field/field.csv       the same as one row for each task, encoding and split
     field/heat_map.svg
 
-Two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired test at 5%;
-with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are told apart
-from it and are better: equal ranks are ties. The tests are many and not corrected for their number, so that a rank is a
-description, not a verdict.
+CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``, with as many seeds as it takes. Ranks only
+describe: two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired
+test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are
+told apart from it and are better: equal ranks are ties. These tests are many and not corrected for their number.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
 from cope.metrics import METRICS
-from cope.report.drawing import report_style, save
+from cope.report.comparisons import Margins, compare
+from cope.report.drawing import save
 from cope.report.findings import Findings
+from cope.report.names import encoding_name, split_name, task_name
 from cope.report.provenance import provenance_line
+from cope.report.style import picture_style
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
 LEVEL = 0.05
 LEAST_SEEDS = 3
+JUDGED = ("cope", "rope")
 
 
 @cache
@@ -84,7 +88,7 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings) -> str:
+def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings, margins: Margins) -> str:
     """A task's encodings by rank, in Markdown; those that tie, by their mean error."""
     own = table[table["task"] == task]
     if not own["seeds"].any():
@@ -108,7 +112,19 @@ def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings) -> s
         seconds, mib = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
         num_seeds = of_encoding.loc[splits[0], "seeds"]
         lines.append(f"| {encoding} | " + " | ".join(cells) + f" | {num_seeds} of {len(plan.seeds)} | {seconds} | {mib} |")
-    return "\n".join(lines + agreement(task, splits, findings))
+    return "\n".join(lines + by_the_rule(task, own, findings, margins) + agreement(task, splits, findings))
+
+
+def by_the_rule(task: str, cells: pd.DataFrame, findings: Findings, margins: Margins) -> list[str]:
+    """CoPE against RoPE and the best of the others on every split, by the rule of the plan."""
+    lines = []
+    for split, of_split in cells.dropna(subset="mean").groupby("split", sort=False):
+        others = of_split[~of_split["encoding"].isin(JUDGED)].sort_values("mean")["encoding"]
+        for other in [JUDGED[1], *others[:1]]:
+            if {JUDGED[0], other} <= set(of_split["encoding"]):
+                relation = {"section": task, "split": split, "order": [JUDGED[0], other]}
+                lines += [f"- {found.outcome}: {found.text}" for found in compare(relation, margins, findings)]
+    return ["", "By the rule:", "", *lines] if lines else []
 
 
 def agreement(task: str, splits: Sequence[str], findings: Findings) -> list[str]:
@@ -139,21 +155,23 @@ def draw_heat_map(plan: Plan, table: pd.DataFrame, folder: Path) -> Path:
     encodings = list(dict.fromkeys(table["encoding"]))
     wide = table.pivot(index="encoding", columns=["task", "split"], values="mean").loc[encodings, columns]
     values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
-    with report_style("heat_map"):
-        figure, axes = plt.subplots(figsize=(3 + 0.55 * len(columns), 1.8 + 0.3 * len(encodings)), layout="constrained")
+    with picture_style("heat_map"):
+        figure, axes = plt.subplots(figsize=(2 + 0.3 * len(columns), 1.6 + 0.17 * len(encodings)), layout="constrained")
         colours = plt.get_cmap("viridis_r").with_extremes(bad="0.85")
         image = axes.imshow(values, vmin=0, vmax=100, cmap=colours, aspect="auto")
-        axes.set_xticks(range(len(columns)), [f"{task}\n{split}" for task, split in columns], rotation=90, fontsize=7)
-        axes.set_yticks(range(len(encodings)), encodings)
+        axes.set_xticks(
+            range(len(columns)), [f"{task_name(task)}, {split_name(split)}" for task, split in columns], rotation=90
+        )
+        axes.set_yticks(range(len(encodings)), [encoding_name(encoding) for encoding in encodings])
         for (row, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
             if not np.isnan(value):
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value > 50 else "k")
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color="w" if value > 50 else "k")
         figure.colorbar(image, label="error %, mean over seeds")
         axes.set_title(plan.title)
         return save(figure, folder, "heat_map")
 
 
-def write_field(plan: Plan, findings: Findings, folder: Path, command: str) -> Path:
+def write_field(plan: Plan, findings: Findings, margins: Margins, folder: Path, command: str) -> Path:
     """Write all of it to ``folder``; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     table = field_cells(plan, findings)
@@ -166,7 +184,7 @@ def write_field(plan: Plan, findings: Findings, folder: Path, command: str) -> P
         f"Made by `{command}`.",
         __doc__.split("\n\n")[2].replace("\n", " ").strip(),
         f"![mean error of every encoding on every task]({picture.name})",
-        *(ranking(plan, task, table, findings) for task in plan.sections),
+        *(ranking(plan, task, table, findings, margins) for task in plan.sections),
         *([provenance_line(finished)] if finished else []),
     ]
     page = folder / "field.md"

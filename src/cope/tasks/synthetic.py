@@ -166,7 +166,8 @@ class SyntheticTask(Task):
     def watched_examples(self, split: str, num: int) -> Examples:
         """The first: they are in no order."""
         whole = self.evaluation_examples(split)
-        return Examples(whole.tokens[:num], whole.lengths[:num], whole.answers[:num])
+        labels = None if whole.labels is None else whole.labels[:num]
+        return Examples(whole.tokens[:num], whole.lengths[:num], whole.answers[:num], labels=labels)
 
     def specimen(self, num_tokens: int) -> Specimen:
         """The most varied test example of those short enough, or the shortest; its first answer is what is predicted."""
