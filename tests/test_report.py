@@ -121,7 +121,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert verdicts[1]["outcome"] == "not decided" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17
     assert verdicts[1]["scales"] == ["smoke"] and verdicts[1]["label"] == "not decided after 2 seeds"
     assert verdicts[1]["summary"] == "CoPE below RoPE with 2 of 2 seeds; RoPE below Absolute with 2 of 2 seeds."
-    assert "CoPE 0.2%, RoPE 4.6%, Absolute 20.2%" in verdicts[1]["figures"]
+    assert "CoPE 0.2%, RoPE 4.6%" in verdicts[1]["findings"][0]["text"]
     reasons = (folder / "verdicts.md").read_text()
     assert all(finding["text"] in reasons for verdict in verdicts.values() for finding in verdict["findings"])
     assert verdicts[3]["finding"] == "CoPE at most 1% error: no seed yet"

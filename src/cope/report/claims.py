@@ -134,16 +134,6 @@ class Verdict:
         return "; ".join(part.finding for part in self._telling()) + "."
 
     @property
-    def figures(self) -> str:
-        """What was compared, place by place."""
-        places: dict[str, dict[str, str]] = {}
-        for part in self.comparisons:
-            places.setdefault(f"{part.section}, {part.split}", {}).update(part.figures)
-        return "; ".join(
-            f"{where}: {', '.join(f'{name} {figure}' for name, figure in found.items())}" for where, found in places.items()
-        )
-
-    @property
     def line(self) -> str:
         """All of it in at most 100 characters."""
         text = f"{self.number:2} {self.outcome:13} {self.topic:24} {self.finding}"
@@ -160,7 +150,7 @@ class Verdict:
         described |= {"seeds": self.seeds, "e_value": float(f"{self.e_now:.4g}"), "stands_by": list(self.stands_by)}
         found = [{"outcome": part.outcome, "text": part.text} for part in self.comparisons]
         return described | {
-            "summary": self.summary, "figures": self.figures, "scales": list(self.scales), "findings": found
+            "summary": self.summary, "scales": list(self.scales), "findings": found
         }  # fmt: skip
 
 
