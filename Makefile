@@ -79,19 +79,23 @@ field: $(INSTALLED) ## CoPE among the encodings published before and after it: t
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)
 
+NO_SEEDS = $(if $(SEEDS),$(error SEEDS= has no effect here: what is finished of the seeds in configs/plan.yaml is read))
 DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) \
 	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
 
 .PHONY: decide
 decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
+	$(if $(IS_DRY),$(error DRY=1 is not for make decide; allowed: make reproduce DRY=1, make claims))
 	$(DECIDE)
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
+	$(NO_SEEDS)
 	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(WHY)) scale=$(SCALE) $(SET)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
+	$(NO_SEEDS)
 	$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET)
 
 .PHONY: published-runs
@@ -100,6 +104,7 @@ published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished o
 
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
+	$(NO_SEEDS)
 	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true scale=$(SCALE) $(SET)
 
 # Claims first, then what tables and figures have beside them. A failed run (exit status 3) does not keep the report from being
