@@ -17,6 +17,11 @@ same command runs only what is not finished. The exit status is 0 if everything 
 command was refused.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import shlex
 import sys
 from collections.abc import Sequence

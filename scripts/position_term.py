@@ -6,6 +6,11 @@
 All are settings of train.py. Root mean squares over the pairs of query and key of the first batch.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import itertools
 from dataclasses import asdict
 from pathlib import Path
