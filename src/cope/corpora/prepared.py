@@ -138,9 +138,10 @@ def _alone(folder: Path) -> Iterator[None]:
         held = lock(path, wait=f"Another process is preparing {folder}: waiting for it.")
     except OSError as error:
         raise _cannot_write(folder.parent, error) from error
-    with held:
+    try:
         yield
-    held.release()
+    finally:
+        held.release()
 
 
 def _make(
