@@ -133,9 +133,15 @@ class Experiment:
         """
         fabric = self.trainer.fabric()
         with ending_together(fabric):
-            return self._run(fabric, show_progress)
+            return self._run(fabric, show_progress, splits, observe)
 
-    def _run(self, fabric: Fabric, show_progress: bool) -> dict[str, Any]:
+    def _run(
+        self,
+        fabric: Fabric,
+        show_progress: bool,
+        splits: Sequence[str] | None,
+        observe: Callable[[int, float], None] | None,
+    ) -> dict[str, Any]:
         self.is_main_process = fabric.is_global_zero
         if fabric.is_global_zero:
             self._claim_folder()
