@@ -79,9 +79,9 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     page = write_field(plan, Findings([plan]), ClaimsPlan.read(CONFIGS).margins, tmp_path / "field", "the command").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert lines[2:] == [
-        "| path | 1.33 (0.58) [1]<br>*published 1* | 50.00 (0.00) [1]<br>*published 1* | 3 of 3 | 7 | 300 |",
-        "| cope | 33.33 (25.17) [1]<br>*published 12* | 50.00 (0.00) [1]<br>*published 9* | 3 of 3 | 7 | 300 |",
-        "| rope | 31.00 (1.00) [2]<br>*published 5* | 50.00 (0.00) [1]<br>*published 3* | 3 of 3 | 7 | 300 |",
+        "| path | 1.3 (0.6) [1]<br>*published 1* | 50.0 (0.0) [1]<br>*published 1* | 3 of 3 | 7 | 300 |",
+        "| cope | 33.3 (25.2) [1]<br>*published 12* | 50.0 (0.0) [1]<br>*published 9* | 3 of 3 | 7 | 300 |",
+        "| rope | 31.0 (1.0) [2]<br>*published 5* | 50.0 (0.0) [1]<br>*published 3* | 3 of 3 | 7 | 300 |",
     ]
     assert "- as published: rope > path (test)\n" in page
     assert "- not told apart here: cope > rope (test), cope > path (test), cope > rope (ood_dense)" in page
