@@ -21,10 +21,11 @@ TABLE = torch.randn(40, 4, generator=GENERATOR)
 @pytest.mark.parametrize("scale", ["released", "paper"])
 def test_share_is_the_definition_query_by_query(scale):
     key_mask = padding(150, [150, 90], "left")
-    found = position_use(Q, K, TABLE, key_mask=key_mask, scale=scale)
+    gate_bias = torch.tensor([0.0, -1.0, 1.0, -3.0])
+    found = position_use(Q, K, TABLE, gate_bias=gate_bias, key_mask=key_mask, scale=scale)
     k = K.repeat_interleave(2, 1)
     content = Q @ k.transpose(-1, -2) / 2
-    _, positions = contextual_positions(content, 40, key_mask)
+    _, positions = contextual_positions(content + gate_bias[:, None, None], 40, key_mask)
     by_table, by_content, reads = torch.zeros(4), torch.zeros(4), torch.zeros(40)
     for batch, query in torch.cartesian_prod(torch.arange(2), torch.arange(150)).tolist():
         seen = [key for key in range(query + 1) if key_mask[batch, key]]
@@ -57,7 +58,7 @@ def test_a_table_of_zeros_is_inert_and_batches_add_up():
 
 
 def test_the_meter_of_a_model(make_model):
-    model = make_model("pe=cope")
+    model = make_model("pe=cope", "pe.gate_bias=-2.0")
     tokens = torch.randint(0, 5, (2, 20), generator=torch.Generator().manual_seed(1))
     uses = position_use_by_layer(model, tokens)
     assert len(uses) == len(model.layers) and all((use.share > 0).all() and (use.share < 1).all() for use in uses)

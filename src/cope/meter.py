@@ -53,6 +53,7 @@ def position_use(
     table: Float[Tensor, "num_positions head_dim"],
     *,
     gate_keys: Float[Tensor, "batch key_heads key head_dim"] | None = None,
+    gate_bias: Float[Tensor, " heads"] | None = None,
     key_mask: Bool[Tensor, "batch key"] | None = None,
     scale: str = "released",
 ) -> PositionUse:
@@ -72,6 +73,8 @@ def position_use(
         if block_mask is not None:
             visible = visible & block_mask[:, None, None, :]
         gate_logits = block @ gate_keys[..., seen, :].transpose(-1, -2)
+        if gate_bias is not None:
+            gate_logits = gate_logits + gate_bias[:, None, None]
         _, positions = contextual_positions(gate_logits, table.shape[0], block_mask)
         z = block @ table.transpose(0, 1) * (z_scale * math.sqrt(q.shape[-1]))
         found.append(

@@ -78,7 +78,14 @@ def position_use_by_layer(model: Transformer, tokens: Tensor) -> list[PositionUs
             f"{type(encoding).__name__} has no table of counted positions; allowed: cope and its relatives with one."
         )
     return [
-        position_use(heads.q, heads.k, encoding.table(heads.layer), gate_keys=encoding.gate_keys(heads), scale=encoding.scale)
+        position_use(
+            heads.q,
+            heads.k,
+            encoding.table(heads.layer),
+            gate_keys=encoding.gate_keys(heads),
+            gate_bias=encoding.gate_bias(heads),
+            scale=encoding.scale,
+        )
         for heads in _heads_by_layer(model, tokens)
     ]
 
