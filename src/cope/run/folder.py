@@ -91,6 +91,11 @@ class RunFolder:
             raise UserError(f"{self.config} cannot be read: {error}. To start the run over, add force=true.") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.config} is not a run's configuration. To start the run over, add force=true.")
+        if place := _interpolation(content):
+            raise UserError(
+                f"{self.config} is not as a run wrote it: {place} is to be looked up elsewhere, where a run writes what it "
+                "found there. Put it right, or start the run over with force=true."
+            )
         return content
 
     def read_result(self) -> dict[str, Any] | None:
@@ -148,6 +153,14 @@ class RunFolder:
 
 
 _told: set[Path] = set()  # results that were said to be damaged
+
+
+def _interpolation(value: Any, place: str = "") -> str:
+    """Where in ``value`` a text is that OmegaConf would replace, by a variable of the environment perhaps; empty if nowhere."""
+    if isinstance(value, str):
+        return place if "${" in value else ""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, part in parts if (found := _interpolation(part, f"{place}.{key}".lstrip(".")))), "")
 
 
 def _is_number(value: object) -> bool:
