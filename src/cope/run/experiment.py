@@ -69,7 +69,7 @@ class Experiment:
             shape = model_shape(config, self.task)
             weights = num_weights(lambda other: build_model(config, self.task, other), shape)
             # Without a trainer it cannot be told whether the model fits; what is finished need not, to be shown.
-            if not problems.messages and (config.force or not run_folder(config).result.exists()):
+            if not problems.messages and (config.force or config.get("dry") or not run_folder(config).result.exists()):
                 check_data_fits(self.task)
                 if weights is not None and not config.get("dry", False):  # else too little memory is what is told
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
@@ -184,7 +184,7 @@ class Experiment:
         )
         try:
             loop.run()
-            return self._finish(loop, fabric, provenance, splits)
+            return self._finish(loop, fabric, provenance, splits or ("validation", *self.task.test_splits))
         except Exception:
             self.logger.finish(None)
             raise
