@@ -191,6 +191,6 @@ def _damage(result: dict[str, Any]) -> str:
         for key in [*needed, *(name for name in found if name in METRICS)]:
             if not _is_number(found.get(key)) or found[key] < 0:
                 return f"splits.{split}.{key}={found.get(key)!r}"[:100]
-    if not _is_number(result["time_s"]) or not 0 <= result["best_step"] <= result["steps"]:
+    if not _is_number(result["time_s"]) or result["time_s"] < 0 or not 0 <= result["best_step"] <= result["steps"]:
         return f"best_step={result['best_step']} of steps={result['steps']}, time_s={result['time_s']}"
     return ""
