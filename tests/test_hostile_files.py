@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -136,3 +138,19 @@ def test_arrays_of_objects_are_not_drawn(tmp_path: Path, compose: Compose) -> No
     with suppress(UserError, ValueError):
         draw_run(folder)
     assert not sign.exists()
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_of_a_network_on_import() -> None:
+    program = """
+import importlib, pkgutil, socket
+def refuse(*_): raise AssertionError("a connection on import")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+import cope
+for module in pkgutil.walk_packages(cope.__path__, "cope."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "imported\n", done.stderr
