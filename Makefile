@@ -40,8 +40,9 @@ $(if $(filter-out 0 1,$(DRY)),$(error DRY=$(DRY) is not known; allowed: 1, 0))
 COMMA := ,
 SPACE := $(subst ,, )
 SETTINGS = scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(SET)
+QUEUE = $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(JOBS),hydra.launcher.jobs=$(JOBS))
 TABLE = $(BIN)/python scripts/table.py table=$(subst $(SPACE),$(COMMA),$(1)) action=$(if $(IS_DRY),list,run) $(SETTINGS) \
-	$(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+	$(QUEUE) $(if $(WINDOWS),windows=$(WINDOWS))
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -81,7 +82,7 @@ table1: $(INSTALLED) ## Ask a language model the paper's counting questions: mak
 
 NO_SEEDS = $(if $(SEEDS),$(error SEEDS= has no effect here: what is finished of the seeds in configs/plan.yaml is read))
 DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) \
-	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+	$(QUEUE) $(if $(WINDOWS),windows=$(WINDOWS))
 
 .PHONY: decide
 decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
@@ -132,6 +133,15 @@ gpu-check: $(INSTALLED) ## On one GPU, in at most eight minutes: are the kernels
 .PHONY: sanitize
 sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan
 	$(BIN)/python scripts/sanitize.py
+
+.PHONY: faults
+faults: $(INSTALLED) ## Break runs in many ways and count those that came out as unbroken ones; minutes to hours (TRIES=10)
+	$(BIN)/python benchmarks/faults.py $(if $(TRIES),tries=$(TRIES))
+
+.PHONY: audit
+audit: $(INSTALLED) ## Ask the vulnerability database about the installed packages; needs a network
+	$(BIN)/python -m pip install -q -c constraints.txt pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, without those marked slow

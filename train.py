@@ -23,6 +23,7 @@ from cope.cli import is_sweep, reporting_errors, run_hydra_command
 def train(config: DictConfig) -> None:
     with reporting_errors():
         # Imported here, so that --help and shell completion need not wait for PyTorch.
+        from cope.report.cost_sheets import cost_sheet
         from cope.report.figures import draw_run
         from cope.report.run_sheets import run_sheet
         from cope.report.sheets import show
@@ -30,6 +31,11 @@ def train(config: DictConfig) -> None:
         from cope.run.summary import run_line
 
         experiment = Experiment(config)
+        if config.dry:
+            show(
+                [cost_sheet(f"{config.pe.name} on {config.task.name}", experiment.cost(), config.dry, config.trainer.precision)]
+            )
+            return
         result = experiment.run(show_progress=sys.stderr.isatty() and not is_sweep())
         if experiment.is_main_process:
             pictures = draw_run(experiment.folder)

@@ -36,6 +36,7 @@ def write_files(folder: Path) -> None:
 def test_the_pages_encoding_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COPE_PACKAGES", "my_ideas")
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(

@@ -31,7 +31,7 @@ FLOORS = [
     {"corpora"},
     {"functional", "meter"},
     {"kernels"},
-    {"building", "files", "metrics", "seeding", "threads", "signals", "start", "errors"},
+    {"building", "files", "metrics", "seeding", "threads", "memory", "signals", "start", "errors"},
 ]
 LONGEST_COMMAND, LONGEST_SCRIPT = 60, 125  # lines
 LARGEST_FILE = 1_000_000  # bytes

@@ -7,9 +7,11 @@ those of the constructors that take them, so that a new encoding needs no schema
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass, make_dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -20,6 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import UserError, nearest
 from cope.files import user_path
+
+OWN_PACKAGE = __name__.partition(".")[0]
+PACKAGES_VARIABLE = "COPE_PACKAGES"
+PACKAGES_GROUP = "cope_lab.packages"
 
 PLAIN = {int, float, bool, str, NoneType}  # what OmegaConf converts to
 
@@ -64,7 +70,7 @@ def as_declared(values: Mapping[str, Any], target: Callable[..., Any], provided:
 def built_as_declared(values: Any, provided: Collection[str] = ()) -> Any:
     """As :func:`as_declared`, for the class that ``values["_target_"]`` names; as they are if there is none."""
     try:
-        target = get_class(values["_target_"])
+        target = class_named(values["_target_"])
     except Exception:  # of several kinds, see :func:`build`, which tells of them
         return values
     return as_declared(values, target, provided)
@@ -167,6 +173,30 @@ def _schema(hint: Any) -> DictConfig:
     return schema
 
 
+def class_named(path: str) -> type:
+    """The class that a configuration names, of this project or of a package that the user named.
+
+    A configuration is data, perhaps somebody else's: nothing is imported because a file says so.
+
+    Raises:
+        UserError: it is of another package.
+        Exception: of several kinds: there is no such class.
+    """
+    package = str(path).partition(".")[0]
+    if package != OWN_PACKAGE and package not in _named_packages():
+        raise UserError(
+            f"it is of no package that was named; allowed: cope and those in {PACKAGES_VARIABLE}=name,name (an installed one "
+            f"may name itself: entry points, group {PACKAGES_GROUP})."
+        )
+    found: type = get_class(path)
+    return found
+
+
+def _named_packages() -> set[str]:
+    named = {name.strip() for name in os.environ.get(PACKAGES_VARIABLE, "").split(",")}
+    return named | {entry.value for entry in entry_points(group=PACKAGES_GROUP)}
+
+
 def build(node: DictConfig, key: str, **provided: Any) -> Any:
     """An instance of the class that ``node._target_`` names, from ``node``'s values and ``provided``.
 
@@ -174,7 +204,7 @@ def build(node: DictConfig, key: str, **provided: Any) -> Any:
         UserError: as :func:`arguments`, or no such class, or whatever the class itself refuses.
     """
     try:
-        target = get_class(node["_target_"])
+        target = class_named(node["_target_"])
     except Exception as error:  # Hydra raises several kinds here, all with the reason in the text
         raise UserError(f"{key}._target_={node.get('_target_')} cannot be loaded: {error}") from error
     return target(**provided, **arguments(node, target, key, provided))

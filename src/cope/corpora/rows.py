@@ -20,6 +20,7 @@ import gzip
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +29,9 @@ from cope.corpora.base import NO_NETWORK_NEEDED
 from cope.corpora.hub import first_line, load_hub_dataset
 from cope.errors import UserError, nearest
 from cope.files import user_path
+from cope.memory import machine_bytes
 
+SHARE_OF_MEMORY = 4  # what is unpacked at once may take one part in so many
 VERSION = 2  # of this reading: corpora that were prepared by another one are prepared anew
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 PARQUET = ".parquet"
@@ -144,9 +147,13 @@ def files_of_split(key: str, folder: Path, files: Iterable[Path], split: str) ->
 
 def read_text(path: Path) -> str:
     """The whole file, exactly as it is."""
+    most = (machine_bytes() or sys.maxsize) // SHARE_OF_MEMORY
     try:
         with _opened(path) as file:
-            return _decoded(file.read(), path, 0)
+            content = file.read(most)
+            if file.read(1):
+                raise _too_large(path, "more", most)
+            return _decoded(content, path, 0)
     except (OSError, EOFError) as error:
         raise _unreadable(path, error) from error
 
@@ -165,6 +172,10 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path) if _ending(path)[1] else path.open("rb")  # type: ignore[return-value]  # it reads like one
+
+
+def _too_large(path: Path, size: str, most: int) -> UserError:
+    return UserError(f"{path} unpacks to {size}; allowed here: {most / 2**20:,.0f} MiB at once. Cut it into several files.")
 
 
 def _unreadable(path: Path, error: OSError | EOFError) -> UserError:
@@ -222,7 +233,14 @@ def _rows(path: Path, split: str) -> Any:
     if _ending(path)[0] in JSON_LINES:
         return _json_lines(path)
     import datasets  # a second to import
+    import pyarrow.parquet as pq
 
+    # Rows come in groups, each unpacked at once.
+    metadata = pq.read_metadata(path)
+    largest = max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
+    most = (machine_bytes() or sys.maxsize) // SHARE_OF_MEMORY
+    if largest > most:
+        raise _too_large(path, f"{largest / 2**20:,.0f} MiB", most)
     return datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
 
 

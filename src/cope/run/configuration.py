@@ -23,11 +23,11 @@ from cope.run.folder import RunFolder
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
 TABLES = ("pe", "task", "model", "optimizer", "trainer", "logger")  # those that a run cannot do without
-TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
+TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "dry", "output_dir", "data_dir")
 ALLOWED = {int: "int", bool: "true, false", str: "text, and not empty"}
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
-    *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
+    *("output_dir", "data_dir", "force", "dry", "logger", "seed", "recipe", "task.data_dir"),
     *("trainer.threads", "trainer.cuda_graphs", "trainer.eval_splits", "trainer.eval_examples", "trainer.eval_splits_every"),
 )
 # Settings that came later: while they are off they leave the name of a run as it was before there were any.

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning_fabric import Fabric
@@ -127,6 +127,10 @@ class TrainerSettings:
         """Whether steps are to be recorded as CUDA graphs."""
         alone = self.devices * self.num_nodes * self.accumulate == 1
         return self.cuda_graphs is True or (self.cuda_graphs == "auto" and self.accelerator == "cuda" and alone)
+
+    def alone(self) -> TrainerSettings:
+        """The same on one device, without graphs."""
+        return replace(self, devices=1, num_nodes=1, strategy="auto", cuda_graphs=False)
 
     def fabric(self) -> Fabric:
         """The launched Fabric. Where it starts further processes, they run the same command from its beginning."""

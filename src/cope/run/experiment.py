@@ -21,6 +21,7 @@ from cope.model.transformer import Transformer, check_shape
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
+from cope.run.cost import Cost, check_dry, cost_of
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
 from cope.run.distributed import ending_together, is_sharded
 from cope.run.evaluation import score_split
@@ -56,6 +57,7 @@ class Experiment:
         with problems.collect():
             check_top_level(config)
             check_at_least("seed", config.seed, 0)
+            check_dry(config.get("dry", False))
         with problems.collect():
             self.trainer = TrainerSettings(**arguments(config.trainer, TrainerSettings, "trainer"))
         with problems.collect():
@@ -67,9 +69,9 @@ class Experiment:
             shape = model_shape(config, self.task)
             weights = num_weights(lambda other: build_model(config, self.task, other), shape)
             # Without a trainer it cannot be told whether the model fits; what is finished need not, to be shown.
-            if not problems.messages and (config.force or not run_folder(config).result.exists()):
+            if not problems.messages and (config.force or config.get("dry") or not run_folder(config).result.exists()):
                 check_data_fits(self.task)
-                if weights is not None:
+                if weights is not None and not config.get("dry", False):  # else too little memory is what is told
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)
                 self._check_lengths(self.model.encoding)
@@ -105,6 +107,11 @@ class Experiment:
                 f"of task={self.config.task.name} {self.task.longest_context} are read. Use pe.beyond=untrained, or test only "
                 "splits that fit."
             )
+
+    def cost(self) -> Cost:
+        """What the run will cost; the experiment is of no use afterwards."""
+        hidden = int(self.config.model.feed_forward_multiple)
+        return cost_of(self.model, self.task, self.config.seed, self.trainer, self.optimizer, hidden)
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 

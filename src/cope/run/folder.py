@@ -91,6 +91,11 @@ class RunFolder:
             raise UserError(f"{self.config} cannot be read: {error}. To start the run over, add force=true.") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.config} is not a run's configuration. To start the run over, add force=true.")
+        if place := _interpolation(content):
+            raise UserError(
+                f"{self.config} is not as a run wrote it: {place} is to be looked up elsewhere, where a run writes what it "
+                "found there. Put it right, or start the run over with force=true."
+            )
         return content
 
     def read_result(self) -> dict[str, Any] | None:
@@ -150,6 +155,14 @@ class RunFolder:
 _told: set[Path] = set()  # results that were said to be damaged
 
 
+def _interpolation(value: Any, place: str = "") -> str:
+    """Where in ``value`` a text is that OmegaConf would replace, by a variable of the environment perhaps; empty if nowhere."""
+    if isinstance(value, str):
+        return place if "${" in value else ""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, part in parts if (found := _interpolation(part, f"{place}.{key}".lstrip(".")))), "")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -178,6 +191,6 @@ def _damage(result: dict[str, Any]) -> str:
         for key in [*needed, *(name for name in found if name in METRICS)]:
             if not _is_number(found.get(key)) or found[key] < 0:
                 return f"splits.{split}.{key}={found.get(key)!r}"[:100]
-    if not _is_number(result["time_s"]) or not 0 <= result["best_step"] <= result["steps"]:
+    if not _is_number(result["time_s"]) or result["time_s"] < 0 or not 0 <= result["best_step"] <= result["steps"]:
         return f"best_step={result['best_step']} of steps={result['steps']}, time_s={result['time_s']}"
     return ""

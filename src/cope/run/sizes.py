@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from cope.errors import UserError
+from cope.memory import machine_bytes
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape
 from cope.run.device import TrainerSettings
@@ -21,17 +20,6 @@ PROCESS_BYTES = 100 * 2**20  # of Python with PyTorch
 LAYER_BYTES = 40_000  # of a layer's modules, tensors and the optimiser's, whatever its size
 TRAINED_BYTES = 4 * 4  # a weight, its gradient and the optimiser's two averages, in float32
 KEPT_FLOATS = 8  # for the backward pass, for each token, layer and dimension: norms, queries, keys, values; beside hidden units
-
-
-def machine_bytes() -> int | None:
-    """Memory of the machine, or of the container if it has less; None where the system does not say."""
-    try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(found, int(text)) if text.isdecimal() else found
 
 
 def check_data_fits(task: Task) -> None:
@@ -79,14 +67,18 @@ def check_model_fits(weights: int, shape: ModelShape, hidden: int, task: Task, t
     parts = trainer.devices * trainer.num_nodes * trainer.accumulate
     longest = min(shape.context, task.longest_drawn) if isinstance(task, SyntheticTask) else shape.context
     tokens = max(1, trainer.batch_size // parts) * longest
-    kept = (KEPT_FLOATS + hidden) * tokens * shape.num_layers * shape.dim * (2 if trainer.precision == "bf16-mixed" else 4)
-    each_device = TRAINED_BYTES * weights + kept
+    each_device = TRAINED_BYTES * weights + kept_bytes(shape, hidden, tokens, trainer.precision)
     what = f"{_sizes(shape)}, {weights:,} weights in all, trained on {tokens:,} tokens at once"
     if trainer.accelerator == "cuda":
         _check(what, each_device, torch.cuda.get_device_properties(0).total_memory, "the GPU")
         each_device = 4 * weights
     each_process = each_device + PROCESS_BYTES + LAYER_BYTES * shape.num_layers
     _check(f"{what}, by trainer.devices={trainer.devices}", trainer.devices * each_process)
+
+
+def kept_bytes(shape: ModelShape, hidden: int, tokens: int, precision: str) -> int:
+    """What is kept for the backward pass of so many tokens, at least."""
+    return (KEPT_FLOATS + hidden) * tokens * shape.num_layers * shape.dim * (2 if precision == "bf16-mixed" else 4)
 
 
 def _sizes(shape: ModelShape) -> str:

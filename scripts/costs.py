@@ -1,0 +1,85 @@
+"""What the runs behind the paper's tables and figures cost, before any is started.
+
+    python scripts/costs.py scale=paper                 # a row for each kind of run of every table: what one takes
+    python scripts/costs.py scale=paper table=table2
+    python scripts/costs.py slopes=true                 # how the time of a step grows with context, layers and dimension
+    python scripts/costs.py scale=paper format=markdown
+
+Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
+that cost next to nothing are one row: the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cope.cli import run_command, split_settings
+from cope.report.cost_sheets import costs_sheet
+from cope.report.sheets import Sheet, show
+from cope.run.cost import Cost
+from cope.run.experiment import Experiment
+from cope.sweep.plan import composed, read_plans
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COSTS_NOTHING = ("pe=cope_sep_keys", "pe=cope_val_gates")  # beside pe=cope
+GROWING = {
+    "task.context": (128, 256, 512, 1024),
+    "model.num_layers": (2, 4, 8),
+    "model.dim": (64, 128, 256),
+}
+BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "trainer.threads=1", "logger=none")
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    table: tuple[str, ...] = ("all",)
+    slopes: bool = False
+    format: str = "table"
+
+
+def main(arguments: list[str]) -> None:
+    settings, overrides = split_settings(arguments, CostSettings, "python scripts/costs.py scale=paper")
+    if settings.slopes:
+        show([slopes()], settings.format)
+        return
+    plans, _ = read_plans(CONFIGS, overrides, None, None if settings.table == ("all",) else settings.table)
+    kinds: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
+    for run in {run.folder.path: run for plan in plans for run in plan.runs}.values():
+        config = composed(CONFIGS, run.settings)
+        key = (config.task.name, config.pe.name, *map(str, (config.model, config.task.get("context"), config.trainer)))
+        kinds.setdefault(key, []).append(run.settings)
+    rows = []
+    for runs in kinds.values():
+        config = composed(CONFIGS, runs[0])
+        name = " ".join(text for text in runs[0] if not text.startswith(("scale=", "corpus=", "logger=")))
+        rows.append((name, len(runs), cost(config), str(config.trainer.precision)))
+    show([costs_sheet(rows)], settings.format)
+
+
+def cost(config: DictConfig) -> Cost:
+    """Of the run that ``config`` is of."""
+    dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
+    assert isinstance(dry, DictConfig)
+    dry.logger = {"_target_": "cope.run.loggers.NoLogger"}
+    return Experiment(dry).cost()
+
+
+def slopes() -> Sheet:
+    """The time of a step as one setting is doubled, and the exponent that it grows with between the last two."""
+    import math
+
+    rows = []
+    for key, values in GROWING.items():
+        times = [cost(composed(CONFIGS, (*BASE, f"{key}={value}"))).step_s for value in values]
+        exponent = math.log(times[-1] / times[-2]) / math.log(values[-1] / values[-2])
+        told = ", ".join(f"{value}: {seconds:.3g}" for value, seconds in zip(values, times, strict=True))
+        rows.append((key, told, f"{exponent:.2f}"))
+    columns = ("setting", "seconds a step", "exponent of the last doubling")
+    return Sheet(f"{' '.join(BASE)}, else as the recipe", columns, tuple(rows))
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

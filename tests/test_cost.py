@@ -1,0 +1,53 @@
+"""What a run will cost, told before it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch.utils.flop_counter import FlopCounterMode
+
+from cope.errors import UserError
+from cope.report.cost_sheets import cost_sheet
+from cope.run.configuration import definition
+from cope.run.cost import flops_of_step
+from cope.run.experiment import Experiment
+
+Compose = Callable[..., DictConfig]
+
+
+def dry(config: DictConfig, value: bool | str = True) -> DictConfig:
+    config.dry = value
+    return config
+
+
+@pytest.mark.parametrize("task", ["counting", "wikipedia"])
+def test_a_dry_run_tells_costs_and_leaves_nothing(compose: Compose, tmp_path: object, task: str) -> None:
+    config = compose(f"task={task}", "trainer.accumulate=2")
+    experiment = Experiment(dry(config, "h100"))
+    cost = experiment.cost()
+    assert cost.parameters == experiment.model.num_parameters()
+    assert 0 < cost.tokens <= cost.steps * config.trainer.batch_size * config.task.context
+    assert cost.here_s == pytest.approx(cost.step_s * config.trainer.steps) and cost.step_s > 0
+    assert cost.on_gpu_s("h100", "bf16-mixed") < cost.on_gpu_s("v100", "32-true")
+    shown = cost_sheet("cope", cost, "h100", "32-true")
+    assert shown.rows[0] == ("parameters", f"{cost.parameters:,}") and "training on one h100" in shown.rows[-1][0]
+    assert not experiment.folder.path.exists()
+
+
+def test_whether_a_run_is_dry_is_no_part_of_it(compose: Compose) -> None:
+    assert definition(dry(compose())) == definition(compose())
+    with pytest.raises(UserError, match=r"dry=h101 is not known; .*Did you mean 'h100'"):
+        Experiment(dry(compose(), "h101"))
+
+
+def test_flops_are_those_that_pytorch_counts(make_model: Callable[..., torch.nn.Module]) -> None:
+    model = make_model("pe=none", "model.dim=64")
+    tokens = torch.zeros(2, 32, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counted:
+        model(tokens).sum().backward()
+    told = flops_of_step(model, tokens.numel(), tokens.numel(), tokens.shape[1])
+    # PyTorch counts the whole square of attention, of which half is masked.
+    assert told == pytest.approx(counted.get_total_flops(), rel=0.15)
