@@ -3,7 +3,8 @@
     python train.py pe=cope task=counting
     python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3
 
-The same command again goes on with an unfinished run and shows a finished one. ``python train.py --help`` lists the settings.
+The same command again goes on with an unfinished run and shows a finished one. ``python train.py task=flip_flop --help`` lists
+the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
 """
 
 import sys
@@ -12,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cope.cli import is_sweep, reporting_errors
+from cope.help import show_help
 from cope.overrides import check_overrides
 
 
@@ -38,5 +40,6 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__doc__, "configs")
     check_overrides(sys.argv[1:], "configs")
     train()

@@ -5,6 +5,9 @@
 
 Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
 rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
+
+    context=256                     tokens of the sequence that is generated from its first token on
+    lengths=128,256,512,...,4096    tokens before the one that is timed
 """
 
 from __future__ import annotations

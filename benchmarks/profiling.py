@@ -218,4 +218,7 @@ def profiled(recipes: list[str], repeats: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(*sys.argv[1:])
+    if len(sys.argv) < 3 or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        answer(*sys.argv[1:])

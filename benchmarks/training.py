@@ -5,6 +5,9 @@
 
 Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in each of which every encoding runs once. Writes
 ``outputs/benchmark/training.json``.
+
+    repeats=7    rounds
+    threads=1    numbers of threads, with commas between
 """
 
 from __future__ import annotations

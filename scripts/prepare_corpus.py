@@ -17,6 +17,7 @@ from cope.building import arguments, build
 from cope.cli import reporting_errors
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
+from cope.help import show_help
 from cope.overrides import check_overrides
 
 
@@ -34,5 +35,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__doc__, "../configs", "prepare_corpus")
     check_overrides(sys.argv[1:], "../configs", "prepare_corpus")
     main()

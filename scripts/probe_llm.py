@@ -5,7 +5,7 @@
     python scripts/probe_llm.py local=/path/to/model
 
 A server's key is read from the environment variable OPENAI_API_KEY and stored nowhere. The same command again asks only what is
-not answered yet. ``--help`` lists the settings.
+not answered yet.
 """
 
 import sys
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments
 from cope.cli import reporting_errors
+from cope.help import show_help
 from cope.overrides import check_overrides
 
 
@@ -37,5 +38,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    show_help(__doc__, "../configs/probe", "llm")
     check_overrides(sys.argv[1:], "../configs/probe", "llm")
     main()
