@@ -16,10 +16,11 @@ trained with task.loss=answers has learned to give answers, not to write what th
 
 import sys
 
-from cope.cli import INTERRUPTED, read_settings, run_command
+from cope.cli import INTERRUPTED, read_settings, run_command, tell_loading
 
 
 def main(arguments: list[str]) -> None:
+    tell_loading(arguments)
     from cope.run.generation import GenerationSettings, text_pieces
 
     settings = read_settings(arguments, GenerationSettings, 'python generate.py run=<run folder> prompt="..." [key=value ...]')

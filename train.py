@@ -20,7 +20,9 @@ from cope.overrides import check_overrides
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def train(config: DictConfig) -> None:
     with reporting_errors():
-        # Imported here, so that --help and shell completion need not wait for PyTorch.
+        if not is_sweep():
+            print(f"{config.pe.name} on {config.task.name}, scale {config.scale}, seed {config.seed}", flush=True)
+        # Imported here, so that the first line, and --help, need not wait for PyTorch.
         from cope.report.figures import draw_run
         from cope.report.run_sheets import run_sheet
         from cope.report.sheets import show

@@ -14,10 +14,11 @@ whose encoding adds to the attention logits (cope and its variants, relative).
     document=null       the test document to draw, from 0 on; null: one of those measured
 """
 
-from cope.cli import read_settings, run_command
+from cope.cli import read_settings, run_command, tell_loading
 
 
 def main(arguments: list[str]) -> None:
+    tell_loading(arguments)
     from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
     from cope.heads.measure import MeasurementSettings, measure_position_alone
 

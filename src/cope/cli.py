@@ -112,6 +112,12 @@ def _converted(argument: str, text: str, hint: Any) -> Any:
         raise UserError(f"{argument} has the wrong type; allowed: {allowed}{', or null' if may_be_null else ''}.") from error
 
 
+def tell_loading(arguments: Sequence[str]) -> None:
+    """On a terminal, say what is loaded before what takes seconds is imported."""
+    if sys.stderr.isatty() and (run := next((text for text in arguments if text.startswith("run=")), None)):
+        print(f"loading {run}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
     arguments = sys.argv[1:]
