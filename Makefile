@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
 
 # The runs and the table behind each table and figure of the paper, as configs/table/ describes them. Finished runs are not run
 # again. SCALE=smoke|laptop|night|paper, SEEDS=how many, JOBS=runs at once, DRY=1 only lists the runs, SET="key=value ..." sets
-# more, hydra/launcher=... among them.
+# more, LAUNCHER=submitit_slurm or ray runs them on a cluster (docs/cluster.md).
 SCALE ?= laptop
 REPORT ?= outputs/report
 IS_DRY := $(filter-out 0,$(DRY))
@@ -41,7 +41,7 @@ COMMA := ,
 SPACE := $(subst ,, )
 SETTINGS = scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(SET)
 TABLE = $(BIN)/python scripts/table.py table=$(subst $(SPACE),$(COMMA),$(1)) action=$(if $(IS_DRY),list,run) $(SETTINGS) \
-	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+	$(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -61,18 +61,30 @@ tables: $(INSTALLED) ## Every table of the paper that is made of runs (SCALE=, S
 figures: $(INSTALLED) ## The runs behind every figure; also figure2, figure3, ...
 	$(call TABLE,figure2 figure3 figure4 figure5)
 
+ABLATIONS := flip_flop counting selective_copy wikipedia code
+.PHONY: ablations
+ablations: $(INSTALLED) ## What CoPE's scale, start, positions and gate bias change, task by task (SCALE=, SEEDS=, JOBS=, DRY=1, ABLATIONS=)
+	$(call TABLE,$(addprefix ablations/,$(ABLATIONS)))
+	$(BIN)/python scripts/position_term.py
+
 .PHONY: tune
 tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
 	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(JOBS))
+
+.PHONY: field
+field: $(INSTALLED) ## CoPE among the encodings published before and after it: tables, rankings and a heat map in outputs/field (SCALE=, SEEDS=, JOBS=, DRY=1)
+	$(BIN)/python scripts/field.py action=$(if $(IS_DRY),list,run) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS))
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
 	$(BIN)/python scripts/probe_llm.py $(PROBE)
 
+DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) \
+	$(if $(JOBS),hydra.launcher.jobs=$(JOBS)) $(if $(WINDOWS),windows=$(WINDOWS))
+
 .PHONY: decide
 decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
-	$(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS)) \
-		$(if $(WINDOWS),windows=$(WINDOWS))
+	$(DECIDE)
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
@@ -90,11 +102,12 @@ published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished o
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
 	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true scale=$(SCALE) $(SET)
 
-# One queue for all of it, so that no core waits for a table's last run. A failed run (exit status 3) does not keep the report
-# from being written; a refused command does.
+# Claims first, then what tables and figures have beside them. A failed run (exit status 3) does not keep the report from being
+# written; a refused command does.
 .PHONY: reproduce
-reproduce: $(INSTALLED) ## Run everything, seed by seed, then write the report
-	$(if $(IS_DRY),$(call TABLE,all),$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+reproduce: $(INSTALLED) ## Decide the claims, run the rest of every table and figure, then write the report
+	$(if $(IS_DRY),$(call TABLE,all),$(DECIDE); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+		$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
 		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && exit $$status)
 
 .PHONY: native

@@ -12,6 +12,11 @@ Overrides change the task as the run's config.yaml has it; a ``+`` adds a split,
 and written to ``evaluations/`` in the run's folder.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -14,9 +14,15 @@ trained with task.loss=answers has learned to give answers, not to write what th
     stream=true       print each token as it comes; false: all of them at the end
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import sys
 
-from cope.cli import INTERRUPTED, read_settings, run_command, tell_loading
+from cope.cli import read_settings, run_command, tell_loading
+from cope.signals import INTERRUPTED
 
 
 def main(arguments: list[str]) -> None:

@@ -7,14 +7,17 @@ The same command again goes on with an unfinished run and shows a finished one. 
 the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from cope.cli import is_sweep, reporting_errors
-from cope.help import show_help
-from cope.overrides import check_overrides
+from cope.cli import is_sweep, reporting_errors, run_hydra_command
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -42,6 +45,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    show_help(__doc__, "configs")
-    check_overrides(sys.argv[1:], "configs")
-    train()
+    run_hydra_command(train, "configs", "train")

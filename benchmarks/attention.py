@@ -17,6 +17,11 @@ every candidate runs once. Writes ``outputs/benchmark/attention.json`` and a pic
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import subprocess
 import sys
 from dataclasses import dataclass

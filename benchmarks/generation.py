@@ -12,6 +12,11 @@ rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

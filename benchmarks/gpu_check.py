@@ -12,6 +12,11 @@ failed for another reason than time.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import json
 import subprocess
 import sys

@@ -12,6 +12,11 @@ not suffice for says so. Writes ``results.json`` and ``results.md`` into the fol
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import json
 import statistics
 import tempfile

@@ -5,6 +5,11 @@ python benchmarks/peak_memory.py candidate=native length=1024
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -11,6 +11,11 @@ Writes ``outputs/benchmark/profile.json``.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 
 from profiling import RECIPES, profiled

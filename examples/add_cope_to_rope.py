@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from lightning_fabric import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
 from cope.building import build
 from cope.cli import read_settings, run_command
@@ -67,8 +67,10 @@ def composed(settings: Settings, *overrides: str) -> DictConfig:
 def with_a_longer_split(config: DictConfig) -> Task:
     """The task of ``config`` with a split of programs that are four times as long."""
     most, context = config.task.max_operations, config.task.context
-    longer = {"min_operations": 3 * most + 1, "max_operations": 4 * most, "context": 4 * context}
-    task: Task = build(OmegaConf.merge(config.task, {"splits": {FOUR_TIMES: longer}}), "task")
+    changed = copy.deepcopy(config.task)
+    with open_dict(changed.splits):
+        changed.splits[FOUR_TIMES] = {"min_operations": 3 * most + 1, "max_operations": 4 * most, "context": 4 * context}
+    task: Task = build(changed, "task")
     return task
 
 

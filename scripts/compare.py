@@ -11,6 +11,11 @@ split=           only these splits
 format=table     or markdown, csv, latex, json
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 
 from cope.cli import read_settings, run_command

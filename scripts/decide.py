@@ -15,6 +15,11 @@ can be decided, 3 if runs failed, 1 if the command was refused. Fewer than nine 
 All else are settings of train.py, for every run, and of Hydra's launcher.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import runpy
 import sys
 from dataclasses import dataclass
@@ -29,7 +34,7 @@ from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
-from cope.sweep.plan import composed, launcher_for, read_plans
+from cope.sweep.plan import composed, launcher_for, read_plans, tables_with
 from cope.threads import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +57,11 @@ def main(arguments: list[str]) -> None:
         check_between("seeds", settings.seeds, 1, len(plan.seeds))
         plan = plan.with_seeds(settings.seeds)
     claims = [plan.claim(number) for number in settings.claims] or plan.claims
-    tables, left_out = read_plans(CONFIGS, [override for override in others if override not in of_hydra], plan.seeds)
-    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     cells = {(relation["section"], row) for claim in claims for relation in claim["relations"] for row in rows_of(relation)}
+    overrides = [override for override in others if override not in of_hydra]
+    names = tables_with(CONFIGS, {section for section, _ in cells})
+    tables, left_out = read_plans(CONFIGS, overrides, plan.seeds, names)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     runs = [run for table in tables for run in table.runs if (run.section, run.row) in cells]
     looked_at = [run for table in tables if table.name == MEASURED_TABLE for run in table.runs if run in runs]
     configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in runs)]

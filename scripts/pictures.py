@@ -7,6 +7,11 @@ run=                 the run's folder
 heads=telling        whose gates to draw: the four that differ most from token to token; all; or some, as layer.head
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -14,6 +14,11 @@ whose encoding adds to the attention logits (cope and its variants, relative).
     document=null       the test document to draw, from 0 on; null: one of those measured
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 from cope.cli import read_settings, run_command, tell_loading
 
 

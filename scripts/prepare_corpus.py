@@ -7,18 +7,20 @@
 an interrupted preparation and shows a finished one.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import json
-import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from cope.building import arguments, build
-from cope.cli import reporting_errors
+from cope.cli import reporting_errors, run_hydra_command
 from cope.corpora.prepared import MANIFEST, prepare
 from cope.corpora.tokenizer import TokenizerSettings
-from cope.help import show_help
-from cope.overrides import check_overrides
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
@@ -35,6 +37,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    show_help(__doc__, "../configs", "prepare_corpus")
-    check_overrides(sys.argv[1:], "../configs", "prepare_corpus")
-    main()
+    run_hydra_command(main, "../configs", "prepare_corpus")

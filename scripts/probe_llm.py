@@ -8,6 +8,11 @@ A server's key is read from the environment variable OPENAI_API_KEY and stored n
 not answered yet.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import sys
 from dataclasses import fields
 
@@ -15,9 +20,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments
-from cope.cli import reporting_errors
-from cope.help import show_help
-from cope.overrides import check_overrides
+from cope.cli import reporting_errors, run_hydra_command
 
 
 @hydra.main(version_base="1.3", config_path="../configs/probe", config_name="llm")
@@ -38,6 +41,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    show_help(__doc__, "../configs/probe", "llm")
-    check_overrides(sys.argv[1:], "../configs/probe", "llm")
-    main()
+    run_hydra_command(main, "../configs/probe", "llm")

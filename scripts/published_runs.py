@@ -7,6 +7,11 @@ report=docs/results    a report with its runs
 to=outputs             the folder of runs; what is there already is left alone
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 from pathlib import Path
 

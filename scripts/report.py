@@ -15,6 +15,11 @@ Nothing is run: `make decide` and `make tables figures` do that, `make reproduce
     first_seed=null      of other runs than the plan's, such as results from before there was a plan (1): these decide nothing
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import shlex
 import sys
 from dataclasses import dataclass
@@ -25,7 +30,7 @@ from cope.errors import UserError
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
 from cope.report.verdicts import claim_in_full, claim_lines, verdict_table
-from cope.sweep.plan import read_plans
+from cope.sweep.plan import read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -46,7 +51,8 @@ class ReportSettings:
 def main(arguments: list[str]) -> None:
     settings, overrides = split_settings(arguments, ReportSettings, "python scripts/report.py to=outputs/report")
     claims_plan = ClaimsPlan.read(CONFIGS, settings.first_seed)
-    plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds)
+    names = tables_with(CONFIGS, claims_plan.sections) if settings.claims else None
+    plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds, names)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
     if settings.why is not None:

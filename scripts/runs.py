@@ -15,6 +15,11 @@ A column that all runs share is not shown but said above. `run=` of other comman
 hash.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 
 from cope.cli import run_command, split_settings
@@ -36,7 +41,7 @@ class RunsSettings:
 
 
 def main(arguments: list[str]) -> None:
-    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]")
+    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", False)
     folders = [user_path("runs", text) for text in settings.runs]
     show([list_runs(folders, filters, settings.sort)], settings.format)
 

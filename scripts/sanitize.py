@@ -7,6 +7,11 @@ Python itself is not instrumented, so the sanitizers' libraries are loaded befor
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import os
 import subprocess
 import sys

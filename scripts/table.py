@@ -7,7 +7,7 @@
     python scripts/table.py table=table2 action=run scale=smoke output_dir=/tmp/outputs hydra.launcher.jobs=2
     python scripts/table.py table=table2 action=run hydra/launcher=submitit_slurm
 
-    table=        files of configs/table, with commas between, or all
+    table=        files of configs/table, with commas between, or all; and others, as ablations/flip_flop
     action=show   or run, list
     seeds=3       to run: so many, from the first of configs/plan.yaml on; what is finished of others is shown too
     windows=300   of text, over which figure4 measures heads
@@ -18,7 +18,11 @@ the others, and the same command runs only what is not finished. The exit status
 is left, 1 if the command was refused.
 """
 
-import re
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import runpy
 import sys
 from collections.abc import Sequence
@@ -28,13 +32,12 @@ from pathlib import Path
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
+from cope.overrides import Composer
 from cope.report.findings import Findings
 from cope.report.markdown import plan_sheets
 from cope.report.names import table_title
-from cope.report.paper_figures import draw_paper_figures
+from cope.report.plan_pictures import draw_plans
 from cope.report.sheets import FORMATS, show
-from cope.report.table_figures import draw_table_figures
-from cope.run.configuration import NOT_PART_OF_THE_RUN
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
 from cope.sweep.plan import (
     Plan,
@@ -50,7 +53,6 @@ from cope.sweep.plan import (
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-LONGEST_NAME = 200  # of a folder, which file systems limit to 255 bytes
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, TableSettings, f"allowed: all, {', '.join(table_names(CONFIGS))}.")
     of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
     overrides = [override for override in others if override not in of_hydra]
+    if problems := Composer(CONFIGS).problems(of_hydra):
+        raise UserError("\n".join(problems))
     seeds = planned_seeds(CONFIGS)
     check_between("seeds", settings.seeds, 1, len(seeds))
     plans = read(settings, overrides, seeds)
@@ -84,11 +88,7 @@ def main(arguments: list[str]) -> None:
         return
     left_over = {}
     if settings.action == "run":
-        train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
-        configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
-        with launcher_for(CONFIGS, of_hydra, train) as launcher:
-            check_jobs(configs, launcher)
-            left_over = run_jobs(launcher, runs)
+        left_over = run_waiting(runs, waiting, of_hydra)
         findings = Findings(plans)
     for plan in plans:
         if settings.format == "table":
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
         show(plan_sheets(plan, findings), settings.format)
     not_measured = []
     if settings.action == "run":
-        for picture in draw(plans, findings, overrides):
+        for picture in draw_plans(plans, findings, overrides):
             print(f"picture: {picture}", flush=True)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
         not_measured = measure_heads(looked_at, settings.windows)
@@ -116,6 +116,15 @@ def read(settings: TableSettings, overrides: list[str], seeds: Sequence[int]) ->
     return plans
 
 
+def run_waiting(runs: list[PlannedRun], waiting: list[PlannedRun], of_hydra: list[str]) -> dict[Path, str]:
+    """Run what is not finished; what is left over after that, and why."""
+    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
+    configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
+    with launcher_for(CONFIGS, of_hydra, train) as launcher:
+        check_jobs(configs, launcher)
+        return run_jobs(launcher, runs)
+
+
 def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:
     """Print each with its state, and how long the others may take."""
     from cope.sweep.clock import Clock
@@ -127,20 +136,6 @@ def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:
     seconds = Clock(runs[0].folder.path.parents[3]).seconds([(run.task, run.scale) for run in waiting], at_once)
     guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
     print(f"{len(waiting)} of {len(runs)} runs to do; {why}; {guess}")
-
-
-def draw(plans: list[Plan], findings: Findings, overrides: list[str]) -> list[Path]:
-    """Draw what the tables and figures have runs for, in ``figures/<scale>/`` beside the runs; with other settings than the
-    scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
-    run = plans[0].runs[0]
-    others = ",".join(sorted(text for text in overrides if text.partition("=")[0] not in ("scale", *NOT_PART_OF_THE_RUN)))
-    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", others)[:LONGEST_NAME]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    return [drawing.path for drawing in drawings]
 
 
 if __name__ == "__main__":

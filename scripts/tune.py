@@ -16,6 +16,11 @@ All else are settings of train.py, for every trial. A trial that does badly is b
 looked at. The exit status is 0 if every encoding has its trials, 3 if some are left.
 """
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Compiles every Triton kernel for a GPU that need not be here: ``python tests/compile_triton.py 90 bfloat16``.
 
 Prints, for each, its name and the shared memory of a block in bytes. Registers and spills are ptxas's to tell:
-``python tests/compile_triton.py 90 bfloat16 ptxas``. The sizes are those of the launcher, for the shape of GPT-2's heads.
+``python tests/compile_triton.py 90 bfloat16 ptxas``. With padding and grouped heads: ``... masked``. The sizes are those of the
+launcher, for the shape of GPT-2's heads.
 """
 
 from __future__ import annotations
@@ -48,21 +49,22 @@ class NoDevice:
         return 0
 
 
-def compiled(dtype: torch.dtype) -> list[Any]:
-    """Every kernel, for such tensors."""
+def compiled(dtype: torch.dtype, masked: bool) -> list[Any]:
+    """Every kernel, for such tensors; ``masked``: with padding, and three heads of queries to one of keys."""
 
-    def view(of: torch.dtype = dtype) -> View:
-        return View(MockTensor(of), (LENGTH * 768, HEAD_DIM, 768))
+    def view(group_size: int = 1) -> View:
+        return View(MockTensor(dtype), (LENGTH * 768, HEAD_DIM, 768), group_size)
 
     sizes_of = launch.Launch.__new__(launch.Launch)  # its sizes alone are asked for: no kernel is launched
     tensor = torch.empty(1, 12, LENGTH, HEAD_DIM, dtype=dtype, device="meta")
     sizes_of.given = Arguments(tensor, tensor, tensor, None, None, None, None, 1.0, 0.0, None, None)
     sizes_of.half = dtype != torch.float32
     own, f32, i32, i64 = (MockTensor(of) for of in (dtype, torch.float32, torch.int32, torch.int64))
+    keys_and_values = view(3 if masked else 1)
     inputs = Inputs(
-        q=view(), k=view(), v=view(), gate_keys=None, z=i64, relative=None, bias=None, seed=i64, key_mask=None, first_head=3,
-        num_heads=12, head_dim=HEAD_DIM, value_dim=HEAD_DIM, num_positions=NUM_POSITIONS, num_distances=0, num_biases=0,
-        bias_stride=0, scale=0.125, dropout=0.1,
+        q=view(), k=keys_and_values, v=keys_and_values, gate_keys=None, z=i64, relative=None, bias=None, seed=i64,
+        key_mask=MockTensor(torch.int8) if masked else None, first_head=3, num_heads=12, head_dim=HEAD_DIM,
+        value_dim=HEAD_DIM, num_positions=NUM_POSITIONS, num_distances=0, num_biases=0, bias_stride=0, scale=0.125, dropout=0.1,
     )  # fmt: skip
     lengths, rows = (LENGTH, LENGTH), LENGTH
     forward, queries, keys = (sizes_of.sizes(kernel) for kernel in ("forward", "queries", "keys"))
@@ -113,6 +115,6 @@ def registers(kernel: Any, capability: int) -> str:
 if __name__ == "__main__":
     target = int(sys.argv[1])
     triton.runtime.driver.set_active(NoDevice(target))
-    for kernel in compiled(getattr(torch, sys.argv[2])):
+    for kernel in compiled(getattr(torch, sys.argv[2]), "masked" in sys.argv):
         check_products(kernel)
         print(kernel.metadata.name, kernel.metadata.shared, *([registers(kernel, target)] if "ptxas" in sys.argv else []))

@@ -1,4 +1,7 @@
-"""What several test files share: composed configurations, and the names of every encoding and every task."""
+"""What several test files share: composed configurations, and the names of every encoding and every task.
+
+What takes long to import is imported where it is used: the process that hands out tests to the others needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,23 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before Triton is imported: its kernels run on the CPU, in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
-from omegaconf import DictConfig
-from probe_server import Server
 
-from cope.building import build
-from cope.model.transformer import Transformer
-from cope.positions.base import ModelShape
-from cope.probe.models import KEY_VARIABLE
-from cope.run.experiment import build_model, model_shape
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from probe_server import Server
+
+    from cope.model.transformer import Transformer
+    from cope.positions.base import ModelShape
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -45,7 +43,6 @@ WITH_JOBS = pytest.mark.xdist_group("jobs")
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
-torch.set_num_threads(1)  # the tensors here are too small to be shared out
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,7 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is not looked for among what imports and collection made, which takes a tenth of the time of all tests."""
+    """One thread, since the tensors here are too small to be shared out. And garbage is not looked for among what imports and
+    collection made, which takes a tenth of the time of all tests.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
@@ -83,6 +85,10 @@ def task_name(request: pytest.FixtureRequest) -> str:
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """What ``train.py`` would see. To put files together takes Hydra most of a tenth of a second, to change settings little."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
     if choices == overrides:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -95,28 +101,33 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
     """The encoding ``pe=name``, with ``changes``, for a model of another shape than the recipe's."""
+    from cope.building import build
+
     config = copy.deepcopy(_composed((f"pe={name}",)))
     for key, value in changes.items():
         config.pe[key] = value
     return build(config.pe, "pe", shape=shape)
 
 
+def composed_in(folder: Path, *overrides: str) -> DictConfig:
+    """What ``train.py`` would see, at scale=smoke and with both its folders under ``folder``."""
+    # These are set afterwards, so that one answer of Hydra's serves several tests.
+    config = copy.deepcopy(_composed(overrides))
+    config.output_dir, config.data_dir = str(folder / "outputs"), str(folder / "data")
+    return config
+
+
 @pytest.fixture(name="compose")
 def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
-    """``compose(*overrides)``: what ``train.py`` would see, at scale=smoke and with both its folders under ``tmp_path``."""
-
-    def composed(*overrides: str) -> DictConfig:
-        # The folders are set afterwards, so that one answer of Hydra's serves several tests.
-        config = copy.deepcopy(_composed(overrides))
-        config.output_dir, config.data_dir = str(tmp_path / "outputs"), str(tmp_path / "data")
-        return config
-
-    return composed
+    """``compose(*overrides)``: :func:`composed_in` the test's own folder."""
+    return partial(composed_in, tmp_path)
 
 
 @pytest.fixture
 def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]:
     """``make_model(*overrides, seed=1)``: the model that ``train.py`` would build for task=counting, in evaluation mode."""
+    from cope.building import build
+    from cope.run.experiment import build_model, model_shape
 
     def made(*overrides: str, seed: int = 1) -> Transformer:
         config = compose("task=counting", *overrides)
@@ -129,6 +140,10 @@ def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    from probe_server import Server
+
+    from cope.probe.models import KEY_VARIABLE
+
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     running = Server()

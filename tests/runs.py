@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +39,8 @@ def run(config: DictConfig) -> tuple[RunFolder, dict[str, Any]]:
 
 def release(folder: RunFolder) -> None:
     """Give up the folder's lock."""
-    folder.release()
+    if folder._lock is not None:
+        folder._lock.release()
 
 
 def folder_of(config: DictConfig) -> RunFolder:
@@ -100,16 +102,19 @@ def _same(first: Any, second: Any) -> bool:
 def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``python script ...`` in this process, since to start one and to import PyTorch and the rest takes some six seconds."""
     path = ROOT / script
+    said, complained = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True) for _ in range(2))
+    # A command sets these for its process.
+    handlers, level, interrupt = logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGINT)
+    logging.root.handlers = list(handlers)
     with (
         pytest.MonkeyPatch.context() as patched,
-        contextlib.redirect_stdout(io.StringIO()) as said,
-        contextlib.redirect_stderr(io.StringIO()) as complained,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(complained),
     ):
         patched.setattr(sys, "argv", [str(path), *arguments])
+        patched.setattr("cope.start.start", lambda: None)  # signals and streams are those of the tests
         patched.setattr(sys, "path", [str(path.parent), *sys.path])
         patched.delenv("HYDRA_FULL_ERROR", raising=False)
-        handlers = logging.root.handlers  # which Hydra replaces
-        logging.root.handlers = list(handlers)
         try:
             runpy.run_path(str(path), run_name="__main__")
             status = 0
@@ -117,7 +122,10 @@ def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[st
             status = int(stopped.code or 0)
         finally:
             logging.root.handlers = handlers
-    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), complained.getvalue())
+            logging.root.setLevel(level)
+            signal.signal(signal.SIGINT, interrupt)
+    told = [stream.buffer.getvalue().decode() for stream in (said, complained)]  # type: ignore[attr-defined]  # a BytesIO
+    return subprocess.CompletedProcess(sys.argv, status, *told)
 
 
 def train_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

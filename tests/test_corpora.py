@@ -122,7 +122,7 @@ def test_a_prepared_corpus_is_not_read_again(tmp_path: Path, caplog: pytest.LogC
 
 def test_a_prepared_corpus_can_be_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(Listed(tmp_path), SETTINGS, tmp_path)
-    monkeypatch.setattr(prepared, "FileLock", None)
+    monkeypatch.setattr(prepared, "lock", None)
     prepare(Listed(tmp_path), SETTINGS, tmp_path)
 
 

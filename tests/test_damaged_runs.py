@@ -6,12 +6,15 @@ import math
 import pickle
 import re
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import composed_in
 from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, run
 
@@ -26,13 +29,21 @@ Compose = Callable[..., DictConfig]
 SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
 
 
-@pytest.fixture
-def stopped(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> tuple[DictConfig, RunFolder]:
-    """A run that was stopped after step 7."""
-    config = compose(*SHORT)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a run that was stopped after step 7."""
+    config = composed_in(tmp_path_factory.mktemp("stopped"), *SHORT)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(TrainingLoop, "_should_stop", after_step(7, lambda loop: setattr(loop, "_stop", True)))
         run(config)
+    return Path(config.output_dir)
+
+
+@pytest.fixture
+def stopped(compose: Compose, kept: Path) -> tuple[DictConfig, RunFolder]:
+    """A run that was stopped after step 7."""
+    config = compose(*SHORT)
+    shutil.copytree(kept, config.output_dir)
     return config, folder_of(config)
 
 

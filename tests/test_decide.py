@@ -76,7 +76,7 @@ def test_fewer_seeds_than_can_decide_are_not_run(stubbed: list[PlannedRun], caps
     [
         ("claims=18", "claim 18 is not known; allowed: 1 to 17"),
         ("seeds=25", "seeds=25 is out of range; allowed: 1 to 24"),
-        ("claims=one", "claims=one has the wrong type"),
+        ("claims=one", "claims='?one'? has the wrong type"),
     ],
 )
 def test_what_cannot_be_decided_is_told(argument: str, said: str) -> None:

@@ -41,12 +41,12 @@ def rows(printed: str) -> dict[str, list[str]]:
 
 
 def test_cope_is_added_to_a_model_with_rope(tmp_path, monkeypatch, capsys):
-    run_script("add_cope_to_rope.py", ["scale=smoke", "steps=3", f"output_dir={tmp_path}"], monkeypatch)
+    run_script("add_cope_to_rope.py", ["scale=smoke", "steps=20", "table_lr=0.3", f"output_dir={tmp_path}"], monkeypatch)
     found = rows(capsys.readouterr().out)
-    assert list(found) == ["RoPE", "with CoPE, a table of zeros", "RoPE, 3 steps more", "with CoPE, 3 steps more"]
+    assert list(found) == ["RoPE", "with CoPE, a table of zeros", "RoPE, 20 steps more", "with CoPE, 20 steps more"]
     assert found["with CoPE, a table of zeros"][:2] == found["RoPE"][:2]
     assert found["with CoPE, a table of zeros"][2:4] == ["0.00", "0.00"]
-    assert any(float(share) > 0 for share in found["with CoPE, 3 steps more"][2:4])
+    assert any(float(share) > 0 for share in found["with CoPE, 20 steps more"][2:4])
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):

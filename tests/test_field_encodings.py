@@ -323,26 +323,26 @@ def test_stick_breaking_breaks_a_stick(attend_current: bool) -> None:
     assert (first == 0).all() != attend_current  # nothing stands before the first token
 
 
-def test_path_multiplies_a_reflection_for_each_token_between() -> None:
+@pytest.mark.parametrize(("num_keys", "num_queries"), [(9, 6), (150, 100), (130, 130)])  # within a chunk of 64, over several
+def test_path_multiplies_a_reflection_for_each_token_between(num_keys: int, num_queries: int) -> None:
     encoding = made("path", rank=5)
-    heads, x = heads_of(encoding, 9, 6)
+    heads, x = heads_of(encoding, num_keys, num_queries)
     inner = x @ encoding.down[LAYER].weight.T @ encoding.up[LAYER].weight.T
     weights = encoding.convolutions[LAYER, :, 0]
-    reflections = []
-    for t in range(9):
+    found = encoding.logits(heads)
+    carried = heads.k  # each key, reflected by every token after it so far
+    for t in range(num_keys):
         w = sum(inner[:, t - back] * weights[:, 2 - back] for back in range(min(t + 1, 3)))
         w = (w / (1 + (-w).exp())).unflatten(-1, (3, 4))
         w = w / w.norm(dim=-1, keepdim=True)
         beta = 2 * encoding.betas[LAYER](x[:, t]).sigmoid()[..., None, None]
-        reflections.append(torch.eye(4).double() - beta * w[..., :, None] * w[..., None, :])
-
-    def expected(row: int, i: int, j: int) -> Tensor:
-        vector = heads.q[:, :, row]
-        for t in range(i, j, -1):
-            vector = (reflections[t] @ vector[..., None])[..., 0]
-        return (heads.k[:, :, j] * vector).sum(-1) / 2
-
-    assert_logits(encoding, heads, expected)
+        reflection = torch.eye(4).double() - beta * w[..., :, None] * w[..., None, :]
+        earlier = (torch.arange(num_keys) < t)[:, None]
+        carried = torch.where(earlier, carried @ reflection, carried)
+        row = t - (num_keys - num_queries)
+        if row >= 0:
+            expected = (carried[..., : t + 1, :] @ heads.q[..., row, :, None])[..., 0] / 2
+            torch.testing.assert_close(found[..., row, : t + 1], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("strength", [1.0, 100.0])

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import _composed
+from conftest import composed_in
 from runs import run
 from scipy.stats import binom
 
@@ -81,8 +81,8 @@ class Words(Tokenizer):
     def decode(self, tokens):
         return "".join(self.words[token] for token in tokens)
 
-    def pieces(self, tokens):
-        return [printable(self.words[token]) for token in tokens]
+    def piece(self, token):
+        return printable(self.words[token])
 
 
 def test_lines_and_sentences_of_a_document():
@@ -259,9 +259,7 @@ def trained(tmp_path_factory):
 
     @cache
     def made(*overrides):
-        config = _composed((*overrides, "trainer.steps=4", "trainer.eval_every=4", "task.context=96")).copy()
-        config.output_dir, config.data_dir = str(folder / "outputs"), str(folder / "data")
-        return run(config)[0]
+        return run(composed_in(folder, *overrides, "trainer.steps=4", "trainer.eval_every=4", "task.context=96"))[0]
 
     return made
 

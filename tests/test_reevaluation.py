@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, composed_in
 from runs import run
 
 from cope.errors import UserError
+from cope.run.folder import RunFolder
 from cope.run.reevaluation import reevaluate
 
 sys.path.insert(0, str(ROOT))
 import evaluate as command
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return run(composed_in(tmp_path_factory.mktemp("finished"), "pe=absolute", "task=counting"))
+
+
 @pytest.fixture
-def finished(compose):
-    return run(compose("pe=absolute", "task=counting"))
+def finished(kept, tmp_path):
+    """A run's folder, the test's own, and its result."""
+    folder, result = kept
+    return RunFolder(shutil.copytree(folder.path, tmp_path / "run")), result
 
 
 def test_unchanged_settings_give_the_result_of_the_run(finished):

@@ -20,6 +20,7 @@ from runs import completed
 from cope.errors import UserError
 from cope.report import page as page_module
 from cope.report.claims import ClaimsPlan
+from cope.report.findings import measurement
 from cope.report.page import Report, collect, write_report
 from cope.report.published import copy_runs, make_runs
 from cope.report.statistics import wilson_interval
@@ -83,9 +84,15 @@ def keep_pictures(folder: RunFolder) -> None:
     (measured / "scores.json").write_text(json.dumps(scores))
 
 
+@pytest.fixture(scope="module")
+def written(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(report, tmp_path_factory.mktemp("written") / "report", "make report")
+
+
 @pytest.fixture
-def page(report: Report, tmp_path: Path) -> Path:
-    return write_report(report, tmp_path / "report", "make report")
+def page(written: Path, tmp_path: Path) -> Path:
+    """The page of a report, the test's own."""
+    return shutil.copytree(written.parent, tmp_path / "report") / written.name
 
 
 def rows_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
@@ -239,7 +246,11 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path)
     copied = collect([plan_in(there, name, 2) for name in ("table2", "table8", "figure3", "figure5")], CLAIMS_PLAN)
     assert [verdict.as_json() for verdict in copied.verdicts] == [verdict.as_json() for verdict in original.verdicts]
     again = write_report(copied, tmp_path / "again", "make report").parent
-    for path in published.glob("tables/*"):
+    for path in [
+        *published.glob("tables/table8.*"),
+        *published.glob("tables/figure5.*"),
+        published / "tables" / "differences.csv",
+    ]:
         assert (again / "tables" / path.name).read_text() == path.read_text()
     for path in here.rglob("metrics.jsonl"):
         assert (there / path.relative_to(here)).read_text() == path.read_text()
@@ -390,3 +401,18 @@ def test_it_works_in_a_browser_on_a_phone_and_on_a_desk(page: Path, tmp_path: Pa
     assert up == sorted(up) and down == up[::-1] and len(up) == 3 and found["sort"] == "descending"
     assert found["up"][-1] == found["down"][-1] == "missing"
     assert (found["target"], found["shown"], found["reachable"]) == ("run-1", True, True)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"step": 1, "num_windows": 1, "num_shifts": 1, "level": 0.05, "kinds": {"a": {}}}']
+)
+def test_a_damaged_measurement_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
+    run = plan_in(tmp_path, "table5", 1).runs[0]
+    heads = [{"excess": 0.5, "shifted_excess": 0.25, "p_corrected": 0.5}]
+    sound = {"step": 1, "num_windows": 1, "num_shifts": 1, "level": 0.05, "kinds": {"paragraphs": {"heads": heads}}}
+    paths = [run.folder.figures / "position_alone" / name / "scores.json" for name in ("aaaa", "bbbb")]
+    for path, text in zip(paths, (content, json.dumps(sound)), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert measurement(run, {"best_step": 1}) == measurement(run, {"best_step": 1}) == paths[1]
+    assert [record.message.startswith(f"left out: {paths[0]} is damaged: ") for record in caplog.records] == [True]

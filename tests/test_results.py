@@ -292,7 +292,7 @@ def test_wandb_offline_keeps_the_environment_to_itself(
     files = contents(experiment.folder.path / "wandb")
     (stored,) = (content for name, content in files.items() if name.endswith(".wandb"))
     assert (
-        b"train/loss" in stored and b"eval/test/error" in stored and result["code"].encode() in stored
+        b"train/loss" in stored and b"best/test/error" in stored and result["code"].encode() in stored
     )  # in plain text, so that what is not found is not there
     assert sum(name.endswith(".png") for name in files) == 2
     for content in files.values():

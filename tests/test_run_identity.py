@@ -37,6 +37,7 @@ PUBLISHED = sorted((ROOT / "docs").glob("*/runs/*/*/*/seed=*/config.yaml"))
         ("pe.init_std=1", "pe.init_std=1.0"),
         ("pe.name=1", "pe.name='1'"),
         ("~model.dropout", "model.dropout=0.0"),
+        ("~task.splits.test", "task.splits.test={}"),
     ],
 )
 def test_spellings_of_one_setting_are_one_run(compose: Compose, typed: str, same: str) -> None:

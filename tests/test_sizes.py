@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import DictConfig
+from runs import run
 
 from cope.building import build
 from cope.errors import UserError
@@ -73,6 +74,18 @@ def test_counting_weights_changes_no_weights(compose: Compose) -> None:
     alone = build_model(config, task, model_shape(config, task)).state_dict()
     for name, tensor in Experiment(config).model.state_dict().items():
         assert torch.equal(tensor, alone[name])
+
+
+def test_a_finished_run_is_shown_on_a_machine_that_it_is_too_large_for(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("pe=none", "trainer.steps=2", "trainer.eval_every=2", "task.num_validation=16", "task.num_test=16")
+    _, result = run(config)
+    monkeypatch.setattr(sizes, "machine_bytes", lambda: 1)
+    assert run(config)[1] == result
+    config.force = True
+    with pytest.raises(UserError, match="Take smaller sizes, or a larger machine"):
+        Experiment(config)
 
 
 def test_the_machine_says_how_much_memory_it_has() -> None:

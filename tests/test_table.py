@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, WITH_JOBS
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -25,6 +26,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
 from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
+from cope.report.plan_pictures import draw_plans
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
 from cope.sweep.clock import Clock
@@ -33,6 +35,7 @@ from cope.sweep.places import gpu_names, memory_gib, num_places
 from cope.sweep.plan import Plan, PlannedRun, all_runs, launcher_for, read_plan, read_plans
 from cope.sweep.plan import composed as composed_settings
 from cope.sweep.process import Processes
+from hydra_plugins.cope.sweeps import check_number
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -65,8 +68,8 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     findings = Findings([plan])
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
     assert "**Code, perplexity**\n\n|  | test, overlapping windows | test | seeds | seconds |\n" in text
-    assert "| CoPE | 21.50 | 22.25 | 1 | 7 |\n|   CoPE, paper |  | 3.9 |  |  |" in text
-    assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |" in text
+    assert "| CoPE | 21.50 | 22.25 | 1 | 7 |\n|   CoPE, paper |  | 3.9 |  |  |\n" in text
+    assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |\n" in text
 
 
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ def test_a_tables_last_line_names_kernels_and_says_where_runs_are_of_different_c
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "table4", 1)
     for overrides in (["scale=smoke", f"output_dir={tmp_path}"], ["model.dim=32", "task.splits={a: {b: 1}}", "data_dir=/d"]):
-        assert command.draw([plan], Findings([plan]), overrides) == []  # nothing is finished
+        assert draw_plans([plan], Findings([plan]), overrides) == []  # nothing is finished
     folders = [path.relative_to(tmp_path) for path in sorted((tmp_path / "figures").rglob("*"))]
     assert [str(path) for path in folders] == ["figures/smoke", "figures/smoke/model.dim=32,task.splits=_a_ _b_ 1__"]
 
@@ -124,7 +127,7 @@ def test_failed_runs_are_told_from_missing_ones(tmp_path: Path) -> None:
 def test_a_section_without_any_finished_run_says_whether_runs_failed(tmp_path: Path) -> None:
     plan, findings = failing(tmp_path / "one", lambda run: (run.row, run.seed) == ("cope", SEEDS[0]))
     text = as_text([comparison_sheet(plan, "code", findings)], "markdown")
-    assert "| CoPE | failed | 0, 1 failed |  |" in text and "| RoPE | missing | 0 |  |" in text
+    assert "| CoPE | failed | 0, 1 failed |  |\n|   CoPE, paper | 3.9 |" in text and "| RoPE | missing | 0 |  |" in text
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are
         ("pe=rope", r"pe=rope would replace what rows of figure5 differ in"),
         ("seed=5", r"seed=5: a table has the seeds of configs/plan.yaml; allowed: seeds=N"),
         ("force=true", r"force=true: a table runs what is not finished"),
-        ("output_dir=5", r"output_dir=5 has the wrong type; allowed: str"),
+        ("output_dir=5", r"output_dir=5 has the wrong type; allowed: text"),
     ],
 )
 def test_settings_that_would_make_a_false_table_are_refused(override: str, said: str) -> None:
@@ -320,6 +323,68 @@ def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., Dic
     assert large > 80
 
 
+def test_equal_jobs_are_run_once_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = plan_in(tmp_path, "table4", 1).runs[:2]
+    left_over = run_jobs(Answers(UserError("no."), UserError("no.")), [one, other, one])
+    assert list(left_over) == [one.folder.path, other.folder.path]
+    assert "3 jobs, 2 of them different: equal ones are run once\n0 of 2 runs are finished" in capsys.readouterr().out
+
+
+def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
+
+    def fail_and_be_stopped(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
+        if not self.is_stopping():
+            self.stop()
+            raise RuntimeError("it ended")
+        raise Interrupted("It was not begun.")
+
+    monkeypatch.setattr(Processes, "call", fail_and_be_stopped)
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher, pytest.raises(KeyboardInterrupt):
+        run_jobs(launcher, runs)
+    assert [run.failed for run in runs] == [True] + [False] * (len(runs) - 1)
+
+
+def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise ValueError("n_jobs == 0 in Parallel has no meaning")
+
+    monkeypatch.setattr(Answers, "launch", launch)
+    with pytest.raises(UserError, match=r"hydra/launcher: Answers cannot run these jobs: ValueError: n_jobs == 0"):
+        run_jobs(Answers(), plan_in(tmp_path, "table4", 1).runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["seed=range(1,100000)"], r"This sweep has 99,999 runs: seed=range\(1,100000\) \(99,999\); allowed: 1,000 at most"),
+        (["optimizer.lr=interval(0,1)"], r"optimizer\.lr=interval\(0,1\) is no list of values; allowed in a grid: a,b"),
+        (["seed=range(1,1e12)", "pe=cope,rope"], r"has 1,999,999,999,998 runs: .*, pe=cope,rope \(2\)"),
+    ],
+)
+def test_a_sweep_of_more_runs_than_anybody_means(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_number(OverridesParser.create().parse_overrides(arguments))
+    check_number(OverridesParser.create().parse_overrides(["seed=range(1,301)", "pe=cope,rope,none"]))
+
+
+@pytest.mark.parametrize(("jobs", "said"), [("x", r"jobs='x' has the wrong type; allowed: int"), ("0", "jobs=0 is too small")])
+def test_a_number_of_jobs_that_cannot_be(tmp_path: Path, jobs: str, said: str) -> None:
+    with (
+        launcher_for(CONFIGS, [f"hydra.launcher.jobs={jobs}"], lambda config: None) as launcher,
+        pytest.raises(UserError, match=rf"hydra\.launcher\.{said}"),
+    ):
+        run_jobs(launcher, plan_in(tmp_path, "table4", 1).runs)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_job(compose: Callable[..., DictConfig], tmp_path: Path) -> None:
+    config = compose()
+    (tmp_path / "file").touch()
+    config.output_dir = str(tmp_path / "file" / "outputs")
+    with pytest.raises(UserError, match=r"output_dir=.*/file/outputs cannot be made: Not a directory"):
+        check_jobs([config], Answers())
+
+
 def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]) -> None:
     config = compose("trainer.devices=2", "trainer.strategy=ddp")
     with pytest.raises(UserError, match=r"trainer\.devices=2 in a sweep on this machine; allowed: 1 a job"):
@@ -346,7 +411,7 @@ def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(
     made = command_here("scripts/table.py", "table=table4", "action=run", "seeds=1", *settings)
     assert made.returncode == LEFT_OVER, made.stderr
     assert made.stdout.count("] FAILED: python train.py task=counting pe=") == made.stderr.count("The loss became ") == 5
-    assert made.stdout.count(" | failed | 0, 1 failed | ") + made.stdout.count(" | failed |  | 0, 1 failed | ") == 5
+    assert made.stdout.count("  failed  0, 1 failed") == 5
     assert made.stderr.endswith("5 of 5 runs are not finished; the same command runs only those.\n")
     assert "Traceback" not in made.stderr and len(list(tmp_path.glob(f"counting/*/*/seed={SEEDS[0]}/failed.txt"))) == 5
 

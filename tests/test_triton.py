@@ -132,11 +132,11 @@ def test_more_positions_than_any_query_reaches_leave_their_gradients_zero():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_kernels_compile_for_gpus(capability, dtype):
+@pytest.mark.parametrize("tensors", [["bfloat16"], ["bfloat16", "masked"], ["float32"]], ids=" ".join)
+def test_kernels_compile_for_gpus(capability, tensors):
     """In a process of its own, without the interpreter."""
     script = Path(__file__).with_name("compile_triton.py")
-    finished = subprocess.run([sys.executable, script, str(capability), dtype], capture_output=True, text=True, timeout=600)
+    finished = subprocess.run([sys.executable, script, str(capability), *tensors], capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     lines = finished.stdout.splitlines()
     assert len(lines) == 6, finished.stdout

@@ -200,7 +200,7 @@ def test_a_key_without_a_network(network: str, home: Path, caplog: pytest.LogCap
     started = time.perf_counter()
     logger = WandbLogger()
     logger.start(home, CONFIG, "an-id", [])
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 45  # half of what W&B itself would wait, and ten times what it is given
     logger.metrics({"train/loss": 1.0}, 1)
     logger.finish({"test": {"error": 0.5}})
     assert f"{network} does not take this run" in caplog.text and "upload later with: wandb sync" in caplog.text
@@ -213,7 +213,7 @@ def test_online_without_a_network(home: Path, monkeypatch: pytest.MonkeyPatch) -
     started = time.perf_counter()
     with pytest.raises(UserError, match=r"cannot start online, at http://127.*logger\.mode=offline"):
         WandbLogger(mode="online").start(home, CONFIG, "an-id", [])
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 45  # half of what W&B itself would wait, and ten times what it is given
 
 
 # ---- one run, one record -----------------------------------------------------------------------------------------------
@@ -232,6 +232,25 @@ def test_a_continued_run_is_one_record(
     found = history(folder_of(config).path)
     assert [step for step, _ in found] == [2, 4, 6, 8]
     assert all({"train/loss", "eval/validation/error"} <= keys for _, keys in found)
+
+
+def test_a_task_has_charts_in_which_encodings_lie_over_each_other(compose: Compose) -> None:
+    for encoding in ("none", "rope"):
+        config = compose(*SHORT, f"pe={encoding}", "task.num_validation=16")
+        folder, result = run(config)
+        found = records(folder.path)
+        (begun,) = (record["run"] for record in found if record["type"] == "run")
+        names = {key: begun[key] for key in ("display_name", "run_group", "job_type")}
+        assert names == {"display_name": f"{encoding} seed=1", "run_group": "counting", "job_type": encoding}
+        items = [record["history"]["item"] for record in found if record["type"] == "history"]
+        measured = [line for line in folder.read_metrics() if "eval/validation/accuracy" in line]
+        assert [item["_step"] for item in items] == [line["step"] for line in measured] == [2, 4, 6, 8]
+        for item, line in zip(items, measured, strict=True):
+            for split in ("validation", "ood_longer", "ood_shorter", "ood_more_operations"):
+                for metric in ("accuracy", "perplexity"):
+                    value = line[f"eval/{split}/{metric}"]
+                    assert float(item[f"eval/{split}/{metric}"]) == float(item[f"counting/{split}_{metric}"]) == value
+        assert float(items[-1]["best/test/error"]) == result["splits"]["test"]["error"]
 
 
 def test_a_run_that_is_started_over_is_one_record(compose: Compose) -> None:
@@ -264,4 +283,4 @@ def test_a_run_that_failed_says_so(compose: Compose, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="nan"):
         run(config)
     assert "upload later" not in caplog.text
-    assert records(folder_of(config).path)[-1]["exit"] == {"exit_code": 1}
+    assert records(folder_of(config).path)[-1]["exit"]["exit_code"] == 1

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass, make_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.errors import UserError, nearest
+from cope.files import user_path
 
 PLAIN = {int, float, bool, str, NoneType}  # what OmegaConf converts to
 
@@ -44,7 +46,7 @@ def arguments(node: DictConfig, target: Callable[..., Any], key: str, provided: 
     if missing := [f"{where}{name}" for name in parameters if name in unset and parameters[name].is_required]:
         raise UserError(f"{', '.join(missing)} must be set.")
     return {
-        name: _converted(value, parameters[name].hint, f"{where}{name}") for name, value in values.items() if name not in unset
+        name: converted(value, parameters[name].hint, f"{where}{name}") for name, value in values.items() if name not in unset
     }
 
 
@@ -74,7 +76,7 @@ def _as_declared(value: Any, hint: Any) -> Any:
             return built_as_declared(value)
         return as_declared(value, hint) if isinstance(hint, type) and is_dataclass(hint) else _table(value)
     try:
-        return _converted(value, hint, "")
+        return converted(value, hint, "")
     except UserError:
         return value
 
@@ -113,8 +115,12 @@ def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
     return found
 
 
-def _converted(value: Any, hint: Any, key: str) -> Any:
-    """``value`` as what ``hint`` declares. Tables are left to the class itself."""
+def converted(value: Any, hint: Any, key: str) -> Any:
+    """``value``, which was given for ``key``, as what ``hint`` declares. Tables are left to the class itself.
+
+    Raises:
+        UserError: it is of another type.
+    """
     if isinstance(value, DictConfig):
         if "_target_" in value:
             return build(value, key.rpartition(".")[2])  # a group of its own, as corpus
@@ -124,6 +130,10 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         allowed = ", ".join(f"{key}.{name}" for name in _parameters(hint))
         raise UserError(f"{key}={value} is not one setting; allowed: {allowed}.")
+    if hint is Path and isinstance(value, str):
+        return user_path(key, value)
+    if get_origin(hint) is tuple and isinstance(value, str):  # typed with commas between
+        return tuple(converted(part, get_args(hint)[0], key) for part in value.split(","))
     if hint in PLAIN or (get_origin(hint) in (UnionType, list) and set(get_args(hint)) <= PLAIN):
         try:
             return _plain(value, hint)
@@ -145,10 +155,10 @@ def _plain(value: Any, hint: Any) -> Any:
             except OmegaConfBaseException:
                 continue
         return _plain(value, last)
-    converted = value if type(value) is hint else OmegaConf.merge(_schema(hint), {"value": value}).value
-    if OmegaConf.is_config(converted):
-        return OmegaConf.to_container(converted, resolve=True)
-    return converted + 0.0 if isinstance(converted, float) else converted  # -0.0 is 0.0
+    made = value if type(value) is hint else OmegaConf.merge(_schema(hint), {"value": value}).value
+    if OmegaConf.is_config(made):
+        return OmegaConf.to_container(made, resolve=True)
+    return made + 0.0 if isinstance(made, float) else made  # -0.0 is 0.0
 
 
 @cache

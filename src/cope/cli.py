@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TextIO, TypeVar, get_args, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -17,25 +20,19 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cope.building import converted
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
-from cope.files import user_path
+from cope.help import show_help
+from cope.overrides import check_overrides, prints_only
+from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
+from cope.signals import INTERRUPTED, STOPPED, end_at_once, handled_by
 
-INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
+NO_READER = 141  # the shell's exit status of a program whose output nobody reads any more, as before "| head"
 
 Settings = TypeVar("Settings")
-
-# For each type of a setting: what makes a value of what was typed, and what may be typed.
-CONVERSIONS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    str: (str, "text"),
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-    bool: ({"true": True, "false": False}.__getitem__, "true, false"),
-    tuple[str, ...]: (lambda text: tuple(text.split(",")), "values with commas between"),
-    tuple[int, ...]: (lambda text: tuple(map(int, text.split(","))), "whole numbers with commas between"),
-}
 
 
 def is_sweep() -> bool:
@@ -63,9 +60,23 @@ def read_settings(arguments: Sequence[str], settings: type[Settings], example: s
     return _made(settings, values, example)
 
 
-def split_settings(arguments: Sequence[str], settings: type[Settings], example: str) -> tuple[Settings, list[str]]:
-    """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``."""
+def split_settings(
+    arguments: Sequence[str], settings: type[Settings], example: str, others_are_settings: bool = True
+) -> tuple[Settings, list[str]]:
+    """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``.
+
+    Args:
+        others_are_settings: refuse others that no run has.
+    """
     values, others = _values(arguments, settings)
+    own = list(get_type_hints(settings))
+    for argument in others if others_are_settings else []:
+        key = argument.partition("=")[0].lstrip("+~")
+        if re.split(r"[./@]", key)[0] not in (*TOP_LEVEL_KEYS, "hydra"):
+            raise UserError(
+                f"{key} is not a setting; allowed: {', '.join(own)}; and of train.py: {', '.join(TOP_LEVEL_KEYS)}."
+                f"{nearest(key, [*own, *TOP_LEVEL_KEYS])}"
+            )
     return _made(settings, values, example), others
 
 
@@ -85,7 +96,11 @@ def _values(arguments: Sequence[str], settings: type[Settings]) -> tuple[dict[st
             continue
         if key in values:
             raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
-        values[key] = _converted(argument, text, hints[key])
+        may_be_null = type(None) in get_args(hints[key])
+        if key == "run" and hints[key] is Path:
+            values[key] = run_path(text)
+        else:
+            values[key] = None if may_be_null and text == "null" else converted(text, hints[key], key)
     return values, others
 
 
@@ -94,22 +109,6 @@ def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Set
     if missing := [f"{name}=..." for name in required if name not in values]:
         raise UserError(f"{' and '.join(missing)} must be given: {example}")
     return settings(**values)
-
-
-def _converted(argument: str, text: str, hint: Any) -> Any:
-    may_be_null = type(None) in get_args(hint)
-    if may_be_null:
-        if text == "null":
-            return None
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
-    if hint is Path:
-        key = argument.partition("=")[0]
-        return run_path(text) if key == "run" else user_path(key, text)
-    make, allowed = CONVERSIONS[hint]
-    try:
-        return make(text)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{argument} has the wrong type; allowed: {allowed}{', or null' if may_be_null else ''}.") from error
 
 
 def tell_loading(arguments: Sequence[str]) -> None:
@@ -121,37 +120,90 @@ def tell_loading(arguments: Sequence[str]) -> None:
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(documentation)
-    else:
-        with reporting_errors():
+    with reporting_errors():
+        if {"-h", "--help"} & set(arguments):
+            print(documentation or "python -OO leaves no texts to show.")
+        else:
             main(arguments)
+
+
+def run_hydra_command(main: Callable[[], None], config_folder: str, config_name: str) -> None:
+    """Run a command that Hydra configures with what was typed, after a look at it."""
+    arguments = sys.argv[1:]
+    with reporting_errors():
+        show_help(sys.modules["__main__"].__doc__, config_folder, config_name)
+        check_overrides(arguments, config_folder, config_name)
+        text = io.StringIO()
+        try:
+            with redirect_stdout(text) if prints_only(arguments) else nullcontext():
+                main()
+        finally:
+            print(text.getvalue(), end="")  # here, where it is known what to do if nobody takes it
 
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a UserError's message alone and exit with status 1; a job of a sweep says it, and lets its launcher go on."""
+    """Print a UserError's message alone and exit with status 1; a job of a sweep says it, and lets its launcher go on.
+
+    Ctrl-C ends what is inside with a KeyboardInterrupt, in one line.
+    """
+    ours = signal.getsignal(signal.SIGINT) is end_at_once
+    with handled_by(signal.default_int_handler, *([signal.SIGINT] if ours else [])), _output_may_end():
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as error:
+            if is_sweep() and not isinstance(error, KeyboardInterrupt):
+                _tell(str(error))
+                raise KeyboardInterrupt from error  # the launcher's to end
+            _tell(str(error) or STOPPED)
+            sys.exit(INTERRUPTED)
+        except (UserError, OmegaConfBaseException, HydraException) as error:
+            message = message_of(error)
+            if is_sweep():
+                _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{message}")
+                raise
+            if wants_stack_trace() and not isinstance(error, AlreadyRunning):
+                raise
+            _tell(message)
+            sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
+        except Exception:
+            if is_sweep():  # a bug of ours: the others may be spared it, but its trace is wanted
+                _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{traceback.format_exc()}")
+            raise
+
+
+@contextmanager
+def _output_may_end() -> Iterator[None]:
+    """End with one message if what is printed inside cannot be written; without one if its reader has gone, as "| head" has."""
     try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        if is_sweep() and not isinstance(error, KeyboardInterrupt):
-            _tell(str(error))
-            raise KeyboardInterrupt from error  # the launcher's to end
-        _tell(str(error) or "Stopped; the same command goes on from there.")
-        sys.exit(INTERRUPTED)
-    except (UserError, OmegaConfBaseException, HydraException) as error:
-        message = message_of(error)
-        if is_sweep():
-            _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{message}")
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if not _is_lost(sys.stdout):
             raise
-        if wants_stack_trace() and not isinstance(error, AlreadyRunning):
-            raise
-        _tell(message)
-        sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
-    except Exception:
-        if is_sweep():  # a bug of ours: the others may be spared it, but its trace is wanted
-            _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{traceback.format_exc()}")
-        raise
+        _silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(NO_READER)
+        _tell(f"The output cannot be written: {error.strerror}.")
+        sys.exit(1)
+
+
+def _is_lost(stream: TextIO) -> bool:
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what the stream holds, and all that comes, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def wants_stack_trace() -> bool:
@@ -169,4 +221,7 @@ def message_of(error: BaseException) -> str:
 
 
 def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:  # there is nobody to be told
+        _silence(sys.stderr)

@@ -19,6 +19,10 @@ class Interrupted(UserError):
     """What was running was asked to stop, has saved its state, and can go on."""
 
 
+class Preempted(Interrupted):
+    """It was a cluster that asked, by the signal it sends before it takes the machine back."""
+
+
 class AlreadyRunning(UserError):
     """Another process has the folder."""
 

@@ -3,7 +3,9 @@ one process has."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from cope.errors import AlreadyRunning, UserError
+
+log = logging.getLogger(__name__)
 
 
 def user_path(key: str, text: str | Path) -> Path:
@@ -68,6 +72,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def append_json_line(path: Path, content: Any) -> None:
+    """Add ``content`` to ``path`` as a line of its own.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(content) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}. Free some space and run the same command again."
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """What ``path`` holds.
 
@@ -80,11 +99,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}.") from error
 
 
-def lock(path: Path) -> FileLock:
+def lock(path: Path, wait: str | None = None) -> FileLock:
     """Keep ``path`` to this process until it ends or the lock is released; it may be any file, and stays empty.
 
+    Args:
+        wait: what to log while another process has it, which is waited for.
+
     Raises:
-        AlreadyRunning: another process has it.
+        AlreadyRunning: another process has it, and there is nothing to wait for.
         OSError: it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,5 +114,10 @@ def lock(path: Path) -> FileLock:
     try:
         found.acquire(timeout=0)
     except Timeout as error:
-        raise AlreadyRunning(f"{path.parent} is being written by another process.") from error
+        if not path.exists():  # nobody has it: there can be no such file
+            raise OSError(errno.EACCES, "no file can be made there", str(path)) from error
+        if wait is None:
+            raise AlreadyRunning(f"{path.parent} is being written by another process.") from error
+        log.info(wait)
+        found.acquire()
     return found

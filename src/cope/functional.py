@@ -144,7 +144,7 @@ def distance_attention(
     The same kernels as :func:`cope_attention`, without its contextual term; arguments, result and errors as there.
     """
     _check_tensor("bias", bias)
-    return _attend(q, k, v, None, None, None, bias, "released", dropout, backend)
+    return _attend(q, k, v, None, None, None, None, bias, None, "released", dropout, backend)
 
 
 def _attend(

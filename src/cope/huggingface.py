@@ -48,17 +48,17 @@ def add_cope(model: Model, num_positions: int, *, scale: str = "released", keep_
             absolute positions are part of the embeddings and stay in any case.
 
     Returns:
-        ``model`` itself, changed. ``model.config.cope`` notes the arguments, for :func:`from_pretrained`.
+        ``model`` itself, changed. ``model.config.contextual_positions`` notes the arguments, for :func:`from_pretrained`.
 
     Raises:
         UserError: the model has CoPE already, has no attention that can be exchanged, or no rotary positions to turn off.
     """
     check_at_least("num_positions", num_positions, 1)
     check_choice("scale", scale, SCALES)
-    if getattr(model.config, "cope", None) is not None:
-        raise UserError(f"this {type(model).__name__} has CoPE already: {model.config.cope}.")
+    if getattr(model.config, "contextual_positions", None) is not None:
+        raise UserError(f"this {type(model).__name__} has CoPE already: {model.config.contextual_positions}.")
     _equip(model, num_positions, scale, keep_positions)
-    model.config.cope = {"num_positions": num_positions, "scale": scale, "keep_positions": keep_positions}
+    model.config.contextual_positions = {"num_positions": num_positions, "scale": scale, "keep_positions": keep_positions}
     return model
 
 
@@ -73,16 +73,16 @@ def from_pretrained(path: str, **settings: Any) -> PreTrainedModel:
         UserError: a model that was saved without CoPE.
     """
     config = AutoConfig.from_pretrained(path)
-    if getattr(config, "cope", None) is None:
+    if getattr(config, "contextual_positions", None) is None:
         raise UserError(f"{path} was saved without CoPE; load it with transformers, then: add_cope(model, num_positions=...).")
     plain = getattr(transformers, config.architectures[0])
 
     def make(self: PreTrainedModel, config: Any, *arguments: Any, **others: Any) -> None:
         plain.__init__(self, config, *arguments, **others)
-        _equip(self, **config.cope)
+        _equip(self, **config.contextual_positions)
 
     # Tables must be there before weights are read, wherever those are put: a class of the same name, and the same in all else.
-    with_cope = type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
+    with_cope: Any = type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
     loaded: PreTrainedModel = with_cope.from_pretrained(path, config=config, **settings)
     return loaded
 
@@ -107,7 +107,7 @@ def measuring(model: PreTrainedModel) -> Iterator[list[PositionUse]]:
             uses[layer] = uses[layer] + found
 
     for module in modules:
-        module.cope_note = note  # type: ignore[assignment]
+        module.cope_note = note
     try:
         yield uses
     finally:

@@ -6,6 +6,7 @@ Hydra has the first word: whatever it composes is let through, from wherever on 
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,26 +18,47 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cope.errors import nearest
+from cope.errors import UserError, nearest
 
 
 def check_overrides(arguments: Sequence[str], config_folder: str, config_name: str = "train") -> None:
-    """Exit with one message if Hydra will refuse a choice or a key on the command line.
+    """Raise UserError if Hydra will refuse a choice or a key on the command line.
 
     It says so of the first; this adds what is allowed and the nearest match, of every override at once.
     """
-    typed = get_args_parser().parse_args(list(arguments))
-    if typed.shell_completion or typed.hydra_help or typed.info or typed.experimental_rerun:
+    typed, others = get_args_parser().parse_known_args(list(arguments))
+    settings = [text for text in others if not text.startswith("-")]
+    if settings and len(settings) == len(others):
+        raise UserError(
+            f"{' '.join(settings)}: options such as -m belong before all settings; allowed: python train.py -m key=value ..."
+        )
+    if typed.experimental_rerun and not Path(typed.experimental_rerun).is_file():
+        raise UserError(f"--experimental-rerun {typed.experimental_rerun} is not a file.")
+    if others or typed.shell_completion or typed.hydra_help or typed.info or typed.experimental_rerun:
         return  # nothing of this project is composed, or from half a word
     folder = Path(sys.argv[0]).resolve().parent / (typed.config_path or config_folder)
-    problems = Composer(folder, typed.config_name or config_name, typed.config_dir).problems(typed.overrides)
-    if problems:
-        print("\n".join(problems), file=sys.stderr)
-        sys.exit(1)
+    if not folder.is_dir() or (typed.config_dir and not Path(typed.config_dir).is_dir()):
+        return  # which Hydra tells
+    composer = Composer(folder, typed.config_name or config_name, typed.config_dir)
+    sweeps = typed.multirun or any(text.startswith("hydra.mode=MULTIRUN") for text in typed.overrides)
+    if problems := composer.problems(typed.overrides, sweeps):
+        raise UserError("\n".join(problems))
+    if not sweeps and any(text.startswith("hydra.run.dir=") for text in typed.overrides):
+        run_folder = composer.composed(typed.overrides).hydra.run.dir
+        try:
+            Path(run_folder).mkdir(parents=True, exist_ok=True)  # as Hydra does, which shows a stack trace if it cannot
+        except OSError as error:
+            raise UserError(f"hydra.run.dir={run_folder} cannot be made: {error.strerror}.") from error
+
+
+def prints_only(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks to be shown something, and for no run."""
+    typed, _ = get_args_parser().parse_known_args(list(arguments))
+    return bool(typed.help or typed.hydra_help or typed.cfg or typed.info)
 
 
 class Composer:
@@ -57,26 +79,36 @@ class Composer:
         self.config_name = config_name
         self.search_path: list[str] = []  # the override of hydra.searchpath, if there is one
 
-    def problems(self, overrides: Sequence[str]) -> list[str]:
-        """Why ``overrides`` cannot be composed; none if they can, or if only Hydra knows."""
+    def problems(self, overrides: Sequence[str], sweeps: bool = False) -> list[str]:
+        """Why ``overrides`` cannot be composed; none if they can.
+
+        Args:
+            sweeps: whether several values are a sweep, as after ``-m``.
+        """
+        parsed, problems = [], []
+        for text in overrides:
+            try:
+                parsed.append(OverridesParser.create(self.loader).parse_override(text))
+            except HydraException:
+                problems.append(_not_read(text))
+        problems += [problem for override in parsed if (problem := self._several(override, sweeps))]
+        if problems:
+            return problems
+        self.search_path = [_text(override) for override in parsed if override.key_or_group == "hydra.searchpath"]
         try:
-            parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
-            self.search_path = [_text(override) for override in parsed if override.key_or_group == "hydra.searchpath"]
             combinations = list(itertools.product(*map(self._alternatives, parsed)))
         except HydraException:
-            # Of others Hydra shows where the syntax goes wrong, or they are a sweep for a sweeper of another kind.
-            return [hint for override in overrides if (hint := _hint_to_quote(override))]
+            return []  # a sweep for a sweeper of another kind
         found: dict[str, None] = {}
         for combination in combinations:
             try:
-                self._composed(combination)
+                self.composed(combination)
             except (HydraException, ValueError) as error:  # the latter where a choice is a number or null
                 if unknown := self._unknown_choices(parsed):
                     return unknown
                 missing = self.no_recipe(error)
-                found |= dict.fromkeys(
-                    [missing] if missing else self._unused_groups(combination) or self._unknown_keys(combination)
-                )
+                others = self._unknown_keys(combination) or [_in_one_line(error, combination)]
+                found |= dict.fromkeys([missing] if missing else others)
         return list(found)
 
     def no_recipe(self, error: Exception) -> str | None:
@@ -93,7 +125,8 @@ class Composer:
         allowed = " or ".join([*others, "a recipe of another, as recipe=laptop/counting"])
         return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
+        """What Hydra composes."""
         return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
 
     def _choices(self, group: str) -> list[str]:
@@ -106,6 +139,21 @@ class Composer:
             *self.loader.get_group_options(group, ObjectType.CONFIG, *where),
             *(f"{name}/{choice}" for name in below for choice in self._choices(f"{group}/{name}")),
         ]
+
+    def _several(self, override: Override, sweeps: bool) -> str:
+        """What to tell of several values where one is meant; empty if it is right."""
+        text, value = _text(override), override.value()
+        if override.is_sweep_override() and not sweeps:
+            return (
+                f"{text} is several values: -m before all settings runs each; a list needs brackets, text with commas quotes."
+            )
+        if not isinstance(value, list):
+            return ""
+        choices = self._choices(override.key_or_group)
+        if len(value) < 2 or "/" in override.key_or_group or not all(str(choice) in choices for choice in value):
+            return ""
+        each = f"-m {override.get_key_element()}={','.join(map(str, value))}"
+        return f"{text} is a list; allowed: one of {', '.join(choices)}. Each in a run of its own: {each}."
 
     def _alternatives(self, override: Override) -> list[str]:
         """What stands for ``override``: each choice of a group that is swept; of a setting one value, as good as any."""
@@ -128,27 +176,10 @@ class Composer:
         parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
         return [override for override in parsed if self._choices(override.key_or_group) and not override.is_delete()]
 
-    def _unused_groups(self, overrides: Sequence[str]) -> list[str]:
-        """Groups that only some tasks have, such as ``corpus``, chosen for one that has none."""
-        groups = self._groups(overrides)
-        problems = []
-        for override in groups:
-            others = [_text(other) for other in groups if other != override]
-            try:
-                used = override.key_or_group in self._composed([*self.search_path, *others])
-            except HydraException:
-                continue  # another is to blame
-            if not used and not override.key_or_group.startswith("hydra/"):
-                where = f"with {', '.join(others)}" if others else "by default"
-                problems.append(
-                    f"{override.key_or_group}={override.value()} has no effect: {where} nothing has a {override.key_or_group}."
-                )
-        return problems
-
     def _unknown_keys(self, overrides: Sequence[str]) -> list[str]:
         groups = [_text(override) for override in self._groups(overrides)]
         try:
-            known = _known_keys(self._composed([*self.search_path, *groups]))
+            known = _known_keys(self.composed([*self.search_path, *groups]))
         except HydraException:
             return []
         problems = []
@@ -174,15 +205,26 @@ def _meant(key: str, known: set[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, ending))}?" if ending else nearest(key, known)
 
 
-def _hint_to_quote(argument: str) -> str:
-    """What to tell of ``key=value`` that Hydra's grammar has no place for, if quotes help; else an empty string."""
-    key, equals, value = argument.partition("=")
-    if not equals or "'" in value or _is_parsed(argument):
-        return ""
+def _not_read(text: str) -> str:
+    """What to tell of an argument that Hydra's grammar has no place for, and whether quotes would help."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text!r} is not of the form key=value."
     quoted = f"{key}='{value}'"
-    if not _is_parsed(quoted):
-        return ""
-    return f'{argument} cannot be read: such a value needs quotes, and those need others for the shell: "{quoted}"'
+    if "'" in value or not _is_parsed(quoted):
+        return f"{text!r} cannot be read; allowed: key=value, as in https://hydra.cc/docs/1.3/advanced/override_grammar/basic."
+    return f'{text} cannot be read: such a value needs quotes, and those need others for the shell: "{quoted}"'
+
+
+def _in_one_line(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra says of ``overrides``, without its own objects."""
+    if isinstance(error, ConfigCompositionException) and (unused := re.match(r"Could not override '([^.']*)'", str(error))):
+        typed = next((text for text in overrides if text.startswith(f"{unused[1]}=")), unused[1])
+        return f"{typed} has no effect: with the other settings nothing has a {unused[1]}."
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
+    told = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)]
+    return " ".join(dict.fromkeys(told)).replace("DictConfig", "a table").replace("ListConfig", "a list")
 
 
 def _is_parsed(argument: str) -> bool:

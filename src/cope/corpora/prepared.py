@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from cope.corpora.base import SPLITS, Corpus
 from cope.corpora.documents import read_texts, sample_lines
 from cope.corpora.encoding import ARRAYS, array_path, encode, load_tokenizer, token_type, train_tokenizer, write_arrays
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
 from cope.errors import UserError
-from cope.files import user_path
+from cope.files import lock, user_path
 
 log = logging.getLogger(__name__)
 
@@ -134,20 +133,14 @@ def _complete(folder: Path) -> tuple[dict[str, Any] | None, str]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other processes from preparing ``folder``; waits for one that is at it, and says so."""
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    path = folder.with_name(f"{folder.name}.lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("Another process is preparing %s: waiting for it.", folder)
-            lock.acquire()
+        held = lock(path, wait=f"Another process is preparing {folder}: waiting for it.")
     except OSError as error:
         raise _cannot_write(folder.parent, error) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
+    held.release()
 
 
 def _make(

@@ -95,10 +95,8 @@ class ShareTest(NamedTuple):
 
     share: np.ndarray
     shifted_share: np.ndarray  # its mean with the boundaries shifted
-    shifted_share_low: np.ndarray  # and the limits of 95% of them
-    shifted_share_high: np.ndarray
     excess: np.ndarray
-    shifted_excess: np.ndarray
+    shifted_excess: np.ndarray  # its mean with the boundaries shifted, and the limits of 95% of them
     shifted_excess_low: np.ndarray
     shifted_excess_high: np.ndarray
     p_value: np.ndarray  # one-sided: of an excess as large by chance
@@ -125,13 +123,10 @@ def compare_shares(sums: np.ndarray, expected: np.ndarray, num_queries: np.ndarr
     excesses = (sums - expected)[:, counted] / num_queries[counted]
     excess, by_chance = excesses[:, 0], excesses[:, 1:]
     p_value = (1 + (by_chance >= excess[:, None] - ROUNDING).sum(-1)) / (1 + by_chance.shape[1])
-    shares_low, shares_high = np.quantile(shares[:, 1:], [0.025, 0.975], axis=-1)
     low, high = np.quantile(by_chance, [0.025, 0.975], axis=-1)
     return ShareTest(
         share=shares[:, 0],
         shifted_share=shares[:, 1:].mean(-1),
-        shifted_share_low=shares_low,
-        shifted_share_high=shares_high,
         excess=excess,
         shifted_excess=by_chance.mean(-1),
         shifted_excess_low=low,

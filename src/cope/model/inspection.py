@@ -40,14 +40,10 @@ def gates_and_positions(model: Transformer, tokens: Tensor) -> dict[str, np.ndar
     Returns:
         ``gates`` and ``positions``, both (layers, heads, query, key) float32; None if the encoding has no gates.
     """
-    gates, positions = [], []
-    for heads in _heads_by_layer(model, tokens):
-        found = model.encoding.gates_and_positions(heads)
-        if found is None:
-            return None
-        gates.append(found[0][0])
-        positions.append(found[1][0])
-    return {"gates": torch.stack(gates).cpu().float().numpy(), "positions": torch.stack(positions).cpu().float().numpy()}
+    layers = list(positions_by_layer(model, tokens))
+    if layers[0].gates is None:
+        return None
+    return {name: np.stack([getattr(layer, name) for layer in layers]) for name in ("gates", "positions")}
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from cope.errors import check_at_least
 from cope.positions.base import Heads, ModelShape, PositionEncoding
 from cope.positions.content_rotary import convolution_weights, short_convolution
 
+TOKENS_PER_CHUNK = 64
+
 
 class Path(PositionEncoding):
     """logit_ij = k_j . H_{j+1} ... H_i q_i / sqrt(d), H_t = I - beta_t w_t w_t^T.
@@ -20,13 +22,15 @@ class Path(PositionEncoding):
     so that H_t can reflect: such products can track states, as in the word problem of A5. Without the authors' optional forget
     gate. Defined for any length.
 
-    The product is not formed. With y_tj = w_t . H_{t-1} ... H_{j+1} k_j, what is left of key j when token t reflects it,
+    The products are not formed. Tokens are taken in chunks, from the last to the first. Within a chunk that begins at b,
 
-        y_tj + sum_{j<s<t} (w_t . w_s) beta_s y_sj = w_t . k_j   for t > j      (a triangular system for each key)
-        logit_ij = (q_i . k_j - sum_{j<t<=i} (q_i . w_t) beta_t y_tj) / sqrt(d)
+        y_t = w_t . H_{t-1} ... H_b x,  y_t + sum_{b<=s<t} (w_t . w_s) beta_s y_s = w_t . x      (a triangular system)
+        H_t ... H_b x = x - sum_{b<=s<=t} beta_s w_s y_s
 
-    Cost: plain PyTorch; that system is solved for every key, in time with the cube of the length, a key x key tensor a head in
-    memory. The authors' own kernel (flash-linear-attention) does without.
+    and so for keys that begin later in it. Solved once for x all keys of the chunk, and all vectors at once (x = I), it gives
+    the logits of the chunk's keys and what is left of each query at its beginning.
+
+    Cost: plain PyTorch, some three times the products of queries and keys, and a system of 64 tokens for each chunk.
 
     Args:
         rank: of the bottleneck of w; the authors' 32.
@@ -57,10 +61,25 @@ class Path(PositionEncoding):
     def logits(self, heads: Heads) -> Tensor:
         w, beta = self.reflections(heads)
         q, k = heads.q.to(w.dtype), heads.k.to(w.dtype)
-        num_queries, num_keys = q.shape[-2], k.shape[-2]
         weighted = beta * w
-        left = torch.linalg.solve_triangular(
-            (w @ weighted.transpose(-1, -2)).tril(-1), (w @ k.transpose(-1, -2)).tril(-1), upper=False, unitriangular=True
-        )  # (batch, heads, token, key): y_tj
-        taken = (q @ weighted.transpose(-1, -2)).tril(num_keys - num_queries) @ left
-        return ((q @ k.transpose(-1, -2) - taken) / math.sqrt(q.shape[-1])).to(heads.q.dtype)
+        num_before = k.shape[-2] - q.shape[-2]  # where the first query stands
+        columns, turned = [], q[..., :0, :]
+        num_turned = 0  # queries that later chunks have turned, the last ones
+        for begin in reversed(range(0, k.shape[-2], TOKENS_PER_CHUNK)):
+            tokens = slice(begin, begin + TOKENS_PER_CHUNK)
+            keys, own, own_weighted = k[..., tokens, :], w[..., tokens, :], weighted[..., tokens, :]
+            first = max(0, begin - num_before)  # the first query that is not before the chunk
+            turned = torch.cat([q[..., first : q.shape[-2] - num_turned, :], turned], dim=-2)
+            num_turned = q.shape[-2] - first
+            solved = torch.linalg.solve_triangular(
+                (own @ own_weighted.transpose(-1, -2)).tril(-1),
+                torch.cat([(own @ keys.transpose(-1, -2)).tril(-1), own], dim=-1),
+                upper=False,
+                unitriangular=True,
+            )
+            taken = (turned @ own_weighted.transpose(-1, -2)).tril(num_before + first - begin) @ solved
+            num_keys = keys.shape[-2]
+            products = turned @ keys.transpose(-1, -2) - taken[..., :num_keys]
+            columns.append(F.pad(products, (0, 0, first, 0)))
+            turned = turned - taken[..., num_keys:]
+        return (torch.cat(columns[::-1], dim=-1) / math.sqrt(q.shape[-1])).to(heads.q.dtype)

@@ -94,8 +94,9 @@ class QueryGatedSlope(RowSums):
         self.directions = nn.Parameter(torch.randn(shape.num_layers, shape.num_heads, shape.head_dim) * shape.head_dim**-0.5)
 
     def factors(self, heads: Heads) -> tuple[Tensor, Tensor]:
-        direction = F.normalize(self.directions[heads.layer], dim=-1)[:, :, None]  # (heads, head_dim, 1)
-        gate = F.softplus(heads.q @ direction.to(heads.q.dtype) / math.sqrt(heads.q.shape[-1]))  # (batch, heads, query, 1)
+        direction = F.normalize(self.directions[heads.layer], dim=-1)[:, None]  # (heads, 1, head_dim)
+        seen = (heads.q * direction.to(heads.q.dtype)).sum(-1, keepdim=True)  # (batch, heads, query, 1)
+        gate = F.softplus(seen / math.sqrt(heads.q.shape[-1]))
         slope = self.slopes * F.softplus(self.omega[heads.layer])
         place = torch.arange(heads.k.shape[-2], device=slope.device, dtype=slope.dtype)
         return slope[:, None, None] * gate, place[:, None]

@@ -261,8 +261,9 @@ class LocalModel:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self._model = AutoModelForCausalLM.from_pretrained(name).to(self._device).eval()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            model: Any = AutoModelForCausalLM.from_pretrained(name)
+            self._model = model.to(self._device).eval()
         except Exception as error:  # transformers raises the errors of several libraries, which share no base class
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cope.errors import UserError
-from cope.files import write_json, write_text
+from cope.files import append_json_line, write_json, write_text
 from cope.metrics import percent
 from cope.probe.models import ProbeSettings, Reply, RequestFailed, Responder, open_responder
 from cope.probe.questions import FAILED, NO_ANSWER, RIGHT, WRONG, outcome, parse_answer, published_answers
@@ -71,13 +71,7 @@ class Answers:
         """Keep a reply."""
         entry = {"question": question, "sample": sample, "reply": reply.text, "finish_reason": reply.finish_reason}
         entry["date"] = date.today().isoformat()
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written: {error.strerror}. Free some space and run the same command again."
-            ) from error
+        append_json_line(self._path, entry)
         self._found[question, sample] = entry
 
 

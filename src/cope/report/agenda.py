@@ -10,8 +10,6 @@ from cope.report.comparisons import Comparison, Outcome
 from cope.report.rule import e_value
 from cope.sweep.plan import PlannedRun
 
-SETTLED = (Outcome.HOLDS, Outcome.EQUAL)  # of a comparison, in a claim that is still open
-
 
 class Agenda:
     """The runs of open claims.
@@ -55,7 +53,7 @@ class Agenda:
         """The runs that an open claim waits for, seed by seed."""
         if verdict.outcome not in (Outcome.OPEN, Outcome.MISSING):
             return []
-        parts = [part for part in verdict.comparisons if part.outcome not in SETTLED] or list(verdict.comparisons)
+        parts = [part for part in verdict.comparisons if not part.is_settled] or list(verdict.comparisons)
         found = []
         for seed in self.plan.seeds:
             cells = {(part.section, row): None for part in parts if seed not in part.evidence.differences for row in part.rows}
@@ -74,9 +72,9 @@ class Agenda:
         """Whether so many seeds more could give a verdict: as claimed, no difference, or one part's opposite."""
         needed = self.plan.margins.rule.needed
         now = [_values(part, 0) for part in parts]
-        then = [_values(part, 0 if part.outcome in SETTLED else number) for part in parts]
+        then = [_values(part, 0 if part.is_settled else number) for part in parts]
         claimed = all(part.outcome == Outcome.HOLDS or after[0] >= needed for part, after in zip(parts, then, strict=True))
-        equal = all((after[0] + after[2]) / 2 >= needed for after in then)
+        equal = all(part.is_settled or (after[0] + after[2]) / 2 >= needed for part, after in zip(parts, then, strict=True))
         others = sum(before[1] for before in now)
         opposite = any((others - before[1] + after[1]) / len(parts) >= needed for before, after in zip(now, then, strict=True))
         return claimed or equal or opposite
@@ -91,7 +89,7 @@ def _values(part: Comparison, further: int) -> tuple[float, float, float]:
 
 def progress_line(verdict: Verdict, agenda: Agenda) -> str:
     """How far a claim is, by its least decided comparison: what it won and lost, E, and the seeds that are left."""
-    parts = [part for part in verdict.comparisons if part.outcome not in SETTLED] or list(verdict.comparisons)
+    parts = [part for part in verdict.comparisons if not part.is_settled] or list(verdict.comparisons)
     evidence = min(
         (part.evidence for part in parts), key=lambda found: (len(found.differences), abs(found.wins - found.losses))
     )

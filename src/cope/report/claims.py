@@ -38,7 +38,8 @@ class ClaimsPlan:
         content = yaml.safe_load((configs / "plan.yaml").read_text(encoding="utf-8"))
         first = content["seeds"]["first"] if first_seed is None else first_seed
         seeds = range(first, first + content["seeds"]["most"])
-        if used := sorted(set(seeds) & set(content["tuning_seeds"])):
+        tuned = yaml.safe_load((configs / "tuning.yaml").read_text(encoding="utf-8"))["seeds"]
+        if used := sorted(set(seeds) & set(tuned)):
             raise UserError(f"seed {used[0]} chose settings, so that no verdict comes from it; allowed: another first_seed.")
         rule = Rule(content["alpha"], content["family_level"])
         margins = Margins(content["margin"], content["equivalence"], rule)
@@ -48,6 +49,11 @@ class ClaimsPlan:
     def is_fresh(self) -> bool:
         """Whether nobody had seen results of its seeds."""
         return min(self.seeds) > self.last_seed_seen
+
+    @property
+    def sections(self) -> set[str]:
+        """Those of the tables that claims are about."""
+        return {relation["section"] for claim in self.claims for relation in claim["relations"]}
 
     def with_seeds(self, number: int) -> ClaimsPlan:
         """The plan with its first seeds only."""
@@ -85,7 +91,8 @@ class Verdict:
         missing = any(part.outcome == Outcome.MISSING for part in self.comparisons)
         if self.evidence.empty:
             return Outcome.MISSING
-        outcome = first_reached(self.evidence, self.rule.needed)
+        ever = claim_evidence([part.evidence for part in self.comparisons], ever=True)
+        outcome = first_reached(ever, self.rule.needed)
         return Outcome.MISSING if missing and outcome != Outcome.CONTRADICTED else outcome
 
     @property

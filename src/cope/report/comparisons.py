@@ -40,9 +40,9 @@ COLUMNS = {
 
 
 def first_reached(running: pd.DataFrame, needed: float) -> Outcome:
-    """The first of the three that E ever reached."""
-    reached = (running >= needed).any()
-    return next((outcome for outcome, column in COLUMNS.items() if reached[column]), Outcome.OPEN)
+    """What E reached first; what comes later does not take it back."""
+    reached = running[(running >= needed).any(axis=1)].head(1) >= needed
+    return next((outcome for outcome, column in COLUMNS.items() if reached[column].any()), Outcome.OPEN)
 
 
 class Sides(NamedTuple):
@@ -78,6 +78,12 @@ class Comparison:
         if not self.evidence.differences:
             return Outcome.MISSING
         return first_reached(self.evidence.running(), self.rule.needed)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is as claimed, or so close that a claim which it is a part of can be of no difference."""
+        running = self.evidence.running()
+        return self.outcome == Outcome.HOLDS or bool((running[["claimed", "equal"]].mean(axis=1) >= self.rule.needed).any())
 
     @property
     def _side(self) -> tuple[str, int, int]:

@@ -65,12 +65,14 @@ def draw_learning_curves(folder: RunFolder) -> Path:
 
 
 def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None:
-    """Each metric's validation curve, and at its right end the best checkpoint's score on each test split."""
+    """Each metric's validation curve, the splits watched, and the best checkpoint's score on each at the right end."""
     scored = {name: _series(lines, f"eval/validation/{name}") for name in METRICS}
     scored = {name: found for name, found in scored.items() if len(found[0])}
     of_text = not any(METRICS[name].is_percentage for name in scored)
     if of_text:  # perplexities per token, per word and bits per byte differ too much in size for one axis
         scored = dict(list(scored.items())[:1])
+    else:
+        scored = {name: found for name, found in scored.items() if METRICS[name].is_percentage}
     drawn: list[np.ndarray] = []
     last = 1.0
     for name, (steps, values) in scored.items():
@@ -87,10 +89,17 @@ def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None
     headline = next(iter(scored), None)
     if headline is not None:
         ending = f"/{headline}"
+        watched = {
+            key.split("/")[1] for line in lines if "eval/validation/loss" in line for key in line if key.endswith(ending)
+        }
         final = {key.split("/")[1]: value for line in lines for key, value in line.items() if key.endswith(ending)}
         tests = {split: METRICS[headline].factor * value for split, value in final.items() if split != "validation"}
         for place, (split, value) in enumerate(tests.items()):
             marker = SPLIT_MARKERS[place % len(SPLIT_MARKERS)]
+            if split in watched:
+                steps, values = _series(lines, f"eval/{split}{ending}")
+                axis.plot(steps, METRICS[headline].factor * values, f"{marker}-", color=SOFT, linewidth=0.8, markersize=3)
+                shown += list(METRICS[headline].factor * values)
             axis.plot(
                 last * (1.04 + 0.035 * place), value, marker, color=INK, markerfacecolor="white", markersize=4.5, clip_on=False,
                 label=f"{split_name(split, of_text)}, at the end",

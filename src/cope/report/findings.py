@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
 
 log = logging.getLogger(__name__)
+
+Finished = tuple[PlannedRun, dict[str, Any]]  # with its result
 
 # A seed failed to learn if, after training, it is wrong more often than this on the validation split, which is drawn as the
 # training data are: what it does on other splits then says nothing of generalisation. Perplexities have no such mark.
@@ -42,23 +44,22 @@ class Findings:
     """
 
     def __init__(self, plans: Iterable[Plan]) -> None:
-        self._runs: dict[tuple[str, str, int], tuple[PlannedRun, dict[str, Any]]] = {}
+        self._cells: dict[tuple[str, str], dict[int, Finished]] = {}  # by section and row, then by seed
         self._failed: dict[tuple[str, str, int], PlannedRun] = {}
-        first_of: dict[str, tuple[PlannedRun, dict[str, Any]]] = {}  # of each section
+        self._curves: dict[Path, list[tuple[int, float]]] = {}
+        first_of: dict[str, Finished] = {}  # of each section
         for plan in plans:
             for run in plan.runs:
-                key = (run.section, run.row, run.seed)
                 result = run.result()
                 if result is not None:
                     _check_comparable((run, result), first_of.setdefault(run.section, (run, result)))
-                    self._runs[key] = (run, result)
+                    self._cells.setdefault((run.section, run.row), {})[run.seed] = run, result
                 elif run.failed:
-                    self._failed[key] = run
+                    self._failed[run.section, run.row, run.seed] = run
 
     def headline(self, section: str) -> str:
         """The metric that the section's runs are judged by; without any run, that of the paper's figures."""
-        found = (result["headline"] for (name, _, _), (_, result) in self._runs.items() if name == section)
-        return next(found, headline_of(section))
+        return next((result["headline"] for _, result in self._of_section(section)), headline_of(section))
 
     def failed_runs(self) -> list[PlannedRun]:
         """Every run whose last try ended with an error."""
@@ -79,12 +80,12 @@ class Findings:
 
     def splits(self, section: str) -> tuple[str, ...]:
         """The test splits that its runs have."""
-        found = (result["splits"] for (name, _, _), (_, result) in self._runs.items() if name == section)
-        return tuple(dict.fromkeys(split for splits in found for split in splits if split != "validation"))
+        found = (split for _, result in self._of_section(section) for split in result["splits"])
+        return tuple(dict.fromkeys(split for split in found if split != "validation"))
 
-    def runs(self) -> list[tuple[PlannedRun, dict[str, Any]]]:
-        """Every finished run with its result, by section, row and seed."""
-        return list(self._runs.values())
+    def runs(self) -> list[Finished]:
+        """Every finished run with its result, row by row."""
+        return [found for cell in self._cells.values() for found in cell.values()]
 
     def values(self, section: str, row: str, split: str) -> dict[int, float]:
         """The headline metric by seed, as it is shown: errors in percent. Of a split, or of ``DURING_TRAINING``."""
@@ -127,17 +128,18 @@ class Findings:
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
         """(step, headline metric of the validation) by seed."""
-        curves = {}
-        for seed, (run, result) in self._of(section, row).items():
-            headline = result["headline"]
-            key = f"eval/validation/{headline}"
+        return {seed: self._curve(*found) for seed, found in self._of(section, row).items()}
+
+    def _curve(self, run: PlannedRun, result: dict[str, Any]) -> list[tuple[int, float]]:
+        if run.folder.path not in self._curves:
+            key, factor = f"eval/validation/{result['headline']}", METRICS[result["headline"]].factor
             try:
                 lines = run.folder.read_metrics()
             except UserError as error:  # told, and left out
                 log.warning("left out: %s", error)
                 lines = []
-            curves[seed] = [(line["step"], METRICS[headline].factor * line[key]) for line in lines if key in line]
-        return curves
+            self._curves[run.folder.path] = [(line["step"], factor * line[key]) for line in lines if key in line]
+        return self._curves[run.folder.path]
 
     def at_equal_steps(self, section: str, rows: Iterable[str]) -> tuple[int | None, dict[str, dict[int, float]]]:
         """The last validation at a step that every run of ``rows`` came to, by row and seed; None if all took as many steps."""
@@ -175,11 +177,14 @@ class Findings:
                 found[seed] = {kind: _most(measured["kinds"][kind]["heads"], level) for kind in kinds}
         return found
 
-    def _of(self, section: str, row: str) -> dict[int, tuple[PlannedRun, dict[str, Any]]]:
-        return {seed: found for (name, label, seed), found in self._runs.items() if (name, label) == (section, row)}
+    def _of(self, section: str, row: str) -> dict[int, Finished]:
+        return self._cells.get((section, row), {})
+
+    def _of_section(self, section: str) -> Iterator[Finished]:
+        return (found for (name, _), cell in self._cells.items() if name == section for found in cell.values())
 
 
-def _check_comparable(found: tuple[PlannedRun, dict[str, Any]], first: tuple[PlannedRun, dict[str, Any]]) -> None:
+def _check_comparable(found: Finished, first: Finished) -> None:
     """Raise UserError if two results of a section are of other texts, or judged by another metric."""
     headlines = {result["headline"] for _, result in (found, first)}
     # Results of generated tasks did not name their data at first, when every generator was of version 1.
@@ -196,14 +201,34 @@ def measurement(run: PlannedRun, result: dict[str, Any]) -> Path | None:
     """The file of what was measured of a run's attention by position alone, None if nothing was.
 
     Of several the one over most windows counts, and among those the one with most shifts; one made before the run was finished
-    does not.
+    does not. A damaged one is told and left out.
     """
     found = [
         ((content["num_windows"], content["num_shifts"]), path)
         for path in sorted(run.folder.figures.glob("position_alone/*/scores.json"))
-        if (content := read_json(path))["step"] == result["best_step"]
+        if (content := _sound_measurement(path)) is not None and content["step"] == result["best_step"]
     ]
     return max(found)[1] if found else None
+
+
+def _sound_measurement(path: Path) -> dict[str, Any] | None:
+    """What was measured; None if the file is damaged, which is told, once."""
+    try:
+        content = read_json(path)
+        for kind in content["kinds"].values():
+            _most(kind["heads"], content["level"])
+        if all(isinstance(content[key], int) for key in ("step", "num_windows", "num_shifts")):
+            return dict(content)
+        damage = "its sizes are no whole numbers"
+    except (UserError, LookupError, TypeError, AttributeError) as error:
+        damage = str(error) if isinstance(error, UserError) else f"it lacks {error}"
+    if path not in _told:
+        _told.add(path)
+        log.warning("left out: %s is damaged: %s", path, damage)
+    return None
+
+
+_told: set[Path] = set()  # measurements that were said to be damaged
 
 
 def _most(heads: list[dict[str, float]], level: float) -> float:

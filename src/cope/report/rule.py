@@ -103,18 +103,23 @@ class Evidence:
         return pd.DataFrame(rows, index=pd.Index(self.differences, name="seed"), columns=["claimed", "opposite", "equal"])
 
 
-def claim_evidence(parts: Sequence[Evidence]) -> pd.DataFrame:
+def claim_evidence(parts: Sequence[Evidence], ever: bool = False) -> pd.DataFrame:
     """E of a claim of several parts after each seed, as :meth:`Evidence.running`.
 
     It is as claimed if every part is, so the least E counts. It is contradicted if one part is: the mean of their E is at
     most 1 on average while none is. There is no difference where every part is as claimed or equal, which two E ask together.
+
+    Args:
+        ever: each part by the most that it ever came to, since parts need not be decided by the same seed; what E is now is
+            no longer in it.
     """
     running = pd.concat({index: part.running() for index, part in enumerate(parts)}, axis=1)
     running = running.sort_index().ffill().fillna(1.0)
     claimed, opposite, equal = (running.xs(name, axis=1, level=1) for name in ("claimed", "opposite", "equal"))
-    return pd.DataFrame(
-        {"claimed": claimed.min(axis=1), "opposite": opposite.mean(axis=1), "equal": ((claimed + equal) / 2).min(axis=1)}
-    )
+    either = (claimed + equal) / 2
+    if ever:
+        claimed, either = claimed.cummax(), either.cummax()
+    return pd.DataFrame({"claimed": claimed.min(axis=1), "opposite": opposite.mean(axis=1), "equal": either.min(axis=1)})
 
 
 def e_benjamini_hochberg(values: Sequence[float], num_hypotheses: int, level: float) -> float:

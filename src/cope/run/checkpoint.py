@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from cope.errors import UserError
 from cope.files import write_atomically
 from cope.model.transformer import Transformer
+from cope.run.distributed import shared_out
 from cope.tasks.base import Task
 
 
@@ -66,7 +68,7 @@ def load_weights(model: Transformer, state: dict[str, Any], path: Path) -> None:
         UserError: they are of another model, or not all of them are numbers.
     """
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(shared_out(state["model"], model.state_dict()))
     except (RuntimeError, TypeError, AttributeError) as error:  # it lists every tensor that differs; the first says enough
         reason = " ".join(str(error).split("\n")[1:2]).strip() or str(error)
         raise UserError(
@@ -74,7 +76,7 @@ def load_weights(model: Transformer, state: dict[str, Any], path: Path) -> None:
             "add force=true."
         ) from error
     for name, values in model.named_parameters():
-        if not torch.isfinite(values).all():
+        if not torch.isfinite(values.to_local() if isinstance(values, DTensor) else values).all():
             raise UserError(f"{path} is damaged: {name} holds NaN or infinite weights. To start the run over, add force=true.")
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.building import as_declared, built_as_declared
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, nearest
 from cope.files import user_path
 from cope.run.folder import RunFolder
 
@@ -24,13 +24,16 @@ FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe comp
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
 TABLES = ("pe", "task", "model", "optimizer", "trainer", "logger")  # those that a run cannot do without
 TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "output_dir", "data_dir")
+ALLOWED = {int: "int", bool: "true, false", str: "text, and not empty"}
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
     *("output_dir", "data_dir", "force", "logger", "seed", "recipe", "task.data_dir"),
-    *("trainer.threads", "trainer.cuda_graphs"),
+    *("trainer.threads", "trainer.cuda_graphs", "trainer.eval_splits", "trainer.eval_examples", "trainer.eval_splits_every"),
 )
 # Settings that came later: while they are off they leave the name of a run as it was before there were any.
 OFF = {"trainer.patience": None, "pe.gate_bias": None, "pe.init_std": None}
+# A batch is what the settings say, over however many devices it is shared out; so a run may go on on more or fewer of them.
+SHARED_OUT = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
 class Problems:
@@ -55,6 +58,8 @@ class Problems:
 
 def checked(config: DictConfig) -> DictConfig:
     """``config``, in which every key that must be set is."""
+    if absent := [key for key in (*TABLES, "seed", "force", "output_dir", "data_dir") if key not in config]:
+        raise UserError(f"{', '.join(absent)} must be set: a run cannot do without.")
     for group in TABLES:
         if not isinstance(config.get(group), DictConfig):
             raise UserError(
@@ -72,11 +77,13 @@ def check_top_level(config: DictConfig) -> None:
     """Raise UserError unless the keys outside every group have the types they need, and are all there are."""
     for key, kind in (("seed", int), ("force", bool), ("output_dir", str), ("data_dir", str)):
         if type(config[key]) is not kind or config[key] == "":
-            raise UserError(f"{key}={config[key]} has the wrong type; allowed: {kind.__name__}, and not empty.")
+            raise UserError(f"{key}={config[key]} has the wrong type; allowed: {ALLOWED[kind]}.")
     for key in ("output_dir", "data_dir"):
         user_path(key, config[key])
-    for found in config:
-        check_choice("key", str(found), TOP_LEVEL_KEYS)
+    for found in map(str, config):
+        if found not in TOP_LEVEL_KEYS:
+            listed = ", ".join(TOP_LEVEL_KEYS)
+            raise UserError(f"{found} is not a setting; allowed: {listed}.{nearest(found, TOP_LEVEL_KEYS)}")
     if "corpus" in config and "corpus" not in config.task:
         raise UserError(f"corpus={config.corpus.get('name')} has no effect: task={config.task.name} reads no text.")
     if not re.fullmatch(r"\w+", str(config.pe.get("name"))) or config.pe.get("name") is None:
@@ -105,7 +112,7 @@ def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
 
     conversions: dict[str, Callable[[Any], Any]] = {
         "pe": lambda values: built_as_declared(values, ("shape",)),
-        "task": built_as_declared,
+        "task": _task_as_declared,
         "corpus": built_as_declared,
         "model": lambda values: as_declared(
             as_declared(values, ModelShape, ("context", "longest")), Transformer, ("vocab_size", "encoding")
@@ -117,6 +124,12 @@ def _as_declared(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {key: conversion(settings[key]) for key, conversion in convert.items()}
 
 
+def _task_as_declared(values: dict[str, Any]) -> Any:
+    """As :func:`built_as_declared`; the split ``test`` is there whether it is written or not."""
+    declared = built_as_declared(values)
+    return declared | {"splits": {"test": {}} | declared["splits"]} if isinstance(declared.get("splits"), dict) else declared
+
+
 def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     settings = copy.deepcopy(settings)
     for path in (*NOT_PART_OF_THE_RUN, *OFF):
@@ -126,7 +139,8 @@ def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
             node = node.get(parent, {})
         if path not in OFF or node.get(last) == OFF[path]:
             node.pop(last, None)
-    return settings
+    trainer = settings["trainer"]
+    return settings | {"trainer": trainer | {key: value for key, value in SHARED_OUT.items() if key in trainer}}
 
 
 def _hash(settings: dict[str, Any]) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import warnings
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.run.distributed import STRATEGIES, strategy
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
+NAMES_THE_MACHINE = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK", "RANK")
 PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 
 
@@ -28,10 +32,14 @@ class TrainerSettings:
         log_every: steps between lines of ``train/loss``.
         patience: steps without a lower validation loss after which a run ends before ``steps``, see ``cope.run.stopping``; null
             never does.
+        eval_splits: splits to score at validations, beside ``validation``, which alone chooses a checkpoint: ``auto`` (those
+            that are out of distribution; longer contexts of a language task), or a list.
+        eval_examples: the most of each that are scored.
+        eval_splits_every: validations from one such look to the next.
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: how many, on each machine.
         num_nodes: machines.
-        strategy: ``auto`` (one device) or ``ddp``.
+        strategy: ``auto`` (one device), ``ddp`` (each device has all weights) or ``fsdp`` (each has a share of them).
         precision: ``32-true``; ``tf32``, the same with products of 10 fraction bits on a GPU; or ``bf16-mixed``.
         compile: run the model through ``torch.compile``, as a whole.
         cuda_graphs: whether steps are recorded and replayed as CUDA graphs; ``auto`` does so where it can be done: on one GPU,
@@ -52,17 +60,33 @@ class TrainerSettings:
     compile: bool
     cuda_graphs: bool | str
     threads: int | None
-    patience: int | None = None  # has a default, since runs from before it was there have none
+    # These have defaults, since runs from before they were there have none.
+    patience: int | None = None
+    eval_splits: str | list[str] = "auto"
+    eval_examples: int = 200
+    eval_splits_every: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "devices", "num_nodes"):
+        for key in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "eval_every",
+            "log_every",
+            "devices",
+            "num_nodes",
+            "eval_examples",
+            "eval_splits_every",
+        ):
             check_at_least(f"trainer.{key}", getattr(self, key), 1)
+        if isinstance(self.eval_splits, str) and self.eval_splits != "auto":
+            raise UserError(f"trainer.eval_splits={self.eval_splits} is no list; allowed: auto, or [{self.eval_splits}].")
         if self.patience is not None:
             check_at_least("trainer.patience", self.patience, 1)
         if self.threads is not None:
             check_between("trainer.threads", self.threads, 1, MOST_THREADS)
         check_choice("trainer.device", self.device, ["auto", "cpu", "cuda"])
-        check_choice("trainer.strategy", self.strategy, ["auto", "ddp"])
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
         check_choice("trainer.precision", self.precision, PRECISIONS)
         if not isinstance(self.cuda_graphs, bool) and self.cuda_graphs != "auto":
             raise UserError(f"trainer.cuda_graphs={self.cuda_graphs} is not known; allowed: auto, true, false.")
@@ -75,7 +99,13 @@ class TrainerSettings:
         if self.accelerator == "cuda" and self.devices > (there := torch.cuda.device_count()):
             raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
-            raise UserError(f"trainer.devices={self.devices} needs trainer.strategy=ddp.")
+            key = "devices" if self.devices > 1 else "num_nodes"
+            raise UserError(f"trainer.{key}={getattr(self, key)} needs trainer.strategy=ddp or fsdp.")
+        if self.num_nodes > 1 and not any(name in os.environ for name in NAMES_THE_MACHINE):
+            raise UserError(
+                f"trainer.num_nodes={self.num_nodes}: nothing says which of them this machine is; allowed: 1, or to start the "
+                "command on each with torchrun or srun."
+            )
         parts = self.devices * self.num_nodes * self.accumulate
         if self.batch_size % parts:
             raise UserError(
@@ -103,14 +133,20 @@ class TrainerSettings:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        fabric = Fabric(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.
-            strategy=DDPStrategy(broadcast_buffers=False) if self.strategy == "ddp" else self.strategy,
-            precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
-        )
+        # Of Lightning's and PyTorch's names for what they do; what replaces them does something else, or is not there yet.
+        warnings.filterwarnings("ignore", message=".*(broadcast_buffers|functional.all_gather).* is deprecated")
+        try:
+            fabric = Fabric(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                strategy=strategy(self.strategy, self.devices * self.num_nodes),
+                precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
+                # One device needs no cluster, and is not to be stopped by the variables of the one it is in.
+                plugins=LightningEnvironment() if self.devices * self.num_nodes == 1 else None,
+            )
+        except (RuntimeError, ValueError) as error:  # of a cluster's variables
+            raise UserError(f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: {error}") from error
         fabric.launch()
         return fabric
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
+from cope.metrics import METRICS
 from cope.run.batches import Batch, evaluation_batches
+from cope.run.distributed import is_sharded
 from cope.tasks.base import IGNORE, ExampleSet, Task
 from cope.tasks.scores import Score
 
@@ -23,6 +25,16 @@ def score_split(model: nn.Module, task: Task, split: str, fabric: Fabric) -> dic
     return task.metrics(split, found) | asdict(found)
 
 
+def watched_metrics(task: Task, found: Score) -> dict[str, float]:
+    """What is recorded of every split that is scored while a model trains."""
+    if METRICS[task.headline].is_percentage:
+        errors = {"error": found.error, "token_error": found.token_error}
+        accuracy = 1.0 - errors[task.headline]
+    else:  # windows of text are right token by token or not at all
+        errors, accuracy = {}, 1.0 - found.token_error
+    return {**errors, "accuracy": accuracy, "perplexity": found.perplexity, "loss": found.loss}
+
+
 @torch.no_grad()
 def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
     """Score ``model`` on ``examples``, shared among the devices of ``fabric``. Draws no random numbers."""
@@ -33,8 +45,12 @@ def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
     counted = torch.zeros(2, dtype=torch.float64)  # what the CPU knows: sequences and answer tokens
     found = torch.zeros(3, dtype=torch.float64, device=device)  # sequences and tokens that are wrong, and the loss
     # Not compiled: here each batch has another number of sequences, and would be compiled for it.
+    own = evaluation_batches(examples, TOKENS_PER_BATCH, fabric.global_rank, fabric.world_size)
+    most = evaluation_batches(examples, TOKENS_PER_BATCH, 0, fabric.world_size)
     with torch.compiler.set_stance("force_eager"):
-        for indices in evaluation_batches(examples, TOKENS_PER_BATCH, fabric.global_rank, fabric.world_size):
+        if is_sharded(model) and len(own) < len(most):  # no device can have its turn without the others
+            model(torch.zeros(1, 1, dtype=torch.int64, device=device))
+        for indices in own:
             batch = Batch.of(*examples.batch(indices), few_shapes=device.type == "cuda", longest=longest)
             counted += torch.tensor([len(indices), batch.num_targets])
             batch = batch.to(device)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments, build
-from cope.errors import UserError, check_at_least
+from cope.errors import UserError, check_at_least, check_choice
 from cope.files import write_atomically, write_json
 from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
@@ -22,6 +22,7 @@ from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
 from cope.run.device import TrainerSettings, keep_freed_memory, peak_memory_mib
+from cope.run.distributed import ending_together, is_sharded
 from cope.run.evaluation import score_split
 from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
@@ -64,9 +65,10 @@ class Experiment:
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = model_shape(config, self.task)
-            check_data_fits(self.task)
             weights = num_weights(lambda other: build_model(config, self.task, other), shape)
-            if not problems.messages:  # without a trainer it cannot be told whether the model fits
+            # Without a trainer it cannot be told whether the model fits; what is finished need not, to be shown.
+            if not problems.messages and (config.force or not run_folder(config).result.exists()):
+                check_data_fits(self.task)
                 if weights is not None:
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
                 self.model = build_model(config, self.task, shape)
@@ -74,8 +76,20 @@ class Experiment:
         with problems.collect():
             if not problems.messages:
                 self._check_schedule()
+                self.watched_splits = self._watched_splits()
         problems.raise_if_any()
         self.folder = run_folder(config)
+
+    def _watched_splits(self) -> tuple[str, ...]:
+        """The splits that are scored at validations and choose nothing."""
+        asked, allowed = self.trainer.eval_splits, self.task.watched_splits
+        if isinstance(asked, str):
+            return allowed
+        for split in asked:
+            if split == "test":
+                raise UserError("trainer.eval_splits: test is scored once, at the end, and never while a model trains.")
+            check_choice("trainer.eval_splits", split, allowed)
+        return tuple(asked)
 
     def _check_schedule(self) -> None:
         if self.trainer.patience is not None and self.optimizer.schedule not in ("wsd", "constant"):
@@ -118,6 +132,16 @@ class Experiment:
             UserError: another process has the folder, its config differs, or training could not end.
         """
         fabric = self.trainer.fabric()
+        with ending_together(fabric):
+            return self._run(fabric, show_progress, splits, observe)
+
+    def _run(
+        self,
+        fabric: Fabric,
+        show_progress: bool,
+        splits: Sequence[str] | None,
+        observe: Callable[[int, float], None] | None,
+    ) -> dict[str, Any]:
         self.is_main_process = fabric.is_global_zero
         if fabric.is_global_zero:
             self._claim_folder()
@@ -132,13 +156,13 @@ class Experiment:
             return result
         keep_freed_memory()
         torch.set_num_threads(num_threads(self.trainer.threads, self.trainer.devices))
-        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device)
+        provenance = Provenance.taken(self.task, self.model.encoding, fabric.device, fabric.world_size)
         if not fabric.is_global_zero:
             self.logger = NoLogger()
         label = f"{self.config.task.name} {self.config.pe.name} seed={self.config.seed}"
         loop = TrainingLoop(
             self.model, self.task, self.config.seed, self.trainer, self.optimizer, fabric, self.folder, self.logger, label,
-            show_progress, observe,
+            show_progress, () if splits else self.watched_splits, observe,
         )  # fmt: skip
         loop.resume()
         log.info(
@@ -198,10 +222,10 @@ class Experiment:
         }
         if fabric.is_global_zero:
             if "test" in scored:
-                self._save_gates()
+                self._save_gates(best)
             final = {
-                f"eval/{split}/{name}": value
-                for split, found in splits.items() if split != "validation" for name, value in shown(found).items()
+                f"best/{split}/{name}": value
+                for split, found in splits.items() for name, value in shown(found).items()
             }  # fmt: skip
             line = {"step": loop.step, **final}
             if line not in self.folder.read_metrics():  # a run that was killed right after this line has it already
@@ -210,11 +234,15 @@ class Experiment:
             write_json(self.folder.result, result)
         return result
 
-    def _save_gates(self) -> None:
+    def _save_gates(self, best: dict[str, Any]) -> None:
         """Keep what is drawn: gates and positions of the query that answers one test example. Those of all are large."""
+        model = self.model
+        if is_sharded(model):  # this device would wait for the others
+            model = build_model(self.config, self.task, model_shape(self.config, self.task)).eval()
+            load_weights(model, best, self.folder.best_checkpoint)
         specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
-        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(self.model.parameters()).device)
-        arrays = gates_and_positions(self.model, inputs)
+        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(model.parameters()).device)
+        arrays = gates_and_positions(model, inputs)
         if arrays is None:
             return
         content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock
 
 from cope.errors import AlreadyRunning, UserError
-from cope.files import lock, user_path, write_text
+from cope.files import append_json_line, lock, user_path, write_text
 from cope.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,6 @@ class RunFolder:
             raise UserError(
                 f"output_dir: {self.path} cannot be written: {error.strerror}. Choose another with output_dir=..."
             ) from error
-
-    def release(self) -> None:
-        """Let others have the folder."""
-        if self._lock is not None:
-            self._lock.release()
 
     def start_over(self) -> None:
         """Delete what an earlier run left."""
@@ -124,24 +119,15 @@ class RunFolder:
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the lines after ``step``: a continued run writes them again."""
-        kept = [line for line in self._metric_lines() if line["step"] <= step]
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        try:
-            with self.metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self.metrics} cannot be written: {error.strerror}. Free some space and run the same command again."
-            ) from error
+        append_json_line(self.metrics, line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every line of ``metrics.jsonl``."""
-        return self._metric_lines()
-
-    def _metric_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
         lines: list[dict[str, Any]] = []

@@ -54,7 +54,10 @@ class NoLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """``logger=wandb``: runs grouped by task and named by encoding, so that encodings lie over each other in one chart.
+    """``logger=wandb``: runs grouped by task, of the type of their encoding, and named by encoding and seed.
+
+    Of a task's own charts (``flip_flop/ood_sparse_accuracy``) W&B makes a section, in which the encodings lie over each other
+    and no other task's runs are.
 
     Where W&B's server is, whether the user is logged in there, and what WANDB_MODE or ``wandb offline`` decided, W&B's own
     client is asked. A continued run is one run in W&B: what it measured before is handed over again, so that an offline one is
@@ -89,6 +92,7 @@ class WandbLogger(Logger):
         self.is_demanded = mode == "online"
         self.mode = self._resolved_mode(mode)
         self._run: Any = None
+        self._task = ""
 
     def _resolved_mode(self, mode: str) -> Any:
         """``online``, ``offline`` or ``disabled``, as far as that can be told without a network."""
@@ -122,6 +126,7 @@ class WandbLogger(Logger):
         if self.mode == "disabled":
             log.info("W&B: disabled, by WANDB_MODE or W&B's settings file")
             return
+        self._task = config["task"]["name"]
         try:
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         except Exception as error:  # W&B raises several kinds, which share no base class
@@ -155,7 +160,8 @@ class WandbLogger(Logger):
             # A run that is started over replaces the one of its name: a resumed one would drop every step that it had.
             resume="allow" if self.mode == "online" and is_continued else None,
             group=config["task"]["name"],
-            name=config["pe"]["name"],
+            job_type=config["pe"]["name"],
+            name=f"{config['pe']['name']} seed={config['seed']}",
             tags=[f"seed={config['seed']}", f"scale={config['scale']}"],
             config=config,
             dir=str(folder),
@@ -164,7 +170,15 @@ class WandbLogger(Logger):
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         if self._run is not None:
-            self._run.log(values, step=step)
+            self._run.log(values | self._charts(values), step=step)
+
+    def _charts(self, values: dict[str, float]) -> dict[str, float]:
+        """Accuracy and perplexity of every split once more, under the task's name."""
+        parts = {key: key.split("/") for key in values if key.startswith("eval/")}
+        return {
+            f"{self._task}/{split}_{metric}": values[key]
+            for key, (_, split, metric) in parts.items() if metric in ("accuracy", "perplexity")
+        }  # fmt: skip
 
     def images(self, paths: dict[str, Path]) -> None:
         if self._run is not None:  # there is none of a finished run, shown again

@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
@@ -22,13 +22,14 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cope.errors import Interrupted, UserError
+from cope.errors import Interrupted, Preempted, UserError
 from cope.metrics import METRICS, shown
 from cope.model.transformer import Transformer
 from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
-from cope.run.evaluation import score
+from cope.run.distributed import shared_out_optimizer, whole
+from cope.run.evaluation import score, watched_metrics
 from cope.run.folder import RunFolder
 from cope.run.loggers import Logger
 from cope.run.optimizer import OptimizerSettings
@@ -36,10 +37,15 @@ from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.run.stopping import Stopping
 from cope.seeding import seed_torch
+from cope.signals import handled_by
 from cope.tasks.base import Task
 from cope.tasks.scores import Score
 
 log = logging.getLogger(__name__)
+
+# Slurm sends one of the latter two before a job's time is over, if it is told to; Windows has neither.
+PREEMPTING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+STOPPING = [signal.SIGINT, signal.SIGTERM, *PREEMPTING]
 
 
 class Diverged(UserError):
@@ -53,6 +59,7 @@ class TrainingLoop:
         model: on the CPU; moved and wrapped here.
         label: what to call the run in log lines.
         show_progress: draw a bar; without one, each validation is a log line.
+        watched: splits that are scored at validations and choose nothing.
         observe: is told the step and the loss of each validation; what it raises ends the run.
     """
 
@@ -68,6 +75,7 @@ class TrainingLoop:
         logger: Logger,
         label: str,
         show_progress: bool,
+        watched: Sequence[str] = (),
         observe: Callable[[int, float], None] | None = None,
     ) -> None:
         self.task = task
@@ -82,9 +90,9 @@ class TrainingLoop:
         self.observe = observe
         self.core = model
         wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
-        self.model, self.optimizer = fabric.setup(
-            wrapped, optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
-        )
+        self.model = fabric.setup_module(wrapped)
+        # The optimiser after the model, whose weights may be shards by now.
+        self.optimizer = fabric.setup_optimizers(optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs))
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
@@ -92,6 +100,7 @@ class TrainingLoop:
             few_shapes=self.on_gpu, longest=model.encoding.max_tokens,
         )  # fmt: skip
         self.validation = task.evaluation_examples("validation")
+        self.watched = {split: task.watched_examples(split, trainer.eval_examples) for split in watched}
         self.stopping = Stopping(trainer.steps, trainer.patience, optimizer.schedule == "wsd")
         self.step = 0
         self.num_tokens = 0
@@ -101,7 +110,7 @@ class TrainingLoop:
         self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
         self.unlogged_targets = 0
         self._unseen_steps = 0  # since the last look at the loss
-        self._stop = False
+        self._stop: int | None = None  # the signal that asked to
 
     @property
     def on_gpu(self) -> bool:
@@ -112,8 +121,8 @@ class TrainingLoop:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "model": self.core.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.core.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
             "num_tokens": self.num_tokens,
             "time_s": self.time_s,
@@ -126,12 +135,13 @@ class TrainingLoop:
         }
 
     def _save(self, best: bool = False) -> None:
+        state = self._state()  # by all devices, which may have a part of it each
         if not self.fabric.is_global_zero:
             return
         if best:  # first: a run that is broken off in between goes on from the last one before, and finds the best again
-            save_checkpoint(self.folder.best_checkpoint, self._state(), copy_to=self.folder.last_checkpoint)
+            save_checkpoint(self.folder.best_checkpoint, state, copy_to=self.folder.last_checkpoint)
         else:
-            save_checkpoint(self.folder.last_checkpoint, self._state())
+            save_checkpoint(self.folder.last_checkpoint, state)
 
     def resume(self) -> None:
         """Go on from ``last.pt`` if there is one.
@@ -155,7 +165,8 @@ class TrainingLoop:
         load_weights(self.core, state, self.folder.last_checkpoint)
         # How the optimiser runs is this command's and this machine's; what it has summed up is the checkpoint's.
         settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": settings})
+        summed = shared_out_optimizer(state["optimizer"]["state"], self.optimizer)
+        self.optimizer.load_state_dict({"state": summed, "param_groups": settings})
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
         self.best = state["best"]
         self.stopping.load(state["stopping"])
@@ -185,14 +196,18 @@ class TrainingLoop:
         """Train to the last step, with ``best.pt`` the checkpoint of the best validation.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the state is saved.
+            Interrupted: Ctrl-C or a signal; the state is saved.
             Diverged: the loss is NaN or infinite.
         """
         self.model.train()
         started, tokens_before = time.perf_counter(), self.num_tokens
         validated: Score | None = None
         rate = loss = 0.0
-        with self._stops_on_signals(), self._bar() as bar, self.batches_at_hand() as batch_of:
+        with (
+            handled_by(self._ask_to_stop, *STOPPING),
+            self._bar() as bar,
+            self.batches_at_hand() as batch_of,
+        ):
             while self.step < self.stopping.last_step:
                 self.train_on(batch_of(self.step))
                 bar.update()
@@ -229,7 +244,7 @@ class TrainingLoop:
                 if (looks or self.fabric.world_size == 1) and self._should_stop():
                     self.look()
                     self._save()
-                    raise Interrupted(
+                    raise (Preempted if self._stop in PREEMPTING else Interrupted)(
                         f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
                     )
 
@@ -296,10 +311,13 @@ class TrainingLoop:
         validated = score(self.model, self.validation, self.fabric)
         if not math.isfinite(validated.loss):
             self._diverged(validated.loss, self.step)  # before the last good checkpoint is overwritten
-        metrics = shown(self.task.metrics("validation", validated))
-        self._record(
-            {f"eval/validation/{name}": value for name, value in metrics.items()} | {"eval/validation/loss": validated.loss}
-        )
+        metrics = {"validation": shown(self.task.metrics("validation", validated)) | watched_metrics(self.task, validated)}
+        if self.step % (self.trainer.eval_every * self.trainer.eval_splits_every) == 0 or self.step == self.stopping.last_step:
+            metrics |= {
+                split: watched_metrics(self.task, score(self.model, examples, self.fabric))
+                for split, examples in self.watched.items()
+            }
+        self._record({f"eval/{split}/{name}": value for split, found in metrics.items() for name, value in found.items()})
         # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
         candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
         is_best = self.best is None or (candidate["headline"], candidate["loss"]) < (self.best["headline"], self.best["loss"])
@@ -343,30 +361,17 @@ class TrainingLoop:
         parts.append(f"{rate:,.0f} tokens/s" if rate < 1000 else f"{rate / 1000:,.0f}k tokens/s")
         bar.set_postfix_str("  ".join(parts))
 
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM (which clusters send) let the step end first; a second Ctrl-C does not wait."""
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        try:
-            before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C and the signals that clusters send let the step end first; a second Ctrl-C does not wait."""
+        if self._stop is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop = number
 
     def _should_stop(self) -> bool:
         """Whether any device was asked to stop: all must stop at the same step."""
         if self.fabric.world_size == 1:
-            return self._stop
-        return bool(self._sum_over_devices(torch.tensor(float(self._stop))) > 0)
+            return self._stop is not None
+        return bool(self._sum_over_devices(torch.tensor(float(self._stop is not None))) > 0)
 
 
 def _compiled(model: nn.Module, few_shapes: bool) -> nn.Module:

@@ -48,7 +48,7 @@ class Provenance:
     date: str
 
     @classmethod
-    def taken(cls, task: Task, encoding: PositionEncoding, device: torch.device) -> Provenance:
+    def taken(cls, task: Task, encoding: PositionEncoding, device: torch.device, num_devices: int) -> Provenance:
         """What it is now."""
         return cls(
             code=code_fingerprint(),
@@ -56,7 +56,7 @@ class Provenance:
             data=task.fingerprint,
             kernel=kernel(encoding, device),
             versions=versions(),
-            hardware=hardware(device),
+            hardware=hardware(device) | {"devices": num_devices},
             date=datetime.now(UTC).date().isoformat(),
         )
 

@@ -12,6 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from tqdm import tqdm
 
 from cope.building import build
 from cope.errors import UserError
@@ -53,7 +55,9 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     precision = config.trainer.precision
     if precision == "tf32" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    fabric = Fabric(accelerator="auto", devices=1, precision="32-true" if precision == "tf32" else precision)
+    fabric = Fabric(
+        accelerator="auto", devices=1, precision="32-true" if precision == "tf32" else precision, plugins=LightningEnvironment()
+    )
     fabric.launch()
     wrapped = fabric.setup_module(model)
     scored = [split for split in task.test_splits if split not in too_long]

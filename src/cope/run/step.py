@@ -86,6 +86,16 @@ class TrainingStep:
         return loss, int(num_finite)
 
 
+def _renew_generator(state: torch.Tensor) -> None:
+    """Put the GPU's random numbers back to ``state`` after a recording that was broken off.
+
+    The generator would take itself to be recorded still, and refuse to be drawn from: it gets the inner state of a new one.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+    generator.set_state(state)
+
+
 class StepGraphs:
     """Runs steps as CUDA graphs: the hundreds of kernels of a step in one launch, which is what a small model's step costs.
 
@@ -134,16 +144,22 @@ class StepGraphs:
                 ) from error
             log.warning("trainer.cuda_graphs=auto: a step cannot be recorded (%s); going on without graphs", reason)
             self._given_up = True
+            self._recorded.clear()  # their random numbers would still come from the generator that was put away
             return False
         return True
 
     def _capture(self, step: Callable[[], None]) -> Callable[[], None]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that makes batches may do as it likes meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            step()
+        graph, state = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state()
+        stream = torch.cuda.current_stream()
+        try:
+            # thread_local: the thread that makes batches may do as it likes meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError:
+            _renew_generator(state)
+            raise
         return graph.replay
 
     @contextmanager

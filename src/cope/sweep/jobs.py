@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import message_of
 from cope.errors import AlreadyRunning, Interrupted, UserError
-from cope.files import write_text
+from cope.files import user_path, write_text
 from cope.run.configuration import Problems, run_folder
 from cope.run.folder import RunFolder
 
@@ -56,6 +57,11 @@ class Job:
     def result(self) -> dict[str, Any] | None:
         """Its result; None while it is not finished, and of a damaged one, which is told."""
         return self.folder.sound_result()
+
+    def note_failure(self, error: BaseException) -> None:
+        """Keep that its last try ended with ``error``; where its folder cannot be written, that is told already."""
+        with suppress(UserError):
+            write_text(self.mark_of_failure, f"{self.command}\n{message_of(error)}\n")
 
     @property
     def failed(self) -> bool:
@@ -98,6 +104,13 @@ def check_jobs(configs: Sequence[DictConfig], launcher: Launcher) -> None:
                 )
     problems.messages = list(dict.fromkeys(problems.messages))  # a wrong override is wrong in every row
     problems.raise_if_any()
+    for folder in dict.fromkeys(user_path("output_dir", config.output_dir) for config in configs):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={folder} cannot be made: {error.strerror}. Choose another with output_dir=..."
+            ) from error
 
 
 def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> dict[Path, str]:
@@ -112,11 +125,14 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; those that went on have saved their state.
     """
-    waiting = [job for job in jobs if again or job.result() is None]
-    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished", flush=True)
+    different = list({job.folder.path: job for job in jobs}.values())
+    if len(different) < len(jobs):
+        print(f"{len(jobs)} jobs, {len(different)} of them different: equal ones are run once", flush=True)
+    waiting = [job for job in different if again or job.result() is None]
+    print(f"{len(different) - len(waiting)} of {len(different)} runs are finished", flush=True)
     for job in waiting:
         job.mark_of_failure.unlink(missing_ok=True)
-    returned = launcher.launch([job.overrides for job in waiting], initial_job_idx=0) if waiting else []
+    returned = _launched(launcher, waiting) if waiting else []
     left_over = {}
     for job, outcome in zip(waiting, returned, strict=True):
         error = error_of(outcome)
@@ -125,10 +141,20 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
         elif isinstance(error, AlreadyRunning):
             left_over[job.folder.path] = f"left alone: {job.command}; another process is running it"
         elif error is not None:
-            write_text(job.mark_of_failure, f"{job.command}\n{message_of(error)}\n")
+            job.note_failure(error)
             see = f"; see {job.log}" if job.log.exists() else ""
             left_over[job.folder.path] = f"failed: {job.command}: {message_of(error)}{see}"
     return left_over
+
+
+def _launched(launcher: Launcher, jobs: Sequence[Job]) -> Sequence[JobReturn]:
+    """The outcomes; what another's launcher cannot do with its settings is the user's to mend, and told in one message."""
+    try:
+        return launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+    except Exception as error:
+        if isinstance(error, UserError) or type(launcher).__module__.startswith("hydra_plugins.cope"):
+            raise
+        raise UserError(f"hydra/launcher: {type(launcher).__name__} cannot run these jobs: {message_of(error)}") from error
 
 
 def tell_left_over(left_over: dict[Path, str], num_jobs: int) -> None:

@@ -10,15 +10,15 @@ import queue
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
@@ -27,6 +27,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
+from cope.signals import handled_by
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import error_of, job_of, log_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
@@ -64,15 +65,28 @@ class Call:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
         except OSError as error:
-            return _failed(UserError(f"output_dir: {log} cannot be written: {error.strerror}."))
-        returned = run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+            return failed(UserError(f"output_dir: {log} cannot be written: {error.strerror}."))
+        try:
+            returned = run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+        except OSError as error:  # of the folder that Hydra makes for the job
+            return failed(UserError(f"hydra.sweep.dir: {error.filename} cannot be made: {error.strerror}."))
         raised = error_of(returned)
         if raised is not None and not isinstance(raised, UserError):
-            return _failed(RuntimeError(message_of(raised)))  # others may not survive the way back
+            return failed(RuntimeError(message_of(raised)))  # others may not survive the way back
         return returned
 
 
-def _failed(error: Exception) -> JobReturn:
+def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[Call]:
+    """What runs ``jobs`` of the sweep that ``launcher`` was set up for, numbered from ``first``."""
+    context, task_function, config = launcher.hydra_context, launcher.task_function, launcher.config  # type: ignore[attr-defined]
+    return [
+        Call(context, task_function, config, tuple(overrides), first + index, Singleton.get_state())
+        for index, overrides in enumerate(jobs)
+    ]
+
+
+def failed(error: Exception) -> JobReturn:
+    """The outcome of a job that raised ``error``."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
@@ -84,46 +98,34 @@ class LocalQueue:
         preload: modules that the task function imports, apart from those of a run.
     """
 
-    def __init__(
-        self,
-        context: HydraContext,
-        task_function: TaskFunction,
-        config: DictConfig,
-        jobs_at_once: int | None,
-        preload: Sequence[str],
-    ) -> None:
-        self.context = context
-        self.task_function = task_function
-        self.config = config
+    def __init__(self, jobs_at_once: int | None, preload: Sequence[str]) -> None:
         self.jobs_at_once = jobs_at_once
         self.processes = Processes(preload)
 
-    def run(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    def run(self, calls: Sequence[Call]) -> list[JobReturn]:
         """The outcome of each; whatever it is, the others go on.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM, once the jobs that went on have saved their state.
         """
-        calls = [
-            Call(self.context, self.task_function, self.config, tuple(overrides), first + index, Singleton.get_state())
-            for index, overrides in enumerate(jobs)
-        ]
         at_once, why = self._places(calls)
-        at_once = min(at_once, len(jobs))
+        at_once = min(at_once, len(calls))
         gpus = gpu_names()
         self.gpus = queue.SimpleQueue[str]()  # each as often as jobs share it, in turn
         for place in range(at_once if gpus else 0):
             self.gpus.put(gpus[place % len(gpus)])
         self.threads = max(1, num_cores() // at_once)
         pool = ThreadPoolExecutor(at_once)
-        with self._stops_on_signals():
-            print(f"{len(jobs)} to do; {why}", flush=True)
+        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
+            print(f"{len(calls)} to do; {why}", flush=True)
             progress = Progress(calls, at_once)
             futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
             try:
                 for future in as_completed(futures):
-                    if not self.processes.is_stopping():
-                        progress.tell(futures[future], future, sum(other.running() for other in futures))
+                    outcome, seconds = future.result()
+                    # What failed before the sweep was stopped is told, and kept, even so.
+                    if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
+                        progress.tell(futures[future], outcome, seconds, sum(other.running() for other in futures))
             except BaseException:
                 self.processes.stop()  # nothing goes on behind an error
                 raise
@@ -148,26 +150,11 @@ class LocalQueue:
         try:
             outcome: JobReturn = self.processes.call(call, environment)
         except (Interrupted, RuntimeError) as error:
-            outcome = _failed(error)
+            outcome = failed(error)
         finally:
             if gpu is not None:
                 self.gpus.put(gpu)
         return outcome, time.monotonic() - began
-
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        def stop(number: int, frame: object) -> None:
-            self.processes.stop()
-
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Progress:
@@ -181,9 +168,8 @@ class Progress:
         self.started = time.monotonic()
         self.besides: list[float] = []  # seconds that jobs took apart from training: to start, and to score their splits
 
-    def tell(self, call: Call, future: Future[tuple[JobReturn, float]], num_running: int) -> None:
+    def tell(self, call: Call, outcome: JobReturn, seconds: float, num_running: int) -> None:
         """Print a line."""
-        outcome, seconds = future.result()
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
         left = self.clock.seconds(self.waiting.values(), self.at_once)
@@ -201,6 +187,7 @@ class Progress:
         if isinstance(error, AlreadyRunning):
             return f"left alone: {job.command}; another process is running it"
         if error is not None:
+            job.note_failure(error)  # now: the sweep may be interrupted before it ends
             return f"FAILED: {job.command}: {message_of(error)}; see {job.log}"
         result = job.result()
         assert result is not None

@@ -7,11 +7,12 @@ made by hand counts as well. ``jobs.py`` runs what is not finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -65,6 +66,23 @@ def table_names(configs: Path) -> list[str]:
     return sorted(path.stem for path in (configs / "table").glob("*.yaml"))
 
 
+def tables_with(configs: Path, sections: Collection[str]) -> list[str]:
+    """The tables that have one of the sections, each section once."""
+    names, wanted = [], set(sections)
+    for name in table_names(configs):
+        own = set(yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())["sections"])
+        if own & wanted:
+            names.append(name)
+            wanted -= own
+    return names
+
+
+def other_names(configs: Path) -> list[str]:
+    """Tables that are not the paper's, in folders below ``configs/table``: ``ablations/flip_flop``."""
+    folder = configs / "table"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+
+
 def planned_seeds(configs: Path) -> range:
     """Those that ``configs/plan.yaml`` reports."""
     seeds = yaml.safe_load((configs / "plan.yaml").read_text())["seeds"]
@@ -82,9 +100,13 @@ def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterabl
         NoRecipe: its task has no recipe at the scale.
         HydraException: an override that Hydra cannot parse.
     """
-    check_choice("table", name, table_names(configs))
+    check_choice("table", name, [*table_names(configs), *other_names(configs)])
     content = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text())
-    seeds = tuple(seeds)
+    return plan_of(configs, name, content, overrides, tuple(seeds))
+
+
+def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Sequence[str], seeds: tuple[int, ...]) -> Plan:
+    """The plan of a table with the ``content`` of such a file; raises what :func:`read_plan` raises."""
     _check_overrides(name, content["sections"], overrides)
 
     scale = [override for override in overrides if override.startswith("scale=")]

@@ -19,8 +19,8 @@ from typing import Any
 
 import cloudpickle
 
-from cope.cli import INTERRUPTED
 from cope.errors import Interrupted
+from cope.signals import INTERRUPTED
 
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")

@@ -171,6 +171,15 @@ class Task(ABC):
             UserError: the split is not known.
         """
 
+    @property
+    def watched_splits(self) -> tuple[str, ...]:
+        """Splits that may be scored while a model trains, beside ``validation``: out of distribution, and never ``test``."""
+        return ()
+
+    def watched_examples(self, split: str, num: int) -> ExampleSet:
+        """At most ``num`` examples of one of ``watched_splits``, always the same."""
+        raise NotImplementedError
+
     def metrics(self, split: str, score: Score) -> dict[str, Any]:
         """What ``score`` means: the metrics of this task, the headline among them, and the counts that belong to them."""
         return {"error": score.error, "token_error": score.token_error}

@@ -25,14 +25,13 @@ from cope.corpora.tokenizer import TokenizerSettings
 from cope.errors import UserError, check_at_least, check_choice
 from cope.seeding import numpy_stream
 from cope.tasks.base import Specimen, Task
-from cope.tasks.scores import Score
+from cope.tasks.scores import LARGEST_EXPONENT, Score
 from cope.tasks.synthetic import check_mapping, check_number, check_whole_number
 from cope.tasks.windows import Windows, scoring_windows, training_windows
 
 log = logging.getLogger(__name__)
 
 SPLIT_KEYS = ("context_factor", "stride")
-LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
 
 
 @dataclass(kw_only=True)
@@ -147,6 +146,18 @@ class Language(Task):
             )
         return self._windows[split]
 
+    @property
+    def watched_splits(self) -> tuple[str, ...]:
+        """Longer contexts."""
+        return tuple(split for split, (context, _) in self.views.items() if context > self.context)
+
+    def watched_examples(self, split: str, num: int) -> Windows:
+        """Windows of such a context in the *validation* documents, evenly spread: the test documents are for the end."""
+        documents, chosen = self._chosen("validation")
+        spans = [(int(documents.starts[index]), int(documents.starts[index + 1])) for index in chosen]
+        windows = scoring_windows(documents.tokens, spans, *self.views[split], self.prepared.tokenizer.separator)
+        return windows.some(num)
+
     def _chosen(self, split: str) -> tuple[Documents, np.ndarray]:
         """The part of the corpus that ``split`` reads, and the documents of it that are scored."""
         part = "validation" if split == "validation" else "test"
@@ -163,7 +174,7 @@ class Language(Task):
         num_words, num_bytes = int(documents.num_words[chosen].sum()), int(documents.num_bytes[chosen].sum())
         nats = score.loss * score.token_count
         return {
-            "perplexity": math.exp(min(score.loss, LARGEST_EXPONENT)),
+            "perplexity": score.perplexity,
             "word_perplexity": math.exp(min(nats / max(1, num_words), LARGEST_EXPONENT)),
             "bits_per_byte": nats / math.log(2) / max(1, num_bytes),
             "context": self.views[split][0],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Score:
     def error(self) -> float:
         """Fraction of sequences that are wrong."""
         return self.errors / self.count
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss; of one so large that there is no such number, the largest that is stored."""
+        return math.exp(min(self.loss, LARGEST_EXPONENT))
 
     @property
     def token_error(self) -> float:

@@ -159,6 +159,16 @@ class SyntheticTask(Task):
         check_choice("evaluation split", split, ("validation", *self.test_splits))
         return self._hold(split, self.num_validation if split == "validation" else self.num_test, None)
 
+    @property
+    def watched_splits(self) -> tuple[str, ...]:
+        return tuple(split for split in self.test_splits if split != "test")
+
+    def watched_examples(self, split: str, num: int) -> Examples:
+        """The first: they are in no order."""
+        whole = self.evaluation_examples(split)
+        labels = None if whole.labels is None else whole.labels[:num]
+        return Examples(whole.tokens[:num], whole.lengths[:num], whole.answers[:num], labels=labels)
+
     def specimen(self, num_tokens: int) -> Specimen:
         """The most varied test example of those short enough, or the shortest; its first answer is what is predicted."""
         examples = self.evaluation_examples("test")

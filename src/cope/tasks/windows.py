@@ -47,6 +47,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def some(self, num: int) -> Windows:
+        """At most ``num`` of them, evenly spread."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(num, len(self))).round().astype(np.int64))
+        return Windows(self.stream, self.starts[chosen], self.lengths[chosen], self.first_scored[chosen], self.separator)
+
     def batch(self, indices: np.ndarray, *, loss: str = "answers") -> tuple[Tensor, Tensor]:
         """``(inputs, targets)``, both (batch, time) int64, padded on the right; every scored token is an answer."""
         places_in_window = np.arange(int(self.lengths[indices].max()))

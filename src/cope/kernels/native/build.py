@@ -20,7 +20,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+
+from cope.files import lock
 
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
@@ -91,8 +92,7 @@ def library(instructions: str | None = None, extra_flags: tuple[str, ...] = ()) 
     path = cache_folder() / name
     try:
         if not _is_whole(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
+            with lock(path.with_suffix(".lock"), wait=f"another process is compiling {path}: waiting for it"):
                 if not _is_whole(path):  # another process may have compiled it while this one waited
                     _compile(compiler, flags, path)
     except OSError as error:

@@ -1,0 +1,99 @@
+"""The field beside CoPE: encodings x tasks of configs/field.yaml, run, ranked and drawn.
+
+    python scripts/field.py                                         # from finished runs; what has not been run is "missing"
+    python scripts/field.py action=run                              # first runs what is not finished, one a core
+    python scripts/field.py action=run tasks=mqar,a5 encodings=rope,cope,path seeds=2
+    python scripts/field.py action=list scale=smoke                 # the runs, and which are finished
+
+    action=show        or run, list
+    tasks=all          of configs/field.yaml, with commas between
+    encodings=all      likewise
+    seeds=3            so many, from the first of configs/plan.yaml on
+    to=outputs/field   the folder to write
+    with_runs=false    true: copy the runs' results beside it, without weights
+
+All else are settings of train.py, for every run, and of Hydra's launcher. A run that fails does not stop the others, and the
+same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something is left, 1 if the
+command was refused.
+"""
+
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from table import CONFIGS, list_runs, run_waiting
+
+from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.errors import check_between, check_choice
+from cope.report.claims import ClaimsPlan
+from cope.report.field import write_field
+from cope.report.findings import Findings
+from cope.report.published import copy_runs
+from cope.sweep.jobs import tell_left_over
+from cope.sweep.plan import Plan, plan_of, planned_seeds
+
+
+@dataclass(frozen=True)
+class FieldSettings:
+    action: str = "show"
+    tasks: tuple[str, ...] = ("all",)
+    encodings: tuple[str, ...] = ("all",)
+    seeds: int = 3
+    to: Path = Path("outputs/field")
+    with_runs: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("action", self.action, ["show", "run", "list"])
+        check_between("seeds", self.seeds, 1, len(planned_seeds(CONFIGS)))
+
+
+def main(arguments: list[str]) -> None:
+    settings, others = split_settings(arguments, FieldSettings, "python scripts/field.py action=run")
+    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
+    plan = read_field(settings, [override for override in others if override not in of_hydra])
+    runs = list(plan.runs)
+    waiting = [run for run in runs if run.result() is None]
+    if settings.action == "list":
+        list_runs(runs, waiting)
+        return
+    left_over = run_waiting(runs, waiting, of_hydra) if settings.action == "run" else {}
+    findings = Findings([plan])
+    command = shlex.join(["python", "scripts/field.py", *arguments])
+    page = write_field(plan, findings, ClaimsPlan.read(CONFIGS).margins, settings.to, command)
+    if settings.with_runs:
+        copy_runs(findings, settings.to / "runs")
+    print(page.read_text(encoding="utf-8"))
+    print(f"written: {page}")
+    tell_left_over(left_over, len(runs))
+    if left_over:
+        sys.exit(LEFT_OVER)
+
+
+def read_field(settings: FieldSettings, overrides: Sequence[str]) -> Plan:
+    """The plan of the chosen part of ``configs/field.yaml``."""
+    content = yaml.safe_load((CONFIGS / "field.yaml").read_text())
+    tasks = _chosen("tasks", settings.tasks, list(content["tasks"]))
+    encodings = _chosen("encodings", settings.encodings, content["encodings"])
+    sections = {task: {encoding: [*content["tasks"][task], f"pe={encoding}"] for encoding in encodings} for task in tasks}
+    seeds = tuple(planned_seeds(CONFIGS)[: settings.seeds])
+    return plan_of(CONFIGS, "field", {"title": content["title"], "sections": sections}, overrides, seeds)
+
+
+def _chosen(key: str, names: Sequence[str], there: list[str]) -> list[str]:
+    if tuple(names) == ("all",):
+        return there
+    for name in names:
+        check_choice(key, name, there)
+    return list(names)
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

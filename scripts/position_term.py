@@ -1,0 +1,47 @@
+"""How much CoPE's position term weighs before training and what one step changes, by scale, start and gate bias.
+
+    python scripts/position_term.py                          # flip-flop at laptop scale
+    python scripts/position_term.py task=wikipedia seed=3
+
+All are settings of train.py. Root mean squares over the pairs of query and key of the first batch.
+"""
+
+if __name__ == "__main__":
+    from cope.start import start
+
+    start(__doc__)  # before anything is imported that takes seconds
+
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from cope.cli import run_command
+from cope.errors import UserError
+from cope.heads.position_term import measure
+from cope.overrides import Composer
+from cope.sweep.plan import composed
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COMPARED = {
+    "pe.scale": ("paper", "released"),
+    "pe.init_std": ("0.0", "0.02", "0.25", "1.0"),
+    "pe.gate_bias": ("null", "-3.0"),
+}
+
+
+def main(arguments: list[str]) -> None:
+    overrides = ("task=flip_flop", "pe=cope", "logger=none", *arguments)
+    if problems := Composer(CONFIGS).problems(overrides):
+        raise UserError("\n".join(problems))
+    rows = []
+    for values in itertools.product(*COMPARED.values()):
+        own = dict(zip(COMPARED, values, strict=True))
+        found = measure(composed(CONFIGS, (*overrides, *(f"{key}={value}" for key, value in own.items()))))
+        rows.append(own | {name: f"{value:.2g}" for name, value in asdict(found).items()})
+    print(pd.DataFrame(rows).to_string(index=False))
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__)

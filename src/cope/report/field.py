@@ -1,0 +1,192 @@
+"""Encodings x tasks: one heat map, a ranking for each task with ties, one table, and published figures beside them.
+
+    field/field.md        rankings: error on every split, rank with ties, seconds and MiB of a run; what was published
+    field/field.csv       the same as one row for each task, encoding and split
+    field/heat_map.svg
+
+CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``, with as many seeds as it takes. Ranks only
+describe: two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired
+test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are
+told apart from it and are better: equal ranks are ties. These tests are many and not corrected for their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib import pyplot as plt
+from scipy.stats import ttest_rel
+
+from cope.metrics import METRICS
+from cope.report.comparisons import Margins, compare
+from cope.report.drawing import save
+from cope.report.findings import Findings
+from cope.report.names import encoding_name, split_name, task_name
+from cope.report.provenance import provenance_line
+from cope.report.style import picture_style
+from cope.report.tables import MISSING, spread
+from cope.sweep.plan import Plan
+
+LEVEL = 0.05
+LEAST_SEEDS = 3
+JUDGED = ("cope", "rope")
+
+
+@cache
+def published() -> dict[str, dict[str, dict[str, float]]]:
+    """``{task: {encoding: {split: error in percent}}}`` from ``field.yaml``."""
+    content: dict[str, dict[str, dict[str, float]]] = yaml.safe_load(
+        files("cope.report").joinpath("field.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def better(first: Mapping[int, float], second: Mapping[int, float]) -> int:
+    """1 if ``first`` has less error than ``second`` (both by seed), -1 if it has more, 0 if they are not told apart."""
+    seeds = sorted(first.keys() & second.keys())
+    differences = np.array([second[seed] - first[seed] for seed in seeds])
+    if len(seeds) < LEAST_SEEDS:
+        return 0
+    if np.ptp(differences) < 1e-9:  # every seed says the same, where the test is not defined
+        told_apart = abs(differences[0]) > 1e-9
+    else:
+        told_apart = ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds]).pvalue < LEVEL
+    return int(np.sign(differences.mean())) if told_apart else 0
+
+
+def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
+    """One row for each task, encoding and split; what has not been run has no error and no rank."""
+    rows = []
+    for task in plan.sections:
+        for split in findings.splits(task) or ("test",):
+            errors = {encoding: findings.values(task, encoding, split) for encoding in plan.rows(task)}
+            for encoding, own in errors.items():
+                runs = findings.results(task, encoding)
+                beaten_by = sum(better(other, own) == 1 for other in errors.values())
+                rows.append(
+                    {
+                        "task": task,
+                        "encoding": encoding,
+                        "split": split,
+                        "metric": METRICS[findings.headline(task)].label,
+                        "seeds": len(own),
+                        "mean": np.mean(list(own.values())) if own else np.nan,
+                        "std": np.std(list(own.values()), ddof=1) if len(own) > 1 else np.nan,
+                        "rank": 1 + beaten_by if own else np.nan,
+                        "published": published().get(task, {}).get(encoding, {}).get(split, np.nan),
+                        "seconds": np.mean([run["time_s"] for run in runs]) if runs else np.nan,
+                        "mib": np.mean([run.get("peak_memory_mib") or np.nan for run in runs]) if runs else np.nan,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def ranking(plan: Plan, task: str, table: pd.DataFrame, findings: Findings, margins: Margins) -> str:
+    """A task's encodings by rank, in Markdown; those that tie, by their mean error."""
+    own = table[table["task"] == task]
+    if not own["seeds"].any():
+        return f"**{task}**: {MISSING}"
+    metric, splits = METRICS[findings.headline(task)], list(dict.fromkeys(own["split"]))
+    first = own[own["split"] == splits[0]].sort_values(["rank", "mean"])
+    lines = [
+        f"**{task}**, {metric.label}, [rank]",
+        "",
+        "| encoding | " + " | ".join(splits) + " | seeds | seconds a run | MiB |",
+        "|---" * (len(splits) + 4) + "|",
+    ]
+    for encoding in first["encoding"]:
+        of_encoding = own[own["encoding"] == encoding].set_index("split")
+        cells = []
+        for split in splits:
+            values = [value / metric.factor for value in findings.values(task, encoding, split).values()]
+            rank = f" [{of_encoding.loc[split, 'rank']:.0f}]" if values else ""
+            reported = of_encoding.loc[split, "published"]
+            cells.append(spread(values, metric) + rank + ("" if np.isnan(reported) else f"<br>*published {reported:g}*"))
+        seconds, mib = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
+        num_seeds = of_encoding.loc[splits[0], "seeds"]
+        lines.append(f"| {encoding} | " + " | ".join(cells) + f" | {num_seeds} of {len(plan.seeds)} | {seconds} | {mib} |")
+    return "\n".join(lines + by_the_rule(task, own, findings, margins) + agreement(task, splits, findings))
+
+
+def by_the_rule(task: str, cells: pd.DataFrame, findings: Findings, margins: Margins) -> list[str]:
+    """CoPE against RoPE and the best of the others on every split, by the rule of the plan."""
+    lines = []
+    for split, of_split in cells.dropna(subset="mean").groupby("split", sort=False):
+        others = of_split[~of_split["encoding"].isin(JUDGED)].sort_values("mean")["encoding"]
+        for other in [JUDGED[1], *others[:1]]:
+            if {JUDGED[0], other} <= set(of_split["encoding"]):
+                relation = {"section": task, "split": split, "order": [JUDGED[0], other]}
+                lines += [f"- {found.outcome}: {found.text}" for found in compare(relation, margins, findings)]
+    return ["", "By the rule:", "", *lines] if lines else []
+
+
+def agreement(task: str, splits: Sequence[str], findings: Findings) -> list[str]:
+    """Whether ours are in the order that was published, pair by pair."""
+    reported = published().get(task, {})
+    found: dict[str, list[str]] = {"as published": [], "the other way round": [], "not told apart here": []}
+    for split in splits:
+        for first, second in combinations([encoding for encoding in reported if split in reported[encoding]], 2):
+            sign = np.sign(reported[second][split] - reported[first][split])
+            ours = [findings.values(task, encoding, split) for encoding in (first, second)]
+            if sign == 0 or not all(ours):
+                continue
+            pair = f"{first} {'<' if sign > 0 else '>'} {second} ({split})"
+            found[{1: "as published", -1: "the other way round", 0: "not told apart here"}[int(sign * better(*ours))]].append(
+                pair
+            )
+    lines = [f"- {outcome}: {', '.join(pairs)}" for outcome, pairs in found.items() if pairs]
+    return ["", "Pairs with a published order:", "", *lines] if lines else []
+
+
+def _whole(value: float) -> str:
+    return MISSING if np.isnan(value) else f"{value:.0f}"
+
+
+def draw_heat_map(plan: Plan, table: pd.DataFrame, folder: Path) -> Path:
+    """Mean error of every encoding on every task and split; what is missing is grey."""
+    columns = list(dict.fromkeys(zip(table["task"], table["split"], strict=True)))
+    encodings = list(dict.fromkeys(table["encoding"]))
+    wide = table.pivot(index="encoding", columns=["task", "split"], values="mean").loc[encodings, columns]
+    values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
+    with picture_style("heat_map"):
+        figure, axes = plt.subplots(figsize=(2 + 0.3 * len(columns), 1.6 + 0.17 * len(encodings)), layout="constrained")
+        colours = plt.get_cmap("viridis_r").with_extremes(bad="0.85")
+        image = axes.imshow(values, vmin=0, vmax=100, cmap=colours, aspect="auto")
+        axes.set_xticks(
+            range(len(columns)), [f"{task_name(task)}, {split_name(split)}" for task, split in columns], rotation=90
+        )
+        axes.set_yticks(range(len(encodings)), [encoding_name(encoding) for encoding in encodings])
+        for (row, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
+            if not np.isnan(value):
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color="w" if value > 50 else "k")
+        figure.colorbar(image, label="error %, mean over seeds")
+        axes.set_title(plan.title)
+        return save(figure, folder, "heat_map")
+
+
+def write_field(plan: Plan, findings: Findings, margins: Margins, folder: Path, command: str) -> Path:
+    """Write all of it to ``folder``; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = field_cells(plan, findings)
+    table.to_csv(folder / "field.csv", index=False, float_format="%.6g")
+    picture = draw_heat_map(plan, table, folder)
+    finished = [result for _, result in findings.runs()]
+    assert __doc__ is not None
+    parts = [
+        f"# {plan.title}",
+        f"Made by `{command}`.",
+        __doc__.split("\n\n")[2].replace("\n", " ").strip(),
+        f"![mean error of every encoding on every task]({picture.name})",
+        *(ranking(plan, task, table, findings, margins) for task in plan.sections),
+        *([provenance_line(finished)] if finished else []),
+    ]
+    page = folder / "field.md"
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return page

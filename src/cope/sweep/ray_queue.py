@@ -1,0 +1,76 @@
+"""The jobs of a sweep on a Ray cluster: what ``hydra/launcher=ray`` does.
+
+By Ray's own interface, since hydra-ray-launcher 1.2.2 asks for cloudpickle below 3, and this project is tested with 3.1.
+A job whose worker or machine is lost is started again by Ray and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn
+
+from cope.errors import Interrupted, UserError
+from cope.sweep.launcher import Call, Progress, failed
+
+
+def run_on_ray(
+    calls: Sequence[Call], address: str | None, cpus: float, gpus: float, num_retries: int, jobs_at_once: int
+) -> list[JobReturn]:
+    """The outcome of each; whatever it is, the others go on.
+
+    Args:
+        address: of a cluster; None is Ray's own rule: RAY_ADDRESS, a cluster that runs on this machine, or a new one on it.
+        cpus, gpus: that a job reserves.
+        num_retries: how often a job may lose its machine.
+
+    Raises:
+        UserError: there is no such cluster.
+        KeyboardInterrupt: Ctrl-C, once the jobs were asked to save their state.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"hydra.launcher.address={address}: there is no Ray cluster: {str(error).splitlines()[0]}") from error
+    place = Path.cwd()
+
+    # A process of its own for each job, as everywhere: what one sets is nothing to the next.
+    @ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=num_retries, max_calls=1)
+    def run(call: Call) -> JobReturn:
+        os.chdir(place)  # paths are relative to where the command was typed
+        try:
+            return call()
+        except KeyboardInterrupt:
+            return failed(Interrupted("It was stopped."))
+
+    progress, began = Progress(calls, jobs_at_once), time.monotonic()
+    outcomes: dict[int, JobReturn] = {}
+    waiting, running = list(calls), dict[ray.ObjectRef, Call]()
+    print(f"{len(calls)} for Ray; {jobs_at_once} at a time at most", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs_at_once:
+                call = waiting.pop(0)
+                running[run.remote(call)] = call
+            for reference in ray.wait(list(running))[0]:
+                call = running.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
+                outcomes[call.number] = outcome
+                progress.tell(call, outcome, time.monotonic() - began, len(running))
+    except KeyboardInterrupt:
+        for reference in running:
+            ray.cancel(reference)
+        ray.wait(list(running), num_returns=len(running), timeout=60)
+        raise
+    finally:
+        ray.shutdown()
+    return [outcomes[call.number] for call in calls]

@@ -1,0 +1,110 @@
+"""Encodings x tasks: what is planned, how encodings are ranked, and what is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import CONFIGS, ENCODINGS, ROOT, TASKS
+from runs import clean_environment, completed
+
+from cope.errors import UserError
+from cope.report.claims import ClaimsPlan
+from cope.report.field import better, published, write_field
+from cope.report.findings import Findings
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import field as command
+
+CONTENT = yaml.safe_load((CONFIGS / "field.yaml").read_text())
+
+
+def planned(folder: Path, **settings: Any) -> Any:
+    return command.read_field(command.FieldSettings(**settings), ["scale=smoke", "logger=none", f"output_dir={folder}"])
+
+
+def test_every_encoding_and_task_of_the_matrix_is_there() -> None:
+    assert set(CONTENT["encodings"]) <= set(ENCODINGS)
+    assert {setting.partition("=")[2] for own in CONTENT["tasks"].values() for setting in own if setting[:5] == "task="} <= set(
+        TASKS
+    )
+    for task, rows in published().items():
+        assert task in CONTENT["tasks"]
+        assert set(rows) <= set(CONTENT["encodings"])
+        assert all(0 <= error <= 100 for row in rows.values() for error in row.values())
+
+
+def test_the_parts_asked_for_are_planned(tmp_path: Path) -> None:
+    plan = planned(tmp_path, tasks=tuple(CONTENT["tasks"]), encodings=("path",), seeds=1)
+    assert plan.sections == tuple(CONTENT["tasks"])
+    assert len({run.folder.path for run in plan.runs}) == len(plan.runs) == len(CONTENT["tasks"])  # each another run
+    with pytest.raises(UserError, match=r"tasks=mqr .*Did you mean 'mqar'"):
+        planned(tmp_path, tasks=("mqr",))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({1: 1.0, 2: 2.0, 3: 1.5}, {1: 11.0, 2: 12.1, 3: 11.4}, 1),
+        ({1: 11.0, 2: 12.1, 3: 11.4}, {1: 1.0, 2: 2.0, 3: 1.5}, -1),
+        ({1: 1.0, 2: 2.0, 3: 30.0}, {1: 11.0, 2: 12.0, 3: 1.0}, 0),
+        ({1: 1.0, 2: 1.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0}, 0),
+        ({1: 0.0, 2: 0.0, 3: 0.0}, {1: 50.0, 2: 50.0, 3: 50.0}, 1),  # no spread, where the test is not defined
+        ({1: 0.0, 2: 0.0}, {1: 50.0, 2: 51.0}, 0),  # too few seeds
+        ({1: 0.0, 2: 0.0, 3: 0.0}, {4: 50.0, 5: 51.0, 6: 50.0}, 0),  # none in common
+    ],
+)
+def test_better(first: dict[int, float], second: dict[int, float], expected: int) -> None:
+    assert better(first, second) == expected
+
+
+def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) -> None:
+    plan = planned(tmp_path, tasks=("navigation_1d", "a5"), encodings=("rope", "cope", "path"))
+    errors = {"rope": [0.3, 0.32, 0.31], "cope": [0.1, 0.6, 0.3], "path": [0.01, 0.02, 0.01]}
+    for run in plan.runs:
+        if run.section == "a5":
+            continue
+        error = errors[run.row][run.seed - plan.seeds[0]]
+        run.folder.path.mkdir(parents=True)
+        splits = {"test": {"token_error": error}, "ood_dense": {"token_error": 0.5}}
+        result = {"headline": "token_error", "splits": splits, "time_s": 7.0, "peak_memory_mib": 300.0}
+        result |= {"hardware": {"processor": "A", "threads": 1}, "versions": {"torch": "2"}}
+        run.folder.result.write_text(completed(result))
+    page = write_field(plan, Findings([plan]), ClaimsPlan.read(CONFIGS).margins, tmp_path / "field", "the command").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert lines[2:] == [
+        "| path | 1.33 (0.58) [1]<br>*published 1* | 50.00 (0.00) [1]<br>*published 1* | 3 of 3 | 7 | 300 |",
+        "| cope | 33.33 (25.17) [1]<br>*published 12* | 50.00 (0.00) [1]<br>*published 9* | 3 of 3 | 7 | 300 |",
+        "| rope | 31.00 (1.00) [2]<br>*published 5* | 50.00 (0.00) [1]<br>*published 3* | 3 of 3 | 7 | 300 |",
+    ]
+    assert "- as published: rope > path (test)\n" in page
+    assert "- not told apart here: cope > rope (test), cope > path (test), cope > rope (ood_dense)" in page
+    assert "**a5**: missing" in page
+    judged = [line for line in page.splitlines() if line.startswith("- not decided: ")]
+    assert len(judged) == 4  # on two splits CoPE with RoPE, and with the best other
+    assert any("path" in line and "with 3 of 3 seeds" in line for line in judged)
+    table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
+    assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
+    assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])
+    assert (tmp_path / "field" / "heat_map.svg").read_text().count("Navigation 1d, ") == 2
+
+
+@pytest.mark.slow
+def test_the_field_runs_and_is_not_run_again(tmp_path: Path) -> None:
+    arguments = [f"output_dir={tmp_path / 'outputs'}", f"to={tmp_path / 'field'}", "scale=smoke", "logger=none", "seeds=1"]
+    arguments += ["tasks=a5,copy", "encodings=cope,fox", "with_runs=true", "action=run"]
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "field.py"), *arguments],
+            capture_output=True, text=True, cwd=tmp_path, timeout=300, env=clean_environment(),
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "field" / "runs").rglob("result.json")]
+    assert len(results) == 4
+    assert "4 of 4 runs are finished" in found.stderr + found.stdout
