@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-SETTING = re.compile(r"^    (\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
+SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
 COMPOSED = ("train.py", "table.py", "report.py", "decide.py")  # which take settings of train.py too
 
 

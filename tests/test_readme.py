@@ -29,7 +29,7 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_compose(command, monkeypatch):
-    arguments = shlex.split(command)[2:]
+    arguments = shlex.split(command, comments=True)[2:]
     monkeypatch.setattr("sys.argv", [str(ROOT / "train.py"), *arguments])
     check_overrides(arguments, "configs")  # exits if a choice or a key does not exist
     # In a sweep every job must compose; the first value of each choice stands for the others, which were just checked.
