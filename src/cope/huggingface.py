@@ -125,7 +125,7 @@ def _equip(model: PreTrainedModel, num_positions: int, scale: str, keep_position
         )
     if not keep_positions:
         _turn_off_rotation(model)
-    for module, head_dim in zip(modules, sizes, strict=True):
+    for module, head_dim in zip(modules, map(int, filter(None, sizes)), strict=True):
         weight = next(module.parameters())
         module.cope_table = nn.Parameter(torch.zeros(num_positions, head_dim, dtype=weight.dtype, device=weight.device))
         module.cope_scale = scale

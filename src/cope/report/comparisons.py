@@ -19,6 +19,7 @@ from cope.report.names import row_name, section_name, split_name
 from cope.report.rule import Evidence, Rule
 from cope.report.tables import MISSING
 
+WAYS = ("falls", "rises")
 POINTS, PERCENT = " points", "%"  # of an error; of a perplexity
 
 
@@ -174,8 +175,8 @@ def _trend(relation: dict[str, Any], margins: Margins, findings: Findings) -> It
         values = {shorter: findings.values(section, row, first), longer: findings.values(section, row, second)}
         if falls:
             values = dict(reversed(values.items()))  # the second below the first
-        ways = [f"{name} {way} from {shorter} to {longer}" for way in ("falls", "rises")]
-        sides = Sides(*(ways if falls else ways[::-1]), f"{name} in {shorter} and {longer} within")
+        claimed, opposite = (f"{name} {way} from {shorter} to {longer}" for way in WAYS[:: 1 if falls else -1])
+        sides = Sides(claimed, opposite, f"{name} in {shorter} and {longer} within")
         yield _below(margins, findings, section, second, (row,), values, sides)
 
 
@@ -215,7 +216,8 @@ def _below(
     values: dict[str, dict[int, float]], sides: Sides, factor: float = 1.0,
 ) -> Comparison:  # fmt: skip
     """Whether the first of two ``values`` is below ``factor`` times the second, seed by seed."""
-    evidence = below(margins, findings, section, *values.values(), factor)
+    low, high = values.values()
+    evidence = below(margins, findings, section, low, high, factor)
     unit = POINTS if METRICS[findings.headline(section)].is_percentage else PERCENT
     shown = {name: {seed: found[seed] for seed in evidence.differences or found} for name, found in values.items()}
     return Comparison(

@@ -50,7 +50,7 @@ def value_axis(axis: Axes, values: Sequence[float], along: str = "x") -> None:
     """An axis of errors in percent: linear from 0; logarithmic above 1% where a small value would hide beside a large one."""
     largest = max(values, default=1.0)
     far = any(0 < value < HIDDEN_BELOW * largest for value in values)
-    limits = {"x": axis.set_xlim, "y": axis.set_ylim}[along]
+    limits = axis.set_xlim if along == "x" else axis.set_ylim
     if far and largest > 10 * LINEAR_UP_TO:
         {"x": axis.set_xscale, "y": axis.set_yscale}[along]("symlog", linthresh=LINEAR_UP_TO, linscale=0.5)
         which = {"x": axis.xaxis, "y": axis.yaxis}[along]

@@ -79,7 +79,7 @@ def _shuffled(place: int) -> int:
 @contextmanager
 def picture_style(name: str) -> Iterator[None]:
     """Text stays text in an SVG, and the same numbers give the same file; ``name`` keeps identifiers apart."""
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.family": ["DejaVu Sans"], "font.size": 7, "axes.titlesize": 7.5,
         "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 7, "legend.fontsize": 6.5, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,

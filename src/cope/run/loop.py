@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -92,7 +93,8 @@ class TrainingLoop:
         wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
         self.model = fabric.setup_module(wrapped)
         # The optimiser after the model, whose weights may be shards by now.
-        self.optimizer = fabric.setup_optimizers(optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs))
+        built = optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
+        self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(built))  # one for one
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
@@ -165,8 +167,9 @@ class TrainingLoop:
         load_weights(self.core, state, self.folder.last_checkpoint)
         # How the optimiser runs is this command's and this machine's; what it has summed up is the checkpoint's.
         settings = self.optimizer.state_dict()["param_groups"]
-        summed = shared_out_optimizer(state["optimizer"]["state"], self.optimizer)
-        self.optimizer.load_state_dict({"state": summed, "param_groups": settings})
+        own = cast(torch.optim.Optimizer, self.optimizer)  # Fabric's stands for it
+        summed = shared_out_optimizer(state["optimizer"]["state"], own)
+        own.load_state_dict({"state": summed, "param_groups": settings})
         self.step, self.num_tokens, self.time_s = state["step"], state["num_tokens"], state["time_s"]
         self.best = state["best"]
         self.stopping.load(state["stopping"])
