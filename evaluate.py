@@ -15,13 +15,13 @@ and written to ``evaluations/`` in the run's folder.
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cope.cli import run_command, split_settings
+from cope.cli import run_command, split_settings, tell_loading
 from cope.errors import UserError, check_choice
 from cope.overrides import Composer
 from cope.run.folder import RunFolder
@@ -37,6 +37,7 @@ class EvaluationSettings:
 
 
 def main(arguments: list[str]) -> None:
+    tell_loading(arguments)
     from cope.report.run_sheets import scores_sheet
     from cope.report.sheets import show
     from cope.run.reevaluation import reevaluate

@@ -3,7 +3,8 @@
     python train.py pe=cope task=counting
     python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3
 
-The same command again goes on with an unfinished run and shows a finished one. ``python train.py --help`` lists the settings.
+The same command again goes on with an unfinished run and shows a finished one. ``python train.py task=flip_flop --help`` lists
+the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
 """
 
 if __name__ == "__main__":
@@ -22,7 +23,9 @@ from cope.cli import is_sweep, reporting_errors, run_hydra_command
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def train(config: DictConfig) -> None:
     with reporting_errors():
-        # Imported here, so that --help and shell completion need not wait for PyTorch.
+        if not is_sweep():
+            print(f"{config.pe.name} on {config.task.name}, scale {config.scale}, seed {config.seed}", flush=True)
+        # Imported here, so that the first line, and --help, need not wait for PyTorch.
         from cope.report.cost_sheets import cost_sheet
         from cope.report.figures import draw_run
         from cope.report.run_sheets import run_sheet

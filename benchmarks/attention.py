@@ -7,6 +7,12 @@
 
 Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` (7) rounds, in each of which
 every candidate runs once. Writes ``outputs/benchmark/attention.json`` and a picture beside it.
+
+    repeats=7        rounds
+    threads=1        numbers of threads, with commas between
+    candidates=      only these, with commas between; none: all
+    released=        the authors' context_position.py
+    device=          cpu or cuda; a GPU where there is one
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 import subprocess
 import sys

@@ -5,6 +5,9 @@
 
 Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
 rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
+
+    context=256                     tokens of the sequence that is generated from its first token on
+    lengths=128,256,512,...,4096    tokens before the one that is timed
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -8,6 +8,11 @@ PyTorch's), ``training`` (tokens a second beside RoPE's), ``run`` (the paper's f
 ``limit`` seconds; what one leaves is the next one's. Whatever fails says so in its cell and the rest goes on. Writes
 ``results.json`` and ``results.md`` into the folder, again after every cell. Exit status 1 if kernels are wrong or anything
 failed for another reason than time.
+
+    to=            the folder to write
+    parts=         only these, with commas between
+    limit=450      seconds of everything
+    device=cuda    cpu tries out what can be without a GPU: kernels in Triton's interpreter, attention with backend=native
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 import json
 import subprocess

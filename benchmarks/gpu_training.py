@@ -8,6 +8,14 @@ Parts, in this order: ``check`` (graphs compute what plain steps compute; nothin
 ``compile`` (``torch.compile``). Each figure is the median of windows of steps of the project's own training loop, after two to
 warm up. Cells run in a process of their own, which is replaced when one fails: what failed says why in the table, what time did
 not suffice for says so. Writes ``results.json`` and ``results.md`` into the folder, again after every cell.
+
+    to=            the folder to write
+    parts=         only these, with commas between
+    scale=paper    one with recipes for counting, flip_flop and wikipedia
+    seconds=3      of measurement a cell
+    limit=240      seconds of everything
+    device=auto    or cpu, cuda
+    processes=6    numbers of runs at once, with commas between
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 import json
 import statistics

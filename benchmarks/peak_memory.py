@@ -8,7 +8,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path

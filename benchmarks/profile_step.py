@@ -4,6 +4,9 @@
     python benchmarks/profile_step.py recipes="task=counting pe=relative,task=code pe=cope" repeats=5
 
 Writes ``outputs/benchmark/profile.json``.
+
+    recipes=     settings of train.py, recipes with commas between
+    repeats=7    rounds
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 

@@ -4,6 +4,9 @@ Everything here runs in one thread on the CPU and is counted in processor time, 
 and on a shared one leaves out what others take. Shares come from torch.profiler, which makes small operators look slower than
 they are; milliseconds a step come from steps without it. Each figure is a median of rounds over the same few batches.
 
+    python benchmarks/profile_step.py       asks this file, in processes of their own
+    python benchmarks/profiling.py --help
+
 With dropout PyTorch's own attention has no kernel for CPUs: it is made of plain operators, and each counts as what it is.
 """
 
@@ -218,4 +221,7 @@ def profiled(recipes: list[str], repeats: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(*sys.argv[1:])
+    if len(sys.argv) < 3 or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        answer(*sys.argv[1:])

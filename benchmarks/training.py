@@ -5,6 +5,9 @@
 
 Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in each of which every encoding runs once. Writes
 ``outputs/benchmark/training.json``.
+
+    repeats=7    rounds
+    threads=1    numbers of threads, with commas between
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
     python scripts/probe_llm.py local=/path/to/model
 
 A server's key is read from the environment variable OPENAI_API_KEY and stored nowhere. The same command again asks only what is
-not answered yet. ``--help`` lists the settings.
+not answered yet.
 """
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Runs the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer, for every kind of processor this one can be.
 
     make sanitize
+    python scripts/sanitize.py
 
 Python itself is not instrumented, so the sanitizers' libraries are loaded before it.
+
+    instructions=    of one kind of processor, in a process that has the sanitizers loaded: asked by the command itself
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 import os
 import subprocess

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.building import converted
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
+from cope.help import show_help
 from cope.overrides import check_overrides, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
@@ -110,6 +111,12 @@ def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Set
     return settings(**values)
 
 
+def tell_loading(arguments: Sequence[str]) -> None:
+    """On a terminal, say what is loaded before what takes seconds is imported."""
+    if sys.stderr.isatty() and (run := next((text for text in arguments if text.startswith("run=")), None)):
+        print(f"loading {run}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
     arguments = sys.argv[1:]
@@ -124,6 +131,7 @@ def run_hydra_command(main: Callable[[], None], config_folder: str, config_name:
     """Run a command that Hydra configures with what was typed, after a look at it."""
     arguments = sys.argv[1:]
     with reporting_errors():
+        show_help(sys.modules["__main__"].__doc__, config_folder, config_name)
         check_overrides(arguments, config_folder, config_name)
         text = io.StringIO()
         try:

@@ -12,8 +12,15 @@ from cope.signals import end_at_once
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
 
 
-def start() -> None:
-    """Get ready for Ctrl-C at any moment, output that nobody takes, and variables that are meant for other programs."""
+def start(documentation: str | None = None) -> None:
+    """Get ready for Ctrl-C at any moment, output that nobody takes, and variables that are meant for other programs.
+
+    Args:
+        documentation: of a command that takes seconds to import: printed at once if ``--help`` was asked for.
+    """
+    if documentation is not None and {"-h", "--help"} & set(sys.argv[1:]):
+        print(documentation)
+        sys.exit()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, end_at_once)
     _open_standard_streams()

@@ -31,7 +31,7 @@ from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
 from cope.report.markdown import write_tables
-from cope.report.page_content import RunList, claims, in_a_sentence, links_to, tables
+from cope.report.page_content import RunList, claims, in_a_sentence, links_to, table_of, tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
@@ -146,6 +146,7 @@ def _page(
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
     shown = tables(report.plans, table, beside_cope, drawings, runs)
+    names = {entry["name"] for entry in shown}
     by_name = {drawing.path.stem: drawing for drawing in drawings}
     return template.render(
         command=command,
@@ -158,9 +159,9 @@ def _page(
         claims=claims(report.verdicts),
         lead=next((by_name[name] for name in LEAD if name in by_name), next(iter(drawings), None)),
         tables=shown,
-        names={entry["name"] for entry in shown},
-        gates=[(drawing, runs.behind(drawing)) for drawing in drawings if drawing.path.stem.startswith("gates")],
-        missing=sorted({plan.name for plan in report.plans} - {entry["name"] for entry in shown}),
+        names=names,
+        gates=[(drawing, runs.behind(drawing)) for drawing in drawings if table_of(drawing) not in names],
+        missing=sorted({plan.name for plan in report.plans} - names),
         runs=runs.by_task(),
         encodings={run["encoding"]: run["label"] for found in runs.by_task().values() for run in found},
     )

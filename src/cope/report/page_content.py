@@ -190,7 +190,7 @@ def tables(
     for plan in sorted(plans, key=lambda plan: (not plan.name.startswith("table"), plan.name)):
         own = cells[(cells["table"] == plan.name) & cells["section"].isin(_with_runs(cells, plan))]
         beside = differences[differences["section"].isin(own["section"]) & (differences["seeds"] > 0)]
-        pictures = [drawing for drawing in drawings if _belongs(drawing) == plan.name]
+        pictures = [drawing for drawing in drawings if table_of(drawing) == plan.name]
         if own.empty:
             continue
         found.append(
@@ -213,7 +213,8 @@ def _with_runs(cells: pd.DataFrame, plan: Plan) -> list[str]:
     return list(own[(own["seeds"] > 0) | (own["failed"] > 0)]["section"].unique())
 
 
-def _belongs(drawing: Drawing) -> str:
+def table_of(drawing: Drawing) -> str:
+    """The table or figure of the paper that a picture belongs to; of what there is no table of, its own name."""
     return "figure4" if drawing.path.stem.startswith("position_alone") else drawing.path.stem
 
 

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 from cope.cli import message_of
 from cope.errors import AlreadyRunning, Interrupted, UserError
@@ -129,6 +131,8 @@ class LocalQueue:
             except BaseException:
                 self.processes.stop()  # nothing goes on behind an error
                 raise
+            finally:
+                progress.bar.close()
         if self.processes.is_stopping():
             raise KeyboardInterrupt
         return [future.result()[0] for future in futures]
@@ -158,7 +162,7 @@ class LocalQueue:
 
 
 class Progress:
-    """Tells of each job as it ends: how many are done, how long it took and may still take."""
+    """Tells of each job as it ends; how many are done and how long it may still take, on a terminal in one line below them."""
 
     def __init__(self, calls: Sequence[Call], at_once: int) -> None:
         self.at_once = at_once
@@ -167,17 +171,30 @@ class Progress:
         self.num_jobs = len(calls)
         self.started = time.monotonic()
         self.besides: list[float] = []  # seconds that jobs took apart from training: to start, and to score their splits
+        self.bar = tqdm(
+            total=len(calls), bar_format="{n_fmt} of {total_fmt} runs |{bar}|{postfix}", disable=not sys.stderr.isatty(),
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+        self.bar.set_postfix_str(f"{at_once} running{self._guess()}")
 
     def tell(self, call: Call, outcome: JobReturn, seconds: float, num_running: int) -> None:
         """Print a line."""
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"{num_running} running{self._guess()}", refresh=False)
+            self.bar.update()
+            self.bar.write(told)
+            return
+        done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
+        minutes = (time.monotonic() - self.started) / 60
+        print(f"[{done}, {num_running} running, {minutes:.0f} min{self._guess()}] {told}", flush=True)
+
+    def _guess(self) -> str:
         left = self.clock.seconds(self.waiting.values(), self.at_once)
         if left is not None and self.besides:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
-        guess = "" if left is None else f", about {left / 60:.0f} min left"
-        done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
-        print(f"[{done}, {num_running} running, {(time.monotonic() - self.started) / 60:.0f} min{guess}] {told}", flush=True)
+        return "" if left is None else f", about {left / 60:.0f} min left"
 
     def _told(self, call: Call, outcome: JobReturn, seconds: float) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)

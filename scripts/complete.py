@@ -1,0 +1,98 @@
+"""What can stand where the cursor is: asked by completion.bash at each TAB, so with the standard library alone.
+
+python -S scripts/complete.py "python train.py pe=co"
+python -S scripts/complete.py "python evaluate.py run=outputs/"
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
+COMPOSED = ("train.py", "table.py", "report.py", "decide.py")  # which take settings of train.py too
+
+
+def candidates(line: str) -> list[str]:
+    """Every word that can take the place of the last one of ``line``."""
+    *before, word = line.split(" ")
+    command = next((part for part in before if part.endswith(".py")), None)
+    if command is None:
+        return []
+    script = next((path for path in (Path(command), ROOT / command) if path.exists()), None)
+    if script is None:
+        return []
+    key, equals, value = word.partition("=")
+    if equals:
+        *earlier, last = value.split(",")
+        prefix = f"{key}={','.join(earlier)}," if earlier else f"{key}="
+        return [prefix + found for found in values(key, last) if found.startswith(last)]
+    chosen = dict(part.split("=", 1) for part in before if "=" in part)
+    return sorted({found for found in keys(script, chosen) if found.startswith(word)})
+
+
+def keys(script: Path, chosen: dict[str, str]) -> Iterator[str]:
+    yield from (f"{key}=" for key in SETTING.findall(script.read_text(encoding="utf-8").split('"""')[1]))
+    if script.name not in COMPOSED:
+        return
+    yield from (f"{group}=" for group in groups())
+    yield from (f"{key}=" for key in yaml_keys(CONFIGS / "train.yaml"))
+    for group in ("pe", "task", "corpus"):
+        path = CONFIGS / group / f"{chosen.get(group, 'cope' if group == 'pe' else 'counting')}.yaml"
+        if path.exists():
+            yield from (f"{group}.{key}=" for key in yaml_keys(path) if not key.startswith(("_", "defaults")))
+
+
+def groups() -> list[str]:
+    return ["pe", "task", "corpus", "scale", "logger"]
+
+
+def values(key: str, value: str) -> Iterator[str]:
+    if key in (*groups(), "table"):
+        yield from sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
+    elif key == "format":
+        yield from ("table", "markdown", "csv", "latex", "json")
+    elif key in ("run", "runs"):
+        yield from runs(value)
+    elif "/" in value or key in ("to", "output_dir", "data_dir", "report", "corpus.train"):
+        yield from paths(value)
+
+
+def runs(value: str) -> Iterator[str]:
+    """Folders, and the hashes that ``value`` begins."""
+    yield from paths(value)
+    if re.fullmatch(r"[0-9a-f]{1,8}", value):
+        yield from sorted({path.name for path in Path("outputs").glob(f"*/*/{value}*")})
+
+
+def paths(value: str) -> Iterator[str]:
+    folder, slash, beginning = value.rpartition("/")
+    try:
+        found = sorted(path for path in Path(folder + slash or ".").iterdir() if path.name.startswith(beginning))
+    except OSError:
+        return
+    for path in found:
+        if not path.name.startswith(".") or beginning.startswith("."):
+            yield f"{folder}{slash}{path.name}" + ("/" if path.is_dir() else "")
+
+
+def yaml_keys(path: Path) -> Iterator[str]:
+    """The whole names of a YAML file's keys, by their indentation."""
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"( *)([A-Za-z_]\w*):(.*)", line):
+            depth = len(found[1]) // 2
+            parents = [*parents[:depth], found[2]]
+            if parents[0] not in ("defaults", "hydra") and not (depth == 0 and not found[3].split("#")[0].strip()):
+                yield ".".join(parents)
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]) or len(sys.argv) != 2:
+        print(__doc__)
+    else:
+        print("\n".join(candidates(sys.argv[1])))

@@ -1,0 +1,87 @@
+"""``--help`` of the commands that Hydra configures: purpose, examples, choices, and every key with its value and meaning."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+KEY_WIDTH = 44
+WIDTH = 100
+SHOWN_GROUPS = ("pe", "task", "corpus", "scale", "logger", "recipe")
+
+
+def show_help(documentation: str | None, config_folder: str, config_name: str = "train") -> None:
+    """If ``--help`` was asked for, print it and exit; other settings on the command line are taken into account."""
+    arguments = sys.argv[1:]
+    if not {"-h", "--help"} & set(arguments):
+        return
+    configs = (Path(sys.argv[0]).resolve().parent / config_folder).resolve()
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        config = compose(config_name, overrides=overrides)
+    print(f"{documentation}\n{_groups(configs, config)}{_keys(configs, config_name, config)}")
+    sys.exit()
+
+
+def _groups(configs: Path, config: DictConfig) -> str:
+    lines = []
+    for group in SHOWN_GROUPS:
+        names = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+        if names and (group in config or group == "scale"):
+            lines.append(textwrap.fill(", ".join(names), WIDTH, initial_indent=f"  {group}=", subsequent_indent=" " * 8))
+    return "Groups and their choices\n" + "\n".join(lines) + "\n\n" if lines else ""
+
+
+def _keys(configs: Path, config_name: str, config: DictConfig) -> str:
+    """A line a key: what it is with these settings, and what its file says of it."""
+    comments = dict(_comments(configs / f"{config_name}.yaml"))
+    for group in ("corpus", "task", "pe", "logger"):
+        name = str(config[group].name) if group in config and "name" in config[group] else ""
+        for path in (configs / group / f"{base}.yaml" for base in (name.partition("_")[0], name)):
+            if path.exists():
+                comments |= {f"{group}.{key}": comment for key, comment in _comments(path)}
+    lines = []
+    for key in _leaves(config):
+        if key.startswith(("recipe.", "task.corpus.")) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
+            continue
+        setting = f"  {key}={_value(config, key)}"
+        comment = comments.get(key, "")
+        if len(setting) >= KEY_WIDTH or not comment:
+            lines.append(setting if not comment else f"{setting}  {comment}")
+        else:
+            lines.append(f"{setting:{KEY_WIDTH}}{comment}")
+    return "Keys, with their values here\n" + "\n".join(lines)
+
+
+def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation():
+            yield from _leaves(node, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _value(config: DictConfig, key: str) -> str:
+    try:
+        value = OmegaConf.select(config, key, throw_on_missing=True)
+    except Exception:  # one that cannot be resolved yet, such as a recipe's that another setting replaces
+        return "???"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _comments(path: Path) -> Iterator[tuple[str, str]]:
+    """Each key's comment, by its whole name."""
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"( *)([A-Za-z_]\w*):(.*)", line):
+            parents = [*parents[: len(found[1]) // 2], found[2]]
+            comment = found[3].partition(" # ")[2] or found[3].partition("  # ")[2]
+            if comment:
+                yield ".".join(parents), comment.strip()
