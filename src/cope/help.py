@@ -60,7 +60,7 @@ def _keys(configs: Path, config_name: str, config: DictConfig) -> str:
 
 
 def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation():
             yield from _leaves(node, f"{prefix}{key}.")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning_fabric.wrappers import _FabricOptimizer
 
 from cope.errors import check_choice
 from cope.positions.base import PositionEncoding
@@ -136,10 +137,8 @@ def _measured(
     torch.set_num_threads(num_threads(trainer.threads, 1))
     fabric = trainer.alone().fabric()
     wrapped = fabric.setup_module(model)
-    step = TrainingStep(
-        wrapped, fabric.setup_optimizers(optimizer.build(model.parameters(), fabric.device, False)), fabric,
-        optimizer.clip_norm, None,
-    )  # fmt: skip
+    adam = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer.build(model.parameters(), fabric.device, False)))
+    step = TrainingStep(wrapped, adam, fabric, optimizer.clip_norm, None)
     whole = parts[0]
     rows, sequences = whole.inputs.shape[0], min(FIRST_SEQUENCES, whole.inputs.shape[0])
     while True:
