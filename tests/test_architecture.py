@@ -23,7 +23,7 @@ FLOORS = [
     {"heads"},
     {"report"},
     {"sweep"},
-    {"cli", "overrides"},
+    {"cli", "overrides", "help"},
     {"run"},
     {"model"},
     {"positions"},

@@ -81,7 +81,7 @@ def test_equal_outputs_are_told(capsys):
     [
         (training, ["device=cpu"], "device is not a setting; allowed: repeats, threads"),
         (training, ["repeats=3", "repeats=5"], "repeats=5 is one repeats too many"),
-        (attention, ["threads=1,two"], "threads=1,two has the wrong type; allowed: whole numbers"),
+        (attention, ["threads=1,two"], "threads='two' has the wrong type; allowed: int"),
         (profile_step, ["recipes=task=counting,task=chess"], "recipes=task=chess cannot be composed; allowed: overrides of"),
         (attention, ["device=gpu"], "device=gpu is not known; allowed: cpu"),
         (attention, ["candidates=sdpa,natve"], "candidates=natve is not known; allowed: .*Did you mean 'native'"),

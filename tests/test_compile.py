@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ENCODINGS
 from torch import Tensor, nn
 
 from cope.model.transformer import Transformer
@@ -20,13 +21,20 @@ def loss_and_gradients(model: nn.Module, parameters: list[nn.Parameter], tokens:
     return [loss, *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)]
 
 
+# A second each: by default one of each way through attention. A new encoding is `slow` here, and .ci/run runs those too.
+FIRST = {"absolute", "relative", "rope", "cope", "cope_rope", "fire", "path", "stick_breaking"}
+
+
+@pytest.mark.parametrize(
+    "encoding", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in ENCODINGS]
+)
 # With dropout attention's output has one more operation in every encoding alike: that only repeats.
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
-def test_every_encoding_compiles_as_a_whole(make_model: Callable[..., Transformer], encoding_name: str, dropout: float) -> None:
+def test_every_encoding_compiles_as_a_whole(make_model: Callable[..., Transformer], encoding: str, dropout: float) -> None:
     # Values of every table and MLP, which by default start from 0.
     settings = (f"model.dropout={dropout}", "task.context=256", "recipe.init_std=1")
     # A second layer would be traced as the first one is, unless it is given something by it.
-    model = make_model(f"pe={encoding_name}", "model.num_layers=1", *settings).train()
+    model = make_model(f"pe={encoding}", "model.num_layers=1", *settings).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tokens = torch.randint(10, (2, TIME))
     torch.compiler.reset()

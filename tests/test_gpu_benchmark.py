@@ -80,7 +80,7 @@ def test_a_cell_that_takes_too_long_is_given_up_and_the_next_is_measured(tmp_pat
         ([], r"to=\.\.\. must be given: python benchmarks/gpu_training\.py to=FOLDER"),
         (["to=x", "parts=alone,togther"], "parts=togther is not known; allowed: check, alone.*Did you mean 'together'"),
         (["to=x", "processes=1"], "processes=1 is too small; allowed: 2 or more"),
-        (["to=x", "seconds=long"], "seconds=long has the wrong type; allowed: a number"),
+        (["to=x", "seconds=long"], "seconds='long' has the wrong type; allowed: float"),
         (["to=x", "device=gpu"], "device=gpu is not known; allowed: auto, cpu, cuda"),
     ],
 )

@@ -62,6 +62,6 @@ def test_values_that_need_quotes_are_told_with_them(key: str, value: str) -> Non
     assert problem.startswith(f"{key}={value} cannot be read") and problem.endswith(f"\"{key}='{value}'\"")
 
 
-@pytest.mark.parametrize("argument", ["output_dir='~/x'", "output_dir=/tmp/x", "seed=1,2", "output_dir='/tmp/ü'"])
+@pytest.mark.parametrize("argument", ["output_dir='~/x'", "output_dir=/tmp/x", "seed=1", "output_dir='/tmp/ü'"])
 def test_values_that_need_none_are_left_alone(argument: str) -> None:
     assert Composer(CONFIGS).problems([argument]) == []

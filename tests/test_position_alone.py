@@ -361,7 +361,7 @@ def test_text_without_headings_is_refused(trained, monkeypatch):
         (["num_windows=3"], r"run=\.\.\. must be given: scripts/position_alone"),
         (["run=x", "num_window=3"], "num_window is not a setting; allowed: run, .*Did you mean 'num_windows'"),
         (["run=x", "seed"], "'seed' is not of the form key=value"),
-        (["run=x", "num_windows=many"], "num_windows=many has the wrong type; allowed: a whole number"),
+        (["run=x", "num_windows=many"], "num_windows='many' has the wrong type; allowed: int"),
         (["run=x", "seed=1", "seed=2"], "one seed too many"),
         (["run=x", "num_windows=1"], "num_windows=1 is too small; allowed: 2 or more"),
         (["run=x", "num_shifts=0"], "num_shifts=0 is too small"),
