@@ -11,6 +11,11 @@ some to be root (a disk of its own that can be full); others are left out, and t
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 import os
 import platform
 import random

@@ -11,6 +11,11 @@ that cost next to nothing are one row: the first.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from cope.start import start
+
+    start()  # before anything is imported that takes seconds
+
 from dataclasses import dataclass
 from pathlib import Path
 
