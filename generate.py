@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import sys
 
 from cope.cli import read_settings, run_command, tell_loading
-from cope.signals import INTERRUPTED
+from cope.start import INTERRUPTED
 
 
 def main(arguments: list[str]) -> None:

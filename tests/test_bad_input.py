@@ -144,6 +144,8 @@ def test_an_encoding_of_the_users_own_runs(my_configs: Path) -> None:
         (["pe=relative", "pe.beyond=error"], r"pe\.beyond=error has positions for 31 tokens, .* 47 are read\."),
         (["+pe.num_position=4"], r"pe\.num_position is not a setting; allowed: .*Did you mean 'num_positions'\?"),
         (["pe=cope_mlp", "+pe.backend=auto"], r"pe\.backend is not a setting"),  # it has no kernel of its own to choose
+        (["~pe._target_"], r"^pe\._target_=None names no class; allowed: package\.module\.Class\.$"),
+        (["pe._target_=2"], r"^pe\._target_=2 names no class"),
         (["pe._target_=cope.nowhere.Nothing"], r"pe\._target_=cope\.nowhere\.Nothing cannot be loaded"),
         (["optimizer.lr=-1"], r"optimizer\.lr=-1\.0 .* above 0"),
         (["optimizer.algorithm=adan"], r"optimizer\.algorithm=adan .* adam, adamw"),

@@ -17,7 +17,7 @@ from runs import clean_environment
 from cope.building import arguments
 from cope.cli import NO_READER
 from cope.run.device import TrainerSettings
-from cope.signals import INTERRUPTED, STOPPED
+from cope.start import INTERRUPTED, STOPPED
 
 TRAIN = str(ROOT / "train.py")
 

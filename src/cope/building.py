@@ -203,8 +203,11 @@ def build(node: DictConfig, key: str, **provided: Any) -> Any:
     Raises:
         UserError: as :func:`arguments`, or no such class, or whatever the class itself refuses.
     """
+    name = node.get("_target_")
+    if not isinstance(name, str):
+        raise UserError(f"{key}._target_={name} names no class; allowed: package.module.Class.")
     try:
-        target = class_named(node["_target_"])
+        target = class_named(name)
     except Exception as error:  # Hydra raises several kinds here, all with the reason in the text
-        raise UserError(f"{key}._target_={node.get('_target_')} cannot be loaded: {error}") from error
+        raise UserError(f"{key}._target_={name} cannot be loaded: {' '.join(str(error).split())}") from error
     return target(**provided, **arguments(node, target, key, provided))

@@ -26,7 +26,8 @@ from cope.help import show_help
 from cope.overrides import check_overrides, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
-from cope.signals import INTERRUPTED, STOPPED, end_at_once, handled_by
+from cope.signals import handled_by
+from cope.start import INTERRUPTED, STOPPED, end_at_once
 
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
-STOPPED = "Stopped; the same command goes on from there."
-
 Handler = Callable[[int, FrameType | None], object]
-
-
-def end_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler of a command that has begun nothing yet: modules that are half imported cannot clean up."""
-    try:
-        os.write(2, f"{STOPPED}\n".encode())
-    finally:
-        os._exit(INTERRUPTED)
 
 
 @contextmanager

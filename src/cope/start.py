@@ -6,10 +6,18 @@ import os
 import signal
 import sys
 
-from cope.signals import end_at_once
-
+INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
+STOPPED = "Stopped; the same command goes on from there."
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """The handler of a command that has begun nothing yet: modules that are half imported cannot clean up."""
+    try:
+        os.write(2, f"{STOPPED}\n".encode())
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def start(documentation: str | None = None) -> None:
@@ -18,12 +26,16 @@ def start(documentation: str | None = None) -> None:
     Args:
         documentation: of a command that takes seconds to import: printed at once if ``--help`` was asked for.
     """
-    if documentation is not None and {"-h", "--help"} & set(sys.argv[1:]):
-        print(documentation)
-        sys.exit()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, end_at_once)
     _open_standard_streams()
+    if documentation is not None and {"-h", "--help"} & set(sys.argv[1:]):
+        try:
+            print(documentation, flush=True)
+        except OSError as error:
+            os.write(2, f"The output cannot be written: {error.strerror}.\n".encode())
+            os._exit(1)  # nothing is to be written any more
+        sys.exit()
     os.environ["MPLBACKEND"] = "agg"  # pictures are files here; a notebook's backend is not installed everywhere
     if any(map(os.environ.__contains__, PYTORCH_REFUSES)):
         _check_variables_of_pytorch()
