@@ -20,7 +20,7 @@ class Wall(PositionEncoding):
     one fades the content. b starts from ``initial_bias``, so that nearly all is kept. Without the class's optional scalar and
     output gates. Defined for any length.
 
-    Cost: plain PyTorch. exp(P_i) and exp(-P_j) by themselves leave the range of numbers, so that queries are taken 16 at a
+    Cost: plain PyTorch. exp(P_i) and exp(-P_j) by themselves leave the range of numbers, so that queries are taken 32 at a
     time, and keys decayed to the first of them: each key 1/32 time for each query. Pairs within the 32 are taken one by one.
 
     Args:
