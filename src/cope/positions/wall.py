@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cope.positions.base import Heads, ModelShape, PositionEncoding
 
-QUERIES_AT_ONCE = 16
+QUERIES_AT_ONCE = 32
 
 
 class Wall(PositionEncoding):
@@ -20,8 +20,8 @@ class Wall(PositionEncoding):
     one fades the content. b starts from ``initial_bias``, so that nearly all is kept. Without the class's optional scalar and
     output gates. Defined for any length.
 
-    Cost: plain PyTorch. exp(P_i) and exp(-P_j) by themselves leave the range of numbers, so that queries are taken 16 at a
-    time, and keys decayed to the first of them: each key 1/16 time for each query. Pairs within the 16 are taken one by one.
+    Cost: plain PyTorch. exp(P_i) and exp(-P_j) by themselves leave the range of numbers, so that queries are taken 32 at a
+    time, and keys decayed to the first of them: each key 1/32 time for each query. Pairs within the 32 are taken one by one.
 
     Args:
         initial_bias: the authors' 8.
