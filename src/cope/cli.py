@@ -120,7 +120,8 @@ def tell_loading(arguments: Sequence[str]) -> None:
 
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
-    arguments = sys.argv[1:]
+    # Other programs' --format csv is taken for format=csv.
+    arguments = re.sub(r"(^|\0)--format(=|\0)", r"\1format=", "\0".join(sys.argv[1:])).split("\0") if sys.argv[1:] else []
     with reporting_errors():
         if {"-h", "--help"} & set(arguments):
             print(documentation or "python -OO leaves no texts to show.")

@@ -127,14 +127,21 @@ def find_runs(folder: Path) -> list[FoundRun]:
     runs = []
     for path in sorted([folder] if folder.name.startswith("seed=") else folder.rglob("seed=*")):
         own = RunFolder(path)
-        if not own.config.exists():
-            continue
-        try:
-            settings = flatten(yaml.load(own.config.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        except (yaml.YAMLError, OSError, AttributeError):
-            settings = {}  # a damaged one is listed all the same
-        runs.append(FoundRun(own, {key: str(value) for key, value in settings.items()}, own.sound_result()))
+        if own.config.exists() or own.result.exists():
+            result = own.sound_result()
+            settings = _settings(own, result)
+            runs.append(FoundRun(own, {key: str(value) for key, value in settings.items()}, result))
     return runs
+
+
+def _settings(folder: RunFolder, result: dict[str, Any] | None) -> dict[str, Any]:
+    """Of ``config.yaml``, else of the result, as of published runs; none where both are damaged: it is listed all the same."""
+    if not folder.config.exists() and result is not None:
+        return flatten(result["config"]) | {key: result[key] for key in ("scale", "seed")}
+    try:
+        return flatten(yaml.load(folder.config.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (yaml.YAMLError, OSError, AttributeError):
+        return {}
 
 
 def _is_ood(split: str) -> bool:

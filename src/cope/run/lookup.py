@@ -23,7 +23,11 @@ def run_path(text: str, outputs: Path = OUTPUTS, key: str = "run") -> Path:
     if path.exists() or asked is None:
         return path
     beginning, seed = asked[1], asked[2] or "seed=*"
-    found = sorted(folder for folder in outputs.glob(f"*/*/{beginning}*/{seed}") if (folder / "config.yaml").exists())
+    found = sorted(
+        folder
+        for folder in outputs.glob(f"*/*/{beginning}*/{seed}")
+        if (folder / "config.yaml").exists() or (folder / "result.json").exists()
+    )
     if len(found) == 1:
         return found[0]
     if not found:
