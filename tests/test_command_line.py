@@ -33,7 +33,7 @@ def test_help(tmp_path: Path) -> None:
     assert f"pe={', '.join(ENCODINGS)}" in told and f"task={', '.join(TASKS)}" in told
     assert "logger=none, wandb" in told and "scale=laptop, night, paper, smoke" in told
     assert "trainer.accumulate=1 micro-batches a step, to save memory" in told  # each key with its value and meaning
-    assert "${" not in told and "pe.num_positions=16" in told  # what the recipe makes of it
+    assert "${" not in told and "pe.num_positions=64 vectors in the table" in told  # what the recipe makes of it
     assert not any(tmp_path.iterdir())
 
 
@@ -141,8 +141,8 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -
     assert errors[-1] == "1 of 2 runs are not finished; the same command runs only those."
     assert "Traceback" not in sweep.stderr
     header, *rows = table_of(sweep.stdout)
-    assert header[:4] == ["encoding", "seeds", "validation", "test"]
-    assert [row[:2] for row in rows] == [["none", "1"]]
+    assert rows[0][:4] == ["encoding", "seeds", "validation", "distribution"] and header[:2] == ["in", "OOD"], sweep.stdout
+    assert [row[:2] for row in rows[2:]] == [["none", "1"]]
     if launcher == "local":
         assert sum("] FAILED: python train.py pe=none" in line for line in sweep.stdout.splitlines()) == 1  # at once
 

@@ -88,7 +88,7 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     assert "**a5**: missing" in page
     judged = [line for line in page.splitlines() if line.startswith("- not decided: ")]
     assert len(judged) == 4  # on two splits CoPE with RoPE, and with the best other
-    assert any("path" in line and "with 3 of 3 seeds" in line for line in judged)
+    assert any("PaTH" in line and "with 3 of 3 seeds" in line for line in judged)
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])

@@ -50,8 +50,8 @@ def test_a_probe_asks_scores_and_writes(server: Server, tmp_path: Path) -> None:
     reply = result["questions"][1]["replies"][0]
     assert (reply["reply"], reply["answer"], reply["outcome"]) == ("It is 1 times.", 1, "wrong")
     table = probe_table(result)
-    assert re.search(r"paper_alice +2 100\.00 \(34\.24 to 100\.00\) +0\.00 \(0\.00 to 65\.76\) .* 2 +0\n", table), table
-    assert re.search(r"whole_text +4 +0\.00 \(0\.00 to 32\.44\) .* 100\.00 \(67\.56 to 100\.00\) +8 +0\n", table), table
+    assert re.search(r"paper_alice +2 +100\.0 \(34\.2 to 100\.0\) +0\.0 \(0\.0 to 65\.8\) .* 2 +0\n", table), table
+    assert re.search(r"whole_text +4 +0\.0 \(0\.0 to 32\.4\) .* 100\.0 \(67\.6 to 100\.0\) +8 +0\n", table), table
     assert "paper_book: the truth is 0, the model said 1, 1" in table
     assert "GPT-4 (temperature 1, top-p 1) said 1 and 1" in table
     assert "rebuilt" in table

@@ -19,6 +19,7 @@ from cope.tasks.scores import Score
 Compose = Callable[..., DictConfig]
 SETTINGS = (
     *("pe=none", "trainer.steps=40", "trainer.eval_every=2", "trainer.log_every=4", "trainer.patience=6"),
+    "trainer.eval_splits=[]",
     *("optimizer.schedule=wsd", "optimizer.warmup_steps=2", "task.num_validation=16", "task.num_test=16"),
 )
 
