@@ -7,6 +7,11 @@
 A run survives if its result, its metrics (times aside) and the weights of its checkpoints are those of a run that nobody broke,
 if nothing else is left in its folder, and if what it said on the way was a message and no stack trace. Some faults need Linux,
 some to be root (a disk of its own that can be full); others are left out, and the table says so.
+
+    tries=10           of each fault that has a random moment or place
+    faults=all         or some, with commas between
+    seed=1             of moments and places
+    format=markdown    or table, csv, latex, json
 """
 
 from __future__ import annotations
