@@ -42,7 +42,7 @@ from cope.tasks.base import Task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = [  # a minute of training
-    *("model.num_layers=2", "model.num_heads=2", "optimizer.lr=1e-3", "optimizer.schedule=cosine"),
+    *("model.num_layers=2", "model.num_heads=2", "optimizer.lr=1e-3", "trainer.patience=null", "optimizer.schedule=cosine"),
     *("trainer.steps=1500", "trainer.eval_every=250"),
 ]
 BATCH_SIZE = 32
@@ -107,7 +107,7 @@ def row(label: str, model: Transformer, task: Task, uses: list[PositionUse]) -> 
     errors = [100 * score_split(model, task, split, fabric)["error"] for split in ("test", FOUR_TIMES)]
     shares = " ".join(f"{share:.2f}" for use in uses for share in use.share.tolist())
     unused = " ".join(f"{len(use.unused)}/{len(use.reads)}" for use in uses)
-    return f"{label:34}{errors[0]:8.1f}{errors[1]:15.1f}   {shares:26}{unused}"
+    return f"{label:34}{errors[0]:8.1f}{errors[1]:15.1f}   {shares:30}{unused}"
 
 
 def main(arguments: list[str]) -> None:
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> None:
     examples = task.evaluation_examples(FOUR_TIMES)
     tokens, _ = examples.batch(np.arange(min(32, len(examples))))
 
-    print(f"\n{'sequence error %':34}{'test':>8}{'four times':>15}   {'share of the table, by head':26}unused, by layer")
+    print(f"\n{'sequence error %':34}{'test':>8}{'four times':>15}   {'share of the table, by head':30}unused, by layer")
     print(row("RoPE", rope, task, []))
     both = with_cope(rope, task, settings.num_positions, overrides).eval()
     with torch.no_grad():
