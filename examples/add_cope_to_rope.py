@@ -12,9 +12,7 @@ that comes from the table, and the positions that nothing reads.
     lr=1e-3           of all weights but the table, falling to 0
     table_lr=0.03     of the table; with too low a one it stays inert, and only the meter shows it
     num_positions=16  vectors in the table
-    scale=laptop      of the task and the model: smoke, laptop, paper
-    seed=1            of everything
-    output_dir=outputs  where the run with RoPE goes, or is already
+    key=value         any other setting of train.py, for the run with RoPE: seed=2, output_dir=...
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, open_dict
 
 from cope.building import build
-from cope.cli import read_settings, run_command
+from cope.cli import run_command, split_settings
 from cope.meter import PositionUse
 from cope.model.inspection import position_use_by_layer
 from cope.model.transformer import Transformer
@@ -43,6 +41,10 @@ from cope.run.trained import load_trained
 from cope.tasks.base import Task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SMALL = [  # a minute of training
+    *("model.num_layers=2", "model.num_heads=2", "optimizer.lr=1e-3", "trainer.patience=null", "optimizer.schedule=cosine"),
+    *("trainer.steps=1500", "trainer.eval_every=250"),
+]
 BATCH_SIZE = 32
 FOUR_TIMES = "ood_four_times_longer"
 
@@ -53,15 +55,11 @@ class Settings:
     lr: float = 1e-3
     table_lr: float = 0.03
     num_positions: int = 16
-    scale: str = "laptop"
-    seed: int = 1
-    output_dir: Path = Path("outputs")
 
 
-def composed(settings: Settings, *overrides: str) -> DictConfig:
-    given = [f"scale={settings.scale}", f"seed={settings.seed}", f"output_dir={settings.output_dir}", "logger=none"]
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["task=counting", *given, *overrides])
+        return compose("train", overrides=["task=counting", "logger=none", *SMALL, *overrides])
 
 
 def with_a_longer_split(config: DictConfig) -> Task:
@@ -74,9 +72,10 @@ def with_a_longer_split(config: DictConfig) -> Task:
     return task
 
 
-def with_cope(rope: Transformer, task: Task, settings: Settings) -> Transformer:
+def with_cope(rope: Transformer, task: Task, num_positions: int, overrides: list[str]) -> Transformer:
     """``rope`` with a table of zeros: the same function of its input."""
-    config = composed(settings, "pe=cope_rope", "pe.init_std=0", f"pe.num_positions={settings.num_positions}")
+    table = [f"pe.num_positions={num_positions}", "pe.init_std=0", "pe.scale=released"]
+    config = composed("pe=cope_rope", *table, *overrides)
     model = build_model(config, task, model_shape(config, task))
     missing, unexpected = model.load_state_dict(rope.state_dict(), strict=False)
     assert missing == ["encoding.tables"] and not unexpected
@@ -89,8 +88,8 @@ def train_on(model: Transformer, task: Task, settings: Settings) -> Transformer:
     others = [parameter for name, parameter in model.named_parameters() if name != "encoding.tables"]
     optimizer = torch.optim.AdamW([{"params": others, "lr": settings.lr}, {"params": tables, "lr": settings.table_lr}])
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.steps)
-    examples = task.training_examples(settings.seed, epoch=0)
-    random = np.random.default_rng(settings.seed)
+    examples = task.training_examples(seed=1, epoch=0)
+    random = np.random.default_rng(1)
     model.train()
     for _ in range(settings.steps):
         batch = Batch.of(*examples.batch(random.integers(len(examples), size=BATCH_SIZE)))
@@ -108,12 +107,12 @@ def row(label: str, model: Transformer, task: Task, uses: list[PositionUse]) -> 
     errors = [100 * score_split(model, task, split, fabric)["error"] for split in ("test", FOUR_TIMES)]
     shares = " ".join(f"{share:.2f}" for use in uses for share in use.share.tolist())
     unused = " ".join(f"{len(use.unused)}/{len(use.reads)}" for use in uses)
-    return f"{label:34}{errors[0]:8.1f}{errors[1]:15.1f}   {shares:26}{unused}"
+    return f"{label:34}{errors[0]:8.1f}{errors[1]:15.1f}   {shares:30}{unused}"
 
 
 def main(arguments: list[str]) -> None:
-    settings = read_settings(arguments, Settings, "python examples/add_cope_to_rope.py")
-    config = composed(settings, "pe=rope")
+    settings, overrides = split_settings(arguments, Settings, "python examples/add_cope_to_rope.py")
+    config = composed("pe=rope", *overrides)
     experiment = Experiment(config)
     experiment.run(show_progress=sys.stderr.isatty())
     rope = load_trained(experiment.folder).model.eval()
@@ -122,9 +121,9 @@ def main(arguments: list[str]) -> None:
     examples = task.evaluation_examples(FOUR_TIMES)
     tokens, _ = examples.batch(np.arange(min(32, len(examples))))
 
-    print(f"\n{'sequence error %':34}{'test':>8}{'four times':>15}   {'share of the table, by head':26}unused, by layer")
+    print(f"\n{'sequence error %':34}{'test':>8}{'four times':>15}   {'share of the table, by head':30}unused, by layer")
     print(row("RoPE", rope, task, []))
-    both = with_cope(rope, task, settings).eval()
+    both = with_cope(rope, task, settings.num_positions, overrides).eval()
     with torch.no_grad():
         same = torch.equal(both(tokens), rope(tokens)) or torch.allclose(both(tokens), rope(tokens), rtol=1e-4, atol=1e-4)
     assert same, "a table of zeros changes nothing"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ENCODINGS, ROOT
 from hydra import compose, initialize_config_dir
 
 from cope.overrides import Composer
@@ -39,6 +39,8 @@ def test_the_pages_encoding_and_task_train(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("COPE_PACKAGES", "my_ideas")
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            for other in ENCODINGS:  # a recipe has what every encoding asks of it
+                Experiment(compose("train", overrides=[SEARCH, f"pe={other}", "task=backwards", "logger=none"]))
             config = compose(
                 "train",
                 overrides=[
