@@ -85,7 +85,7 @@ def _draw(sheet: Sheet, console: Console) -> None:
             if below := "  ".join(_named(sheet, row, place) for place in range(len(row)) if place not in places and row[place]):
                 console.print(Text(f"    {below}", style="dim"), soft_wrap=True)
     for note in sheet.notes:
-        console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+        console.print(Text(note, style="dim"), soft_wrap=True)  # a path stays one
 
 
 def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:

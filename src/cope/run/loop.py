@@ -108,6 +108,7 @@ class TrainingLoop:
         self.num_tokens = 0
         self.time_s = 0.0
         self._metric = METRICS[task.headline]
+        self._worst_elsewhere: float | None = None  # the headline of the worst of the watched splits out of distribution
         self.best: dict[str, float] | None = None
         self.unlogged_loss = 0.0  # summed over the targets since the last line of train/loss
         self.unlogged_targets = 0
@@ -320,6 +321,8 @@ class TrainingLoop:
                 split: watched_metrics(self.task, score(self.model, examples, self.fabric))
                 for split, examples in self.watched.items()
             }
+        others = [found[self.task.headline] for split, found in metrics.items() if split.startswith(("ood_", "longer_"))]
+        self._worst_elsewhere = max(others, default=self._worst_elsewhere)
         self._record({f"eval/{split}/{name}": value for split, found in metrics.items() for name, value in found.items()})
         # Ties in error are common near 0: the loss decides, so that the choice is not the first step that got there.
         candidate = {"headline": self._headline(validated), "loss": validated.loss, "step": self.step}
@@ -350,19 +353,21 @@ class TrainingLoop:
         with (
             tqdm(
                 total=self.trainer.steps, initial=self.step, disable=not shown, dynamic_ncols=True, leave=False,
-                file=sys.stderr, bar_format="{n_fmt}/{total_fmt} |{bar}|{postfix} {remaining} left",
+                file=sys.stderr, bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}  {remaining} left",
             ) as bar,
             logging_redirect_tqdm() if shown else nullcontext(),
         ):  # fmt: skip
             yield bar
 
     def _describe(self, bar: tqdm[Any], loss: float, rate: float, validated: Score | None) -> None:
-        parts = [f"loss {loss:.3g}"]
-        if validated is not None:
-            label = self._metric.label.replace(" %", "")
-            parts.append(f"validation {label} {self._metric.text(self._headline(validated))}{'%' * self._metric.is_percentage}")
+        unit = "%" * self._metric.is_percentage
+        scores = [] if validated is None else [("validation", self._headline(validated)), ("OOD", self._worst_elsewhere)]
+        parts = [
+            f"loss {loss:.3g}",
+            *(f"{name} {self._metric.text(value)}{unit}" for name, value in scores if value is not None),
+        ]
         parts.append(f"{rate:,.0f} tokens/s" if rate < 1000 else f"{rate / 1000:,.0f}k tokens/s")
-        bar.set_postfix_str("  ".join(parts))
+        bar.set_description_str("  ".join(parts))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C and the signals that clusters send let the step end first; a second Ctrl-C does not wait."""

@@ -172,17 +172,17 @@ class Progress:
         self.started = time.monotonic()
         self.besides: list[float] = []  # seconds that jobs took apart from training: to start, and to score their splits
         self.bar = tqdm(
-            total=len(calls), bar_format="{n_fmt} of {total_fmt} runs |{bar}|{postfix}", disable=not sys.stderr.isatty(),
+            total=len(calls), bar_format="{n_fmt} of {total_fmt} runs |{bar}| {desc}", disable=not sys.stderr.isatty(),
             dynamic_ncols=True, leave=False,
         )  # fmt: skip
-        self.bar.set_postfix_str(f"{at_once} running{self._guess()}")
+        self.bar.set_description_str(f"{at_once} running{self._guess()}")
 
     def tell(self, call: Call, outcome: JobReturn, seconds: float, num_running: int) -> None:
         """Print a line."""
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"{num_running} running{self._guess()}", refresh=False)
+            self.bar.set_description_str(f"{num_running} running{self._guess()}", refresh=False)
             self.bar.update()
             self.bar.write(told)
             return
