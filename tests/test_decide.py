@@ -95,7 +95,8 @@ def test_decide_runs_measures_and_judges_at_the_smallest_scale(tmp_path: Path) -
     first, *_, last = made.stdout.split("\n\n")
     assert first.count(" not run ") == 2 and "15 contradicted" in last  # untrained heads know of no paragraph
     finished = list((tmp_path / "outputs").glob("*/*/*/seed=*/result.json"))
-    assert 18 + 9 <= len(finished) <= 20 + 10
+    assert sum("cope_sep_keys" in path.parts for path in finished) == 9
+    assert 2 <= len(finished) - 9 <= 20  # untrained counting is won and lost by chance, and may soon be past deciding
     again = subprocess.run(decide, cwd=tmp_path, capture_output=True, text=True)
     assert again.stdout.strip() == last.strip()
     claims = [sys.executable, str(ROOT / "scripts" / "report.py"), "claims=true", *settings[:4], *settings[4:6]]
