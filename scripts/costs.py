@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     if settings.slopes:
         show([slopes()], settings.format)
         return
-    plans, _ = read_plans(CONFIGS, overrides, None, None if settings.table == ("all",) else settings.table)
+    plans, _ = read_plans(CONFIGS, overrides, (1,), None if settings.table == ("all",) else settings.table)
     kinds: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
     for run in {run.folder.path: run for plan in plans for run in plan.runs}.values():
         config = composed(CONFIGS, run.settings)

@@ -38,7 +38,7 @@ def costs_sheet(costs: Iterable[tuple[str, int, Cost, str]]) -> Sheet:
     """A row for each kind of run: its name, how many there are of it, its cost, its precision."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     columns = (
-        *("runs of", "number", "parameters", "tokens", "FLOPs", "memory, at least", "disk"),
+        *("runs of", "number a seed", "parameters", "tokens", "FLOPs", "memory, at least", "disk"),
         *(f"each, on {device}", f"each, on an {GPU_OF_TABLES}, a guess"),
     )
     rows = [

@@ -253,7 +253,7 @@ class Experiment:
         if arrays is None:
             return
         content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}
-        answer = int(self.model(inputs[None])[0, specimen.query].argmax())
+        answer = int(model(inputs[None])[0, specimen.query].argmax())
         content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
         is_right = answer == int(specimen.tokens[specimen.query + 1])
         content |= {"answer": np.array(self.task.decode([answer])), "is_right": np.array(is_right)}
