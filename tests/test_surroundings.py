@@ -37,14 +37,18 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line(tmp_path: Path, m
     # Python says of each module when it was imported: no clock decides when the signal comes.
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env=clean_environment(),
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would what they start.
+        env=clean_environment(), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.rpartition("|")[2].strip() == moment:
-            process.send_signal(signal.SIGINT)
-            break
-    said, told = process.communicate(timeout=60)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == moment:
+                process.send_signal(signal.SIGINT)
+                break
+        said, told = process.communicate(timeout=60)
+    finally:
+        process.kill()  # whatever went wrong, it does not go on
     assert (process.returncode, said) == (INTERRUPTED, "")
     assert [line for line in told.splitlines() if not line.startswith("import time:")] == [STOPPED]
 
