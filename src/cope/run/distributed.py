@@ -80,9 +80,12 @@ def _shared_out(value: Any, like: Any) -> Any:
 
 @contextmanager
 def ending_together(fabric: Fabric) -> Iterator[None]:
-    """Inside, an error of one process ends all of them, and one of them tells of it."""
+    """Inside, an error of one process ends all of them, and one of them tells of it; without one they part in good order."""
     try:
         yield
+        if fabric.world_size > 1:  # a process that ends while others talk to it may be aborted
+            fabric.barrier()
+            dist.destroy_process_group()
     except UserError as error:
         if fabric.world_size > 1 and not _tells(fabric):
             sys.exit(130 if isinstance(error, Interrupted) else 1)
