@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -123,8 +124,10 @@ def test_slurm_gives_the_local_results_though_jobs_are_preempted_and_killed(tmp_
 
 
 @pytest.fixture
-def ray_cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes on this machine, with a core each."""
+def ray_cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a cluster of two nodes on this machine, with a core each, and the environment of those who use it."""
+    # Ray asks for a token; this cluster has one of its own, so that nobody else gives it work.
+    environment = clean_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     (port,) = free_ports(1)
     place = Path("/tmp") / f"ray-test-{os.getpid()}"  # short, since the names of sockets are limited
     head = [f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir={place}"]
@@ -133,11 +136,11 @@ def ray_cluster() -> Iterator[str]:
     try:
         for arguments in (head, [f"--address=127.0.0.1:{port}"]):
             ray = [str(Path(sys.executable).parent / "ray"), "start", "--node-ip-address=127.0.0.1", *arguments, *common]
-            node = subprocess.Popen(ray, env=clean_environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+            node = subprocess.Popen(ray, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
             nodes.append(node)
             assert node.stdout is not None
             assert any("started" in line for line in node.stdout)
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", environment
     finally:
         for node in reversed(nodes):
             node.terminate()
@@ -150,15 +153,16 @@ def ray_cluster() -> Iterator[str]:
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_ray_gives_the_local_results_though_a_job_is_killed(tmp_path: Path, local: dict[str, Any], ray_cluster: str) -> None:
-    ray = ["hydra/launcher=ray", f"hydra.launcher.address='{ray_cluster}'"]
-    with running([*SWEEP, *ray], tmp_path, clean_environment()) as sweep:
+def test_ray_gives_the_local_results_though_a_job_is_killed(tmp_path: Path, local: dict[str, Any], ray_cluster: Any) -> None:
+    address, environment = ray_cluster
+    ray = ["hydra/launcher=ray", f"hydra.launcher.address='{address}'"]
+    with running([*SWEEP, *ray], tmp_path, environment) as sweep:
         folder = begun(tmp_path, "none", 1)
         os.kill(writer_of(folder.path / "output.log"), signal.SIGKILL)
         told, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, told
     assert "4 of 4 done" in told and says(folder, "continuing at step")
-    made = finished([*TABLE, *ray], tmp_path, clean_environment())
+    made = finished([*TABLE, *ray], tmp_path, environment)
     assert made.returncode == 0 and "5 of 5 done" in made.stdout, made.stdout + made.stderr
     assert results(tmp_path) == local
 
