@@ -139,7 +139,9 @@ def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
             node = node.get(parent, {})
         if path not in OFF or node.get(last) == OFF[path]:
             node.pop(last, None)
-    trainer = settings["trainer"]
+    trainer = settings.get("trainer")
+    if not isinstance(trainer, dict):  # of a file that was cut short
+        return settings
     return settings | {"trainer": trainer | {key: value for key, value in SHARED_OUT.items() if key in trainer}}
 
 
