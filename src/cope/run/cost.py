@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ from cope.tasks.synthetic import SyntheticTask
 from cope.threads import num_threads
 
 MEASURED_SECONDS = 3.0  # that steps are repeated for
+LOOKED_AT = 50  # batches of a generated task, whose lengths differ
 FIRST_SEQUENCES = 1  # of a micro-batch that may be too large to be tried whole
 CHECKPOINT_BYTES = 3 * 4  # a weight and the optimiser's two averages; there are two checkpoints, of the last step and the best
 
@@ -87,22 +89,21 @@ def cost_of(model: Any, task: Task, seed: int, trainer: TrainerSettings, optimiz
         hidden: units of the feed-forward, in multiples of the model's dimension.
     """
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
-    batch = _step_batch(task, seed, trainer, model.encoding)
-    tokens, targets = batch.num_tokens, batch.num_targets
+    batch, tokens, targets = _usual_batch(task, seed, trainer, model.encoding)
     shape = model.encoding.shape
     return Cost(
         parameters=model.num_parameters(),
-        tokens=tokens * trainer.steps,
+        tokens=round(tokens * trainer.steps),
         flops=flops_of_step(model, tokens, targets, tokens / trainer.batch_size) * trainer.steps,
         memory_bytes=TRAINED_BYTES * sum(weight.numel() for weight in model.parameters())
-        + kept_bytes(shape, hidden, tokens // parts, trainer.precision),
+        + kept_bytes(shape, hidden, round(tokens / parts), trainer.precision),
         disk_bytes=2 * CHECKPOINT_BYTES * sum(weight.numel() for weight in model.parameters()),
         **_measured(model, batch.parts, parts, trainer, optimizer),
         steps=trainer.steps,
     )
 
 
-def flops_of_step(model: Any, tokens: int, targets: int, time: float) -> float:
+def flops_of_step(model: Any, tokens: float, targets: float, time: float) -> float:
     """Forward and backward (twice the forward): products of matrices, attention included; nothing else counts.
 
     Args:
@@ -116,17 +117,20 @@ def flops_of_step(model: Any, tokens: int, targets: int, time: float) -> float:
     return float(3 * (tokens * (2 * matrices + attention) + 2 * targets * model.output.weight.numel()))
 
 
-def _step_batch(task: Task, seed: int, trainer: TrainerSettings, encoding: PositionEncoding) -> StepBatch:
+def _usual_batch(task: Task, seed: int, trainer: TrainerSettings, encoding: PositionEncoding) -> tuple[StepBatch, float, float]:
+    """The mean tokens and targets of a batch, and one whose tokens are near that mean."""
     on_gpu = trainer.accelerator == "cuda"
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
     if isinstance(task, SyntheticTask):
-        return TrainingBatches(task, seed, trainer.batch_size, parts, few_shapes=on_gpu, longest=encoding.max_tokens).at(0)
+        batches = TrainingBatches(task, seed, trainer.batch_size, parts, few_shapes=on_gpu, longest=encoding.max_tokens)
+        drawn = [batches.at(step) for step in range(min(LOOKED_AT, trainer.steps))]
+        tokens, targets = fmean(batch.num_tokens for batch in drawn), fmean(batch.num_targets for batch in drawn)
+        return min(drawn, key=lambda batch: abs(batch.num_tokens - tokens)), tokens, targets
     length = task.context_of("train")
-    tokens = torch.randint(
-        task.vocab_size, (trainer.batch_size // parts, length + 1), generator=torch.Generator().manual_seed(0)
-    )
-    part = Batch.of(tokens[:, :-1], tokens[:, 1:], on_gpu, encoding.max_tokens)
-    return StepBatch([part] * parts, part.num_targets * parts, part.num_tokens * parts)
+    text = torch.randint(task.vocab_size, (trainer.batch_size // parts, length + 1), generator=torch.Generator().manual_seed(0))
+    part = Batch.of(text[:, :-1], text[:, 1:], on_gpu, encoding.max_tokens)
+    batch = StepBatch([part] * parts, part.num_targets * parts, part.num_tokens * parts)
+    return batch, batch.num_tokens, batch.num_targets
 
 
 def _measured(
