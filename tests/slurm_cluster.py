@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -72,13 +73,15 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.2)
         yield variables
     finally:
-        _said(["scancel", "--full", "--signal=KILL", "--state=RUNNING", "--user=root"], environment)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the daemons end all the same
+            _said(["scancel", "--full", "--signal=KILL", "--state=RUNNING", "--user=root"], environment)
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 def _said(command: list[str], environment: dict[str, str]) -> str:

@@ -48,6 +48,7 @@ def running(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
         yield started
     finally:
         started.kill()
+        started.communicate()
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_each_false_verdict_has_at_most_its_share_of_alpha(win: float) -> None:
     assert chance_of_a_verdict(0.5, 0.5) > 0.005  # it is not so by never giving one
 
 
-@pytest.mark.parametrize(("win", "loss", "found"), [(1, 0, 1), (0.95, 0.02, 0.999), (0.9, 0.1, 0.94), (0.8, 0.2, 0.55)])
+@pytest.mark.parametrize(("win", "loss", "found"), [(1, 0, 1), (0.95, 0.05, 0.996), (0.9, 0.1, 0.94), (0.8, 0.2, 0.55)])
 def test_what_is_there_is_found(win: float, loss: float, found: float) -> None:
     assert chance_of_a_verdict(win, loss) >= found
 
@@ -62,7 +62,6 @@ def verdicts(differences: np.ndarray) -> pd.Series:
 
 
 def test_outcomes_with_two_modes() -> None:
-    """A t test that is looked at after each of 3 to 20 seeds is wrong in 18% of the first of these."""
     rng = np.random.default_rng(1)
     same = verdicts(errors(rng, 0.7) - errors(rng, 0.7))
     assert same.sum() <= RULE.alpha, same
@@ -148,7 +147,11 @@ def test_the_rule_follows_from_the_plan() -> None:
 
 
 def test_the_interquartile_mean_and_its_interval() -> None:
-    assert interquartile_mean([0.0, 1.0, 2.0, 100.0]) == (1.5, pytest.approx(0.25, abs=0.3), pytest.approx(75, abs=26))
+    assert interquartile_mean([0.0, 1.0, 2.0, 100.0]) == (
+        1.5,
+        0.0,
+        100.0,
+    )  # of four values the middle half of a draw may be any of them
     mean, low, high = interquartile_mean(np.random.default_rng(1).normal(size=400).tolist())
     assert low < mean < high and high - low == pytest.approx(4 * 1.09 / 20, rel=0.15)  # 1.19 / 400 is its variance
     assert interquartile_mean([2.0] * 5) == (2.0, 2.0, 2.0)

@@ -68,7 +68,7 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line(tmp_path: Path, m
 def test_output_that_nobody_takes(tmp_path: Path, arguments: str, output: str, status: int, told: str) -> None:
     shown = subprocess.run(
         ["bash", "-c", f"{sys.executable} {TRAIN} {arguments} {output}"], capture_output=True, text=True, cwd=tmp_path,
-        env=clean_environment(),
+        env=clean_environment(), timeout=120,
     )  # fmt: skip
     assert (shown.returncode, shown.stderr) == (status, told)
 
