@@ -66,7 +66,7 @@ ABLATIONS := flip_flop counting selective_copy wikipedia code
 .PHONY: ablations
 ablations: $(INSTALLED) ## What CoPE's scale, start, positions and gate bias change, task by task (SCALE=, SEEDS=, JOBS=, DRY=1, ABLATIONS=)
 	$(call TABLE,$(addprefix ablations/,$(ABLATIONS)))
-	$(BIN)/python scripts/position_term.py
+	$(if $(IS_DRY),,$(BIN)/python scripts/position_term.py)
 
 .PHONY: tune
 tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
@@ -74,7 +74,7 @@ tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=fl
 
 .PHONY: field
 field: $(INSTALLED) ## CoPE among the encodings published before and after it: tables, rankings and a heat map in outputs/field (SCALE=, SEEDS=, JOBS=, DRY=1)
-	$(BIN)/python scripts/field.py action=$(if $(IS_DRY),list,run) $(SETTINGS) $(if $(JOBS),hydra.launcher.jobs=$(JOBS))
+	$(BIN)/python scripts/field.py action=$(if $(IS_DRY),list,run) $(SETTINGS) $(QUEUE)
 
 .PHONY: table1
 table1: $(INSTALLED) ## Ask a language model the paper's counting questions: make table1 PROBE="endpoint=http://host:port/v1 model=NAME"
@@ -112,9 +112,9 @@ publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=nigh
 # written; a refused command does.
 .PHONY: reproduce
 reproduce: $(INSTALLED) ## Decide the claims, run the rest of every table and figure, then write the report
-	$(if $(IS_DRY),$(call TABLE,all),$(DECIDE); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
+	$(if $(IS_DRY),$(call TABLE,all),$(DECIDE); decided=$$?; [ $$decided -eq 0 ] || [ $$decided -eq 3 ] || exit $$decided; \
 		$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
-		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && exit $$status)
+		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && [ $$decided -eq 0 ] && exit $$status || exit 3)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)

@@ -24,6 +24,7 @@ from pathlib import Path
 from cope.cli import run_command, split_settings, tell_loading
 from cope.errors import UserError, check_choice
 from cope.overrides import Composer
+from cope.report.sheets import FORMATS
 from cope.run.folder import RunFolder
 
 
@@ -33,7 +34,7 @@ class EvaluationSettings:
     format: str = "table"
 
     def __post_init__(self) -> None:
-        check_choice("format", self.format, ["table", "markdown", "csv", "latex", "json"])
+        check_choice("format", self.format, FORMATS)
 
 
 def main(arguments: list[str]) -> None:

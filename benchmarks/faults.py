@@ -42,7 +42,7 @@ import torch
 
 from cope.cli import run_command, split_settings
 from cope.errors import UserError, check_at_least, check_choice
-from cope.report.sheets import Sheet, show
+from cope.report.sheets import FORMATS, Sheet, show
 from cope.run.folder import RunFolder
 from cope.run.provenance import commit
 
@@ -60,6 +60,7 @@ class FaultSettings:
 
     def __post_init__(self) -> None:
         check_at_least("tries", self.tries, 1)
+        check_choice("format", self.format, FORMATS)
         for name in self.faults:
             check_choice("faults", name, ["all", *FAULTS])
 

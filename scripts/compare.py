@@ -17,7 +17,7 @@ format=table     or markdown, csv, latex, json
 if __name__ == "__main__":
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    start(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 
@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, ComparisonSettings, "python scripts/compare.py runs=outputs [task=counting ...]")
     wanted = {key: values for key in FILTERS if (values := getattr(settings, key))}
     if not settings.runs:
+        if settings.split:
+            raise UserError("split= needs runs=: without them runs are listed, not compared.")
         filters = [f"{key}={','.join(values)}" for key, values in wanted.items()]
         show([list_runs([OUTPUTS], filters)], settings.format)
         return

@@ -14,7 +14,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
-COMPOSED = ("train.py", "table.py", "report.py", "decide.py")  # which take settings of train.py too
+COMPOSED = (
+    "train.py",
+    "table.py",
+    "report.py",
+    "decide.py",
+    "field.py",
+    "costs.py",
+    "tune.py",
+    "position_term.py",
+)  # which take settings of train.py too
 
 
 def candidates(line: str) -> list[str]:
@@ -53,7 +62,8 @@ def groups() -> list[str]:
 
 def values(key: str, value: str) -> Iterator[str]:
     if key in (*groups(), "table"):
-        yield from sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))
+        folder = CONFIGS / key
+        yield from sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     elif key == "format":
         yield from ("table", "markdown", "csv", "latex", "json")
     elif key in ("run", "runs"):

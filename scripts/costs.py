@@ -22,14 +22,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import run_command, split_settings
+from cope.errors import check_choice
 from cope.report.cost_sheets import costs_sheet
-from cope.report.sheets import Sheet, show
+from cope.report.sheets import FORMATS, Sheet, show
 from cope.run.cost import Cost
 from cope.run.experiment import Experiment
 from cope.sweep.plan import composed, read_plans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COSTS_NOTHING = ("pe=cope_sep_keys", "pe=cope_val_gates")  # beside pe=cope
 GROWING = {
     "task.context": (128, 256, 512, 1024),
     "model.num_layers": (2, 4, 8),
@@ -43,6 +43,9 @@ class CostSettings:
     table: tuple[str, ...] = ("all",)
     slopes: bool = False
     format: str = "table"
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
 
 
 def main(arguments: list[str]) -> None:
@@ -68,7 +71,6 @@ def cost(config: DictConfig) -> Cost:
     """Of the run that ``config`` is of."""
     dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
     assert isinstance(dry, DictConfig)
-    dry.logger = {"_target_": "cope.run.loggers.NoLogger"}
     return Experiment(dry).cost()
 
 

@@ -6,7 +6,7 @@
     python scripts/decide.py hydra/launcher=submitit_slurm
 
 After each batch it prints a line for each claim. The same command goes on from there. The exit status is 0 when nothing more
-can be decided, 3 if runs failed, 1 if the command was refused. Fewer than nine seeds decide nothing.
+can be decided, 3 if runs or measurements failed, 1 if the command was refused. Fewer than nine seeds decide nothing.
 
     claims=         by number, with commas between; all without it
     seeds=null      at most so many, from the plan's first on
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import LEFT_OVER, run_command, split_settings
-from cope.errors import check_between
+from cope.errors import check_at_least, check_between
 from cope.heads.measure_runs import MEASURED_TABLE, is_unmeasured, measure_heads
 from cope.report.agenda import Agenda, progress_line
 from cope.report.claims import ClaimsPlan, judge
@@ -34,7 +34,7 @@ from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
-from cope.sweep.plan import composed, launcher_for, read_plans, tables_with
+from cope.sweep.plan import PlannedRun, composed, launcher_for, read_plans, tables_with
 from cope.threads import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +47,9 @@ class DecideSettings:
     claims: tuple[int, ...] = ()
     seeds: int | None = None
     windows: int = 300
+
+    def __post_init__(self) -> None:
+        check_at_least("windows", self.windows, 1)
 
 
 def main(arguments: list[str]) -> None:
@@ -68,10 +71,12 @@ def main(arguments: list[str]) -> None:
     clock = Clock(runs[0].folder.path.parents[3])
     train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
     left_over: dict[Path, str] = {}
+    not_measured: list[PlannedRun] = []  # whose heads could not be: they are not tried again
     is_checked = False
     with launcher_for(CONFIGS, of_hydra, train) as launcher:
         while True:
-            measure_heads([run for run in looked_at if is_unmeasured(run)], settings.windows)
+            unmeasured = [run for run in looked_at if run not in not_measured and is_unmeasured(run)]
+            not_measured += measure_heads(unmeasured, settings.windows)
             findings = Findings(tables)
             verdicts = [judge(claim, plan, findings) for claim in claims]
             agenda = Agenda(plan, runs, left_over)
@@ -85,8 +90,10 @@ def main(arguments: list[str]) -> None:
                 check_jobs(configs, launcher)
                 is_checked = True
             left_over |= run_jobs(launcher, batch)
-    tell_left_over(left_over, len(left_over))
-    if left_over:
+    tell_left_over(left_over, len(runs))
+    for run in not_measured:
+        print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)
+    if left_over or not_measured:
         sys.exit(LEFT_OVER)
 
 

@@ -34,10 +34,9 @@ from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.overrides import Composer
 from cope.report.findings import Findings
-from cope.report.markdown import plan_sheets
-from cope.report.names import table_title
 from cope.report.plan_pictures import draw_plans
-from cope.report.sheets import FORMATS, show
+from cope.report.plan_sheets import show_tables
+from cope.report.sheets import FORMATS
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
 from cope.sweep.plan import (
     Plan,
@@ -90,14 +89,11 @@ def main(arguments: list[str]) -> None:
     if settings.action == "run":
         left_over = run_waiting(runs, waiting, of_hydra)
         findings = Findings(plans)
-    for plan in plans:
-        if settings.format == "table":
-            print(f"\n{table_title(plan.name)}: {plan.title}\n", flush=True)
-        show(plan_sheets(plan, findings), settings.format)
+    show_tables(plans, findings, settings.format)
     not_measured = []
     if settings.action == "run":
         for picture in draw_plans(plans, findings, overrides):
-            print(f"picture: {picture}", flush=True)
+            print(f"picture: {picture}", flush=True, file=sys.stdout if settings.format == "table" else sys.stderr)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
         not_measured = measure_heads(looked_at, settings.windows)
     tell_left_over(left_over, len(runs))

@@ -96,6 +96,11 @@ def check(settings: TuneSettings, others: list[str]) -> None:
     from cope.run.experiment import Experiment  # it imports PyTorch, for which a typing error need not wait
 
     problems = Problems()
+    search = read_search(CONFIGS / "tuning.yaml")
+    searched = {key for encoding in settings.pe for key in search.space(encoding)} | {"output_dir", "logger", "seed"}
+    for override in others:
+        if (key := override.partition("=")[0].lstrip("+")) in searched:
+            problems.messages.append(f"{key} is what trials set themselves; allowed: other settings (configs/tuning.yaml).")
     for encoding in settings.pe:
         overrides = (f"task={settings.task}", f"pe={encoding}", *others, f"output_dir={settings.folder}", "logger=none")
         problems.messages += Composer(CONFIGS).problems(overrides)

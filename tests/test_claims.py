@@ -180,7 +180,7 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
         "Flip-flop, in distribution: CoPE below RoPE with 10 of 10 seeds; by 4.16 points in the median (4 to "
     )
     assert "CoPE 1.0%, RoPE 5.2%" in first and "E: as claimed 186, opposite 0.0909" in first
-    assert first.endswith("RoPE was still improving when it ended with 1 of 10 seeds")
+    assert first.endswith("RoPE may still improve with 1 of 10 seeds, whose steps were used up before their patience")
     assert second.endswith("; Absolute learned the training data with 5 of 10 seeds")
     assert (found.label, found.finding, found.scales) == ("reproduced", "all 2 parts with 10 of 10 seeds", ("smoke",))
 

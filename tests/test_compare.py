@@ -42,12 +42,12 @@ def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_runs_stand_side_by_side(outputs: Path) -> None:
     rows = list(csv.DictReader(compare(f"runs={outputs}", "format=csv").stdout.splitlines()))
     assert [row["pe"] for row in rows] == ["cope", "rope", "rope"]
-    assert rows[0]["test"] == "0.1" and rows[2]["differs in"] == "optimizer.lr=0.2"
+    assert rows[0]["in distribution"] == "0.1" and rows[2]["differs in"] == "optimizer.lr=0.2"
     for typed in (("--format", "csv"), ("--format=csv",)):
         assert list(csv.DictReader(compare(f"runs={outputs}", *typed).stdout.splitlines())) == rows
     arguments = (f"runs={outputs}", "pe=rope", "seed=2", "split=ood_shorter", "format=csv")
     (filtered,) = csv.DictReader(compare(*arguments).stdout.splitlines())
-    assert filtered["ood shorter"] == "60.0" and "test" not in filtered
+    assert filtered["OOD shorter"] == "60.0" and "in distribution" not in filtered
     one = outputs / "counting" / "rope" / "01234567" / "seed=2"
     assert compare(f"runs={one}", "split=ood_shorter").stdout.count("60.0") == 1
 

@@ -60,7 +60,7 @@ def test_a_claim_is_run_until_it_is_decided(stubbed: list[PlannedRun], capsys: p
     assert lines[0] == " 9 not run       Counting, more passes    0 won, 0 lost, E 1; needs 9 of 24 seeds left"
     assert lines[1] == " 9 not decided   Counting, more passes    2 won, 0 lost, E 2.33; needs 7 of 22 seeds left"
     assert lines[-1] == " 9 reproduced    Counting, more passes    9 won, 0 lost, E 102" and len(lines) == 6
-    assert said.err.endswith("1 of 1 runs are not finished; the same command runs only those.\n")
+    assert said.err.endswith("1 of 48 runs are not finished; the same command runs only those.\n")
     stubbed.clear()
     command.main(["claims=9"])
     assert stubbed == []  # it is decided, and the failed run is not needed

@@ -24,9 +24,9 @@ from runs import command_here, completed
 from cope.cli import LEFT_OVER
 from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.report.findings import Findings
-from cope.report.markdown import comparison_sheet
 from cope.report.paper import paper_values
 from cope.report.plan_pictures import draw_plans
+from cope.report.plan_sheets import comparison_sheet
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
 from cope.sweep.clock import Clock

@@ -82,6 +82,6 @@ def _comments(path: Path) -> Iterator[tuple[str, str]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if found := re.match(r"( *)([A-Za-z_]\w*):(.*)", line):
             parents = [*parents[: len(found[1]) // 2], found[2]]
-            comment = found[3].partition(" # ")[2] or found[3].partition("  # ")[2]
+            comment = found[3].partition(" # ")[2]
             if comment:
                 yield ".".join(parents), comment.strip()

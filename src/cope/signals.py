@@ -1,4 +1,4 @@
-"""Who is told of Ctrl-C and SIGTERM, and how a program that is stopped ends: one line, exit status 130."""
+"""Who is told of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 

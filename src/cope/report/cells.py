@@ -14,8 +14,8 @@ import pandas as pd
 from cope.metrics import METRICS
 from cope.report.comparisons import Margins, below
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.markdown import no_figure
 from cope.report.paper import paper_values
+from cope.report.plan_sheets import no_figure
 from cope.report.rule import e_value
 from cope.report.statistics import interquartile_mean, mean_and_spread, probability_lower, wilson_interval
 from cope.sweep.plan import Plan
@@ -59,10 +59,10 @@ def cells(plans: Iterable[Plan], findings: Findings) -> pd.DataFrame:
 
 
 def differences(plans: Iterable[Plan], findings: Findings, margins: Margins) -> pd.DataFrame:
-    """One row for each row beside ``cope``, section and split: how much more error or perplexity it has, seed by seed.
+    """One row for each row beside ``cope``, section and split: how far CoPE is below it, seed by seed.
 
-    difference, low, high: the mean; the interval of the median by the rule. In percentage points of an error, in percent of a
-        perplexity: above 0, CoPE is better
+    difference, low, high: the mean; the interval of the median by the rule. In percentage points of an error, in percent of
+        the row's perplexity: above 0, CoPE is better
     cope_lower, cope_higher, ties: seeds; e_lower, e_higher: what they say, see ``rule.py``
     probability: that a run of CoPE is below a run of the other, whatever their seeds
     """

@@ -135,9 +135,9 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """All of it in at most 100 characters."""
+        """All of it in at most ``LONGEST_LINE`` characters."""
         text = f"{self.number:2} {self.outcome:13} {self.topic:24} {self.finding}"
-        return text if len(text) <= 100 else f"{text[:99]}…"
+        return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
 
     def _telling(self) -> list[Comparison]:
         """The comparisons that made it so, else all of them; the furthest from what is claimed first."""

@@ -247,7 +247,8 @@ def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str
             notes.append(f"{name} learned the training data with {learned[0]} of {learned[1]} seeds")
         if improving := findings.still_improving(section, row):
             notes.append(
-                f"{name} was still improving when it ended with {improving} of {len(findings.results(section, row))} seeds"
+                f"{name} may still improve with {improving} of {len(findings.results(section, row))} seeds, whose steps were "
+                "used up before their patience"
             )
     return tuple(notes)
 

@@ -23,7 +23,9 @@ def cost_sheet(name: str, cost: Cost, dry: str | bool, precision: str) -> Sheet:
         ("disk, two checkpoints", size(cost.disk_bytes)),
         (f"training on {device}", f"{duration(cost.here_s)} ({cost.step_s:.3g} s a step)"),
     ]
-    notes = [f"Measured with {cost.sequences} sequences at once on one device; validation and scoring come on top."]
+    notes = [
+        f"Measured with {cost.sequences} sequences at once on one device; validation, scoring and compilation come on top."
+    ]
     if isinstance(dry, str):
         gpu = dry
         rows.append((f"training on one {gpu}", f"about {duration(cost.on_gpu_s(gpu, precision))}"))

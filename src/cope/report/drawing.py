@@ -27,7 +27,6 @@ class Drawing:
     path: Path
     title: str
     caption: str
-    command: str  # that makes the runs behind it
     sections: tuple[str, ...] = ()  # whose runs are drawn
     run_folders: tuple[Path, ...] = ()  # or single runs
 

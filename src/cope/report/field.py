@@ -4,10 +4,7 @@
     field/field.csv       the same as one row for each task, encoding and split
     field/heat_map.svg
 
-CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``, with as many seeds as it takes. Ranks only
-describe: two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by Student's paired
-test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than the number of those that are
-told apart from it and are better: equal ranks are ties. These tests are many and not corrected for their number.
+What ranks mean: ``RANKS``.
 """
 
 from __future__ import annotations
@@ -34,6 +31,13 @@ from cope.report.style import picture_style
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
+RANKS = (
+    "CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``, with as many seeds as it takes. Ranks "
+    "only describe: two encodings are told apart on a split if the mean of their differences, seed by seed, is not 0 by "
+    "Student's paired test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than "
+    "the number of those that are told apart from it and are better: equal ranks are ties. These tests are many and not "
+    "corrected for their number."
+)
 LEVEL = 0.05
 LEAST_SEEDS = 3
 JUDGED = ("cope", "rope")
@@ -178,11 +182,10 @@ def write_field(plan: Plan, findings: Findings, margins: Margins, folder: Path, 
     table.to_csv(folder / "field.csv", index=False, float_format="%.6g")
     picture = draw_heat_map(plan, table, folder)
     finished = [result for _, result in findings.runs()]
-    assert __doc__ is not None
     parts = [
         f"# {plan.title}",
         f"Made by `{command}`.",
-        __doc__.split("\n\n")[2].replace("\n", " ").strip(),
+        RANKS,
         f"![mean error of every encoding on every task]({picture.name})",
         *(ranking(plan, task, table, findings, margins) for task in plan.sections),
         *([provenance_line(finished)] if finished else []),

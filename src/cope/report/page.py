@@ -30,9 +30,9 @@ from cope.report.cells import cells, differences
 from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
-from cope.report.markdown import write_tables
 from cope.report.page_content import RunList, claims, in_a_sentence, links_to, table_of, tables
 from cope.report.paper_figures import draw_paper_figures
+from cope.report.plan_sheets import write_tables
 from cope.report.published import check_nothing_is_lost, copy_runs
 from cope.report.run_pictures import copy_position_alone, draw_gates_of_tasks
 from cope.report.table_figures import draw_table_figures
@@ -40,6 +40,7 @@ from cope.report.verdicts import verdict_reasons, verdict_table
 from cope.sweep.plan import Plan
 
 VERDICTS = "verdicts.json"  # what every report has
+WRITTEN = ("index.html", VERDICTS, "verdicts.md", "tables", "figures", "runs")
 LEAD = ("table4", "table2")  # the picture on the page's first screen: the first of these that there is, else any
 
 
@@ -127,6 +128,9 @@ def _put_in_place(new: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
+    for other in old.iterdir() if old.exists() else ():
+        if other.name not in WRITTEN:  # such as tuning's trials, and notes: they stay
+            other.rename(folder / other.name)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,9 +16,9 @@ from cope.metrics import METRICS
 from cope.report.claims import Verdict
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.markdown import FAILED, num_runs_text, published_text
 from cope.report.names import encoding_name, row_name, section_name, split_name, table_title, task_name
 from cope.report.paper import headline_of, paper_values
+from cope.report.plan_sheets import FAILED, num_runs_text, published_text
 from cope.sweep.plan import Plan, PlannedRun
 
 SPARK = (72, 18)  # width and height of a curve in the list of runs

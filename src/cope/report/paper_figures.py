@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from cope.report.drawing import Drawing, paper_mark, save, table_command, value_axis
+from cope.report.drawing import Drawing, paper_mark, save, value_axis
 from cope.report.findings import Findings
 from cope.report.paper import paper_values
 from cope.report.style import COLUMN, SOFT, look_of, picture_style
@@ -72,7 +72,7 @@ def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
                 handles = [*labelled.values(), *([paper_mark()] if wanted.has_paper else [])]
                 figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.0)
                 path = save(figure, folder, name)
-                drawn.append(Drawing(path, wanted.title, wanted.caption, table_command([name]), wanted.sections))
+                drawn.append(Drawing(path, wanted.title, wanted.caption, wanted.sections))
             plt.close(figure)
     return drawn
 

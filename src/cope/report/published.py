@@ -4,7 +4,8 @@
     runs/<task>/<pe>/<hash>/seed=<n>/figures/position_alone/<hash>/scores.json    where heads were measured
     runs/curves.jsonl.gz                                                          every run's metrics.jsonl
 
-``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and figures are the same.
+``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and what
+is drawn from these files are the same. Pictures of gates and of heads are not among them: they need the weights.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
 
 def copy_runs(findings: Findings, folder: Path) -> None:
     """Write every finished run to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     for place, path in _files(findings).items():
         write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
     runs = {_place(run.folder): run.folder for run, _ in findings.runs()}

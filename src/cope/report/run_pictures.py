@@ -40,7 +40,6 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
                 f"What CoPE counts in {task_name(task).lower()}",
                 f"{section_name(run.section)}: {row_name(run.row)}, seed {run.seed}, on one test example. Bars (left axis): "
                 "gates; line (right axis): the positions that they add up to, from each token to the last one shown.",
-                run.command,
                 run_folders=(run.folder.path,),
             )
         )
@@ -63,7 +62,6 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
                 f"seed {run.seed}",
                 "The head that is furthest above chance for paragraphs (above) and for sections (below): attention by position "
                 "alone, divided by its largest, and gates where the encoding has them.",
-                f"python scripts/position_alone.py run={run.folder.path}",
                 run_folders=(run.folder.path,),
             )
     return list(drawn.values())

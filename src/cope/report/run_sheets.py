@@ -96,7 +96,8 @@ def comparison_sheets(results: Sequence[dict[str, Any]], splits: Sequence[str] =
         for result, label in zip(group, describe_differences([result["config"] for result in group]), strict=True):
             found = result["splits"]
             scores = {
-                split.replace("_", " "): metric.text(found[split][headline]) if split in found else MISSING for split in shown
+                split_name(split, not metric.is_percentage): metric.text(found[split][headline]) if split in found else MISSING
+                for split in shown
             }
             row = {"pe": result["encoding"], "seed": str(result["seed"])} | scores
             rows.append(

@@ -17,13 +17,12 @@ from cope.report.drawing import (
     draw_seeds,
     key_of_marks,
     save,
-    table_command,
     value_axis,
 )  # fmt: skip
 from cope.report.findings import Findings, task_and_encoding
-from cope.report.markdown import no_figure
 from cope.report.names import ENCODINGS, row_name, section_name, split_name, table_title
 from cope.report.paper import paper_values
+from cope.report.plan_sheets import no_figure
 from cope.report.style import COLUMN, SOFT, look_of, picture_style
 from cope.sweep.plan import Plan
 
@@ -69,7 +68,7 @@ def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
         if absent := [section_name(section) for section in plan.sections if section not in sections]:
             caption += f" Missing: {'; '.join(absent)}."
         title = f"{table_title(plan.name)}: {plan.title}"
-        drawn.append(Drawing(path, title, caption, table_command([plan.name]), tuple(sections)))
+        drawn.append(Drawing(path, title, caption, tuple(sections)))
     return drawn
 
 

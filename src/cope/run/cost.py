@@ -89,13 +89,14 @@ def cost_of(model: Any, task: Task, seed: int, trainer: TrainerSettings, optimiz
         hidden: units of the feed-forward, in multiples of the model's dimension.
     """
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
+    shards = trainer.devices * trainer.num_nodes if trainer.strategy == "fsdp" else 1
     batch, tokens, targets = _usual_batch(task, seed, trainer, model.encoding)
     shape = model.encoding.shape
     return Cost(
         parameters=model.num_parameters(),
         tokens=round(tokens * trainer.steps),
         flops=flops_of_step(model, tokens, targets, tokens / trainer.batch_size) * trainer.steps,
-        memory_bytes=TRAINED_BYTES * sum(weight.numel() for weight in model.parameters())
+        memory_bytes=TRAINED_BYTES * sum(weight.numel() for weight in model.parameters()) // shards
         + kept_bytes(shape, hidden, round(tokens / parts), trainer.precision),
         disk_bytes=2 * CHECKPOINT_BYTES * sum(weight.numel() for weight in model.parameters()),
         **_measured(model, batch.parts, parts, trainer, optimizer),

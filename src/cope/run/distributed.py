@@ -87,8 +87,13 @@ def ending_together(fabric: Fabric) -> Iterator[None]:
             fabric.barrier()
             dist.destroy_process_group()
     except UserError as error:
-        if fabric.world_size > 1 and not _tells(fabric):
-            sys.exit(130 if isinstance(error, Interrupted) else 1)
+        if fabric.world_size == 1:
+            raise
+        if isinstance(error, Interrupted):  # all at the same step, and what started them (Slurm's requeue) looks at the first
+            if not fabric.is_global_zero:
+                sys.exit(130)
+        elif not _tells(fabric):
+            sys.exit(1)
         raise
     except RuntimeError as error:
         if fabric.world_size == 1 or not _is_of_a_connection(error):

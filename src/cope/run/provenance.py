@@ -23,7 +23,19 @@ from cope.tasks.base import Task
 
 PACKAGE = Path(cope.__file__).resolve().parent
 # Of the package, what no number of a run depends on: what makes many runs of one, reads results, or speaks to the user.
-ABOVE_A_RUN = ("command.py", "commands", "huggingface.py", "cli.py", "overrides.py", "sweep", "report", "heads", "probe")
+ABOVE_A_RUN = (
+    "command.py",
+    "commands",
+    "huggingface.py",
+    "cli.py",
+    "help.py",
+    "overrides.py",
+    "start.py",
+    "sweep",
+    "report",
+    "heads",
+    "probe",
+)
 PACKAGES = ("cope-lab", "torch", "numpy", "lightning-fabric", "hydra-core", "triton", "sentencepiece", "datasets")
 
 

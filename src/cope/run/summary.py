@@ -12,7 +12,7 @@ def how_it_ended(result: dict[str, Any]) -> str:
     if "stopped" not in result:
         return ""
     if result["still_improving"]:
-        return f"still improving after all of its {result['steps']} steps"
+        return f"had all of its {result['steps']} steps before its patience was used up: it may still improve"
     why = "it no longer improved" if result["stopped"] == "patience" else "it had learned the task"
     return f"ended after {result['steps']} steps: {why}"
 

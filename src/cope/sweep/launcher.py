@@ -177,8 +177,8 @@ class Progress:
         )  # fmt: skip
         self.bar.set_description_str(f"{at_once} running{self._guess()}")
 
-    def tell(self, call: Call, outcome: JobReturn, seconds: float, num_running: int) -> None:
-        """Print a line."""
+    def tell(self, call: Call, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
+        """Print a line; ``seconds`` are what the job took, None where its waiting cannot be told apart."""
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
         if not self.bar.disable:
@@ -196,7 +196,7 @@ class Progress:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
         return "" if left is None else f", about {left / 60:.0f} min left"
 
-    def _told(self, call: Call, outcome: JobReturn, seconds: float) -> str:
+    def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)
         error = error_of(outcome)
         if isinstance(error, Interrupted):
@@ -209,7 +209,8 @@ class Progress:
         result = job.result()
         assert result is not None
         self.clock.add(result)
-        self.besides.append(max(0.0, seconds - result["time_s"]))
+        if seconds is not None:
+            self.besides.append(max(0.0, seconds - result["time_s"]))
         return run_line(result)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def run_on_ray(
         except KeyboardInterrupt:
             return failed(Interrupted("It was stopped."))
 
-    progress, began = Progress(calls, jobs_at_once), time.monotonic()
+    progress = Progress(calls, jobs_at_once)
     outcomes: dict[int, JobReturn] = {}
     waiting, running = list(calls), dict[ray.ObjectRef, Call]()
     print(f"{len(calls)} for Ray; {jobs_at_once} at a time at most", flush=True)
@@ -65,7 +64,7 @@ def run_on_ray(
                 except ray.exceptions.RayError as error:
                     outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
                 outcomes[call.number] = outcome
-                progress.tell(call, outcome, time.monotonic() - began, len(running))
+                progress.tell(call, outcome, None, len(running))
     except KeyboardInterrupt:
         for reference in running:
             ray.cancel(reference)

@@ -69,12 +69,12 @@ def run_on_slurm(
         raise UserError(f"hydra/launcher=submitit_slurm: the jobs cannot be submitted: {_reason(error)}") from error
     array = jobs[0].job_id.partition("_")[0]
     print(f"{len(calls)} submitted to Slurm, as job {array}; {jobs_at_once} at a time at most", flush=True)
-    progress, began = Progress(calls, jobs_at_once), time.monotonic()
+    progress = Progress(calls, jobs_at_once)
     outcomes: dict[int, JobReturn] = {}
     try:
         for call, outcome in _as_they_end(list(zip(calls, jobs, strict=True)), array):
             outcomes[call.number] = outcome
-            progress.tell(call, outcome, time.monotonic() - began, min(jobs_at_once, len(calls) - len(outcomes)))
+            progress.tell(call, outcome, None, min(jobs_at_once, len(calls) - len(outcomes)))
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command; scancel {array} lets them save their state and ends them.", flush=True)
         raise

@@ -7,14 +7,14 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from threading import Lock, Timer
 
 from optuna.trial import Trial, TrialState
 
 from cope.errors import Interrupted, UserError
+from cope.signals import handled_by
 from cope.sweep.process import Processes
 from cope.sweep.trial import TrialRun
 from cope.sweep.tuning import Tuning
@@ -54,7 +54,7 @@ class Tuner:
         if timer is not None:
             timer.daemon = True
             timer.start()
-        with self._stops_on_signals():
+        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
             pool = ThreadPoolExecutor(self.jobs)
             workers = [pool.submit(self._work) for _ in range(self.jobs)]
             try:
@@ -105,15 +105,3 @@ class Tuner:
             shown = " and ".join(f"{loss:.4g}" for loss in losses)
             print(f"{what}: {shown}; best {lowest:.4g}, {seconds:.0f} s", flush=True)
         self.told()
-
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        def stop(number: int, frame: object) -> None:
-            self.processes.stop()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

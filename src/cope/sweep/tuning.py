@@ -47,8 +47,8 @@ class Range:
         return min(0, low), max(self.num - 1, best + 1)
 
     def power(self, value: float) -> int:
-        """Of the value that is nearest."""
-        return round(math.log(value / self.start, self.factor))
+        """Of the value that is nearest; of 0, to which no power comes, the least."""
+        return 0 if value <= 0 else round(math.log(value / self.start, self.factor))
 
 
 Space = Mapping[str, Range | list[Any]]

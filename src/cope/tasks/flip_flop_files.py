@@ -113,6 +113,11 @@ class FlipFlopFiles:
         folder = user_path("task.source", self.source)
         try:
             if is_saved(folder):
+                if not (folder / "dataset_dict.json").is_file():
+                    raise UserError(
+                        f"task.source={self.source} was saved as one split, and would be every split; allowed: a data set with "
+                        "all of its splits."
+                    )
                 return saved_split(folder, theirs)
             files = files_of_split(f"task.source={self.source}", folder, files_below(folder), theirs)
             return datasets.Dataset.from_parquet([str(file) for file in files])

@@ -11,10 +11,10 @@ import pandas as pd
 
 from cope.metrics import METRICS, Metric, percent
 from cope.report.findings import Findings
-from cope.report.names import row_name, section_name, split_name
+from cope.report.names import row_name, section_name, split_name, table_title
 from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
-from cope.report.sheets import Sheet, as_text
+from cope.report.sheets import Sheet, as_text, show
 from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
@@ -26,6 +26,16 @@ def plan_sheets(plan: Plan, findings: Findings) -> list[Sheet]:
     sheets = [comparison_sheet(plan, section, findings) for section in plan.sections]
     finished = [result for section in plan.sections for row in plan.rows(section) for result in findings.results(section, row)]
     return [*sheets[:-1], replace(sheets[-1], notes=(provenance_line(finished),))] if finished else sheets
+
+
+def show_tables(plans: Iterable[Plan], findings: Findings, form: str) -> None:
+    """Print tables below their titles; in the forms that are pasted, all as one document."""
+    if form != "table":
+        show([sheet for plan in plans for sheet in plan_sheets(plan, findings)], form)
+        return
+    for plan in plans:
+        print(f"\n{table_title(plan.name)}: {plan.title}\n", flush=True)
+        show(plan_sheets(plan, findings))
 
 
 def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame, folder: Path) -> None:
