@@ -148,6 +148,13 @@ def test_flip_flop_refuses_malformed_text(text: str, reason: str, tmp_path: Path
         task.fixed_examples("test", 2, None)
 
 
+def test_one_saved_split_is_not_every_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": texts(40, 0)}).save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(UserError, match="was saved as one split, and would be every split"):
+        from_files(tmp_path / "one").evaluation_examples("test")
+
+
 def test_flip_flop_names_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("datasets")

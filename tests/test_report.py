@@ -299,6 +299,15 @@ def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Pat
     assert (stranger / "result.json").exists()
 
 
+def test_what_lies_beside_a_report_stays(report: Report, page: Path) -> None:
+    (page.parent / "tuning").mkdir()
+    (page.parent / "tuning" / "flip_flop.csv").write_text("trials")
+    (page.parent / "tables" / "old.md").write_text("of a table that is no more")
+    write_report(report, page.parent, "make publish")
+    assert (page.parent / "tuning" / "flip_flop.csv").read_text() == "trials"
+    assert not (page.parent / "tables" / "old.md").exists()
+
+
 def test_published_measurements_are_never_lost(tmp_path: Path) -> None:
     report = collect(plans_with_runs(tmp_path / "outputs"), CLAIMS_PLAN)
     folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent

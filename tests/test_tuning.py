@@ -39,6 +39,7 @@ def test_ranges_are_of_whole_powers_and_widen_at_the_best() -> None:
     assert steps.widened(0) == (-1, 4) and steps.widened(-1) == (-2, 4)
     assert steps.widened(4) == (0, 5) and steps.widened(6) == (0, 7)
     assert Range(1, 2, 3).widened(0) == (0, 2)  # half of 1 is no number of steps
+    assert steps.power(0) == 0  # a recipe without warm-up begins at the least
     assert Range(0.0005, 2, 5).value(3) == 0.004 and Range(0.0005, 2, 5).power(0.0038) == 3
 
 
@@ -152,7 +153,9 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         ).stderr
 
     assert "pe=cpe is not known; allowed: absolute," in said("pe=cpe")
-    assert "trainer.stps is not a setting" in said("pe=cope", "trainer.stps=4")
+    told = said("pe=cope", "trainer.stps=4", "optimizer.lr=0.1", "output_dir=elsewhere")
+    assert "trainer.stps is not a setting" in told
+    assert "optimizer.lr is what trials set themselves" in told and "output_dir is what trials set" in told
 
 
 @pytest.mark.slow
