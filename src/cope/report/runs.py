@@ -183,7 +183,7 @@ def _differences(runs: list[FoundRun]) -> list[str]:
         keys = [
             key
             for key in dict.fromkeys(key for run in group for key in run.settings)
-            if key not in HIDDEN and len({run.settings.get(key) for run in group}) > 1
+            if key not in HIDDEN and not key.startswith("logger.") and len({run.settings.get(key) for run in group}) > 1
         ]
         for run in group:
             found = [f"{key}={run.settings[key]}" for key in keys if key in run.settings]
