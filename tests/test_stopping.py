@@ -102,7 +102,7 @@ def _again() -> Callable[..., Score]:
 def test_a_run_that_has_all_its_steps_says_whether_it_still_improves(compose: Compose) -> None:
     _, result = run(compose(*SETTINGS, "trainer.patience=39"))
     assert (result["steps"], result["stopped"], result["still_improving"]) == (40, "cap", True)
-    assert how_it_ended(result) == "still improving after all of its 40 steps"
+    assert how_it_ended(result) == "had all of its 40 steps before its patience was used up: it may still improve"
     assert "stopped" not in run(compose(*SETTINGS, "trainer.patience=null", "trainer.steps=4"))[1]
 
 
