@@ -15,13 +15,13 @@ and written to ``evaluations/`` in the run's folder.
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "loading the run")  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cope.cli import run_command, split_settings, tell_loading
+from cope.cli import run_command, split_settings
 from cope.errors import UserError, check_choice
 from cope.overrides import Composer
 from cope.report.sheets import FORMATS
@@ -38,7 +38,6 @@ class EvaluationSettings:
 
 
 def main(arguments: list[str]) -> None:
-    tell_loading(arguments)
     from cope.report.run_sheets import scores_sheet
     from cope.report.sheets import show
     from cope.run.reevaluation import reevaluate

@@ -17,16 +17,15 @@ trained with task.loss=answers has learned to give answers, not to write what th
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "loading the run")  # before anything is imported that takes seconds
 
 import sys
 
-from cope.cli import read_settings, run_command, tell_loading
+from cope.cli import read_settings, run_command
 from cope.start import INTERRUPTED
 
 
 def main(arguments: list[str]) -> None:
-    tell_loading(arguments)
     from cope.run.generation import GenerationSettings, text_pieces
 
     settings = read_settings(arguments, GenerationSettings, 'python generate.py run=<run folder> prompt="..." [key=value ...]')

@@ -18,7 +18,7 @@ All else are settings of train.py, for every run, and of Hydra's launcher.
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
 import runpy
 import sys

@@ -20,7 +20,7 @@ command was refused.
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
 import shlex
 import sys

@@ -17,13 +17,12 @@ whose encoding adds to the attention logits (cope and its variants, relative).
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "loading the run")  # before anything is imported that takes seconds
 
-from cope.cli import read_settings, run_command, tell_loading
+from cope.cli import read_settings, run_command
 
 
 def main(arguments: list[str]) -> None:
-    tell_loading(arguments)
     from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
     from cope.heads.measure import MeasurementSettings, measure_position_alone
 

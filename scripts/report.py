@@ -18,7 +18,7 @@ Nothing is run: `make decide` and `make tables figures` do that, `make reproduce
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
 import shlex
 import sys

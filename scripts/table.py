@@ -21,7 +21,7 @@ is left, 1 if the command was refused.
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
 import runpy
 import sys

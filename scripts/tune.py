@@ -19,7 +19,7 @@ looked at. The exit status is 0 if every encoding has its trials, 3 if some are 
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass, replace

@@ -73,3 +73,10 @@ def test_the_shell_completes_every_command_and_prints_nothing(typed: str, found:
         ["bash", "-c", script, "bash", typed], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
     )
     assert set(done.stdout.split()) == found and done.stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_on_a_terminal_a_command_that_takes_long_to_begin_says_what_it_does() -> None:
+    ours, theirs = os.openpty()
+    subprocess.run([sys.executable, "generate.py", "run=nowhere"], cwd=ROOT, stderr=theirs, timeout=120)
+    assert os.read(ours, 1000).startswith(b"loading the run ...\r\n")

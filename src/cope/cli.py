@@ -112,12 +112,6 @@ def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Set
     return settings(**values)
 
 
-def tell_loading(arguments: Sequence[str]) -> None:
-    """On a terminal, say what is loaded before what takes seconds is imported."""
-    if sys.stderr.isatty() and (run := next((text for text in arguments if text.startswith("run=")), None)):
-        print(f"loading {run}", file=sys.stderr, flush=True)
-
-
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
     # Other programs' --format csv is taken for format=csv.

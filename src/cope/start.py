@@ -20,11 +20,12 @@ def end_at_once(number: int, frame: object) -> None:
         os._exit(INTERRUPTED)
 
 
-def start(documentation: str | None = None) -> None:
+def start(documentation: str | None = None, doing: str = "") -> None:
     """Get ready for Ctrl-C at any moment, output that nobody takes, and variables that are meant for other programs.
 
     Args:
         documentation: of a command that takes seconds to import: printed at once if ``--help`` was asked for.
+        doing: what it does for more than a second before it has anything to say: said on a terminal.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, end_at_once)
@@ -36,6 +37,8 @@ def start(documentation: str | None = None) -> None:
             os.write(2, f"The output cannot be written: {error.strerror}.\n".encode())
             os._exit(1)  # nothing is to be written any more
         sys.exit()
+    if doing and sys.stderr.isatty():
+        print(f"{doing} ...", file=sys.stderr, flush=True)
     os.environ["MPLBACKEND"] = "agg"  # pictures are files here; a notebook's backend is not installed everywhere
     if any(map(os.environ.__contains__, PYTORCH_REFUSES)):
         _check_variables_of_pytorch()
