@@ -94,6 +94,8 @@ def test_what_a_task_has_to_be_watched(compose: Compose, task_name: str) -> None
         ("[test]", "test is scored once, at the end, and never while"),
         ("[ood_longr]", "trainer.eval_splits=ood_longr is not known; allowed: ood_longer, .*Did you mean 'ood_longer'"),
         ("ood_longer", r"trainer.eval_splits=ood_longer is no list; allowed: auto, or \[ood_longer\]"),
+        ("-1", r"trainer.eval_splits=-1 is no list; allowed: auto, or \[-1\]"),
+        ("null", r"trainer.eval_splits=None has the wrong type; allowed: str \| list\[str\]"),
     ],
 )
 def test_splits_that_cannot_be_watched(compose: Compose, splits: str, message: str) -> None:

@@ -140,13 +140,18 @@ def converted(value: Any, hint: Any, key: str) -> Any:
         return user_path(key, value)
     if get_origin(hint) is tuple and isinstance(value, str):  # typed with commas between
         return tuple(converted(part, get_args(hint)[0], key) for part in value.split(","))
-    if hint in PLAIN or (get_origin(hint) in (UnionType, list) and set(get_args(hint)) <= PLAIN):
+    if _is_plain(hint):
         try:
             return _plain(value, hint)
         except OmegaConfBaseException as error:
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise UserError(f"{key}={value!r} has the wrong type; allowed: {wanted}.") from error
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether OmegaConf converts to ``hint``: a type of ``PLAIN``, a list of one, or several of these."""
+    return hint in PLAIN or (get_origin(hint) in (UnionType, list) and all(map(_is_plain, get_args(hint))))
 
 
 def _plain(value: Any, hint: Any) -> Any:
