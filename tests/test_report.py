@@ -308,6 +308,13 @@ def test_what_lies_beside_a_report_stays(report: Report, page: Path) -> None:
     assert not (page.parent / "tables" / "old.md").exists()
 
 
+def test_trials_may_be_there_before_a_report(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "results" / "tuning").mkdir(parents=True)
+    (tmp_path / "results" / "tuning" / "flip_flop.csv").write_text("trials")
+    write_report(report, tmp_path / "results", "make publish")
+    assert (tmp_path / "results" / "tuning" / "flip_flop.csv").read_text() == "trials"
+
+
 def test_published_measurements_are_never_lost(tmp_path: Path) -> None:
     report = collect(plans_with_runs(tmp_path / "outputs"), CLAIMS_PLAN)
     folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent

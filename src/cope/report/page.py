@@ -41,6 +41,7 @@ from cope.sweep.plan import Plan
 
 VERDICTS = "verdicts.json"  # what every report has
 WRITTEN = ("index.html", VERDICTS, "verdicts.md", "tables", "figures", "runs")
+BESIDE = ("tuning",)  # what may be there before a report is
 LEAD = ("table4", "table2")  # the picture on the page's first screen: the first of these that there is, else any
 
 
@@ -92,7 +93,7 @@ def _check_folder(report: Report, folder: Path, with_runs: bool) -> None:
     """Raise UserError if something in ``folder`` would be lost."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; allowed: a folder.")
-    is_there = folder.exists() and any(folder.iterdir())
+    is_there = folder.exists() and any(path.name not in BESIDE for path in folder.iterdir())
     if is_there and not (folder / VERDICTS).exists():
         raise UserError(f"{folder} is not a report of this project, and would be replaced; allowed: a new or empty folder.")
     if is_there and not report.findings.runs():
