@@ -192,7 +192,7 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
         (HIGH, "contradicted", "Relative below CoPE with 10 of 10 seeds"),
         (
             [v + 0.01 for v in MIDDLE],
-            "no difference larger than 0.5 points",
+            "no difference over 0.5 points",
             "CoPE and Relative within 0.5 points with 10 of 10 seeds",
         ),
         (WILD, "not decided after 10 seeds", "CoPE below Relative with 5 of 10 seeds"),

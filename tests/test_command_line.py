@@ -33,7 +33,7 @@ def test_help(tmp_path: Path) -> None:
     assert f"pe={', '.join(ENCODINGS)}" in told and f"task={', '.join(TASKS)}" in told
     assert "logger=none, wandb" in told and "scale=laptop, night, paper, smoke" in told
     assert "trainer.accumulate=1 micro-batches a step, to save memory" in told  # each key with its value and meaning
-    assert "${" not in told and "pe.num_positions=64 vectors in the table" in told  # what the recipe makes of it
+    assert "${" not in told and "pe.num_positions=16 vectors in the table" in told  # what the recipe makes of it
     assert not any(tmp_path.iterdir())
 
 

@@ -113,7 +113,7 @@ class Verdict:
         """The verdict in words, with its margin or number of seeds."""
         if self.outcome == Outcome.EQUAL:
             margins = {f"{part.evidence.equivalence:g}{part.unit}" for part in self._telling()}
-            return f"no difference larger than {', '.join(sorted(margins))}"
+            return f"no difference over {', '.join(sorted(margins))}"
         if self.outcome == Outcome.OPEN:
             return f"not decided after {self.seeds} seed{'s' * (self.seeds != 1)}"
         return str(self.outcome)
