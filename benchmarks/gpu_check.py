@@ -34,7 +34,6 @@ from typing import Any
 
 import gpu_attention
 import gpu_kernels
-import gpu_training
 import torch
 from timing import as_cell, circumstances
 
@@ -42,7 +41,6 @@ from cope.cli import read_settings, run_command
 from cope.errors import UserError, check_at_least, check_choice
 from cope.files import write_text
 from cope.metrics import METRICS
-from cope.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"kernels": 120, "attention": 100, "training": 150, "run": 80}  # of the limit, and the parts in their order
@@ -85,6 +83,8 @@ def rows_of(part: str, settings: CheckSettings, limit: float) -> Iterator[dict[s
     elif part == "attention":
         yield from gpu_attention.rows_of(settings.device, limit)
     elif part == "training":
+        import gpu_training  # Lightning with it, which the processes of other parts need not wait for
+
         planned = gpu_training.cells(list(TRAINING_PARTS), SCALE, TRAINING_SECONDS, settings.device, [])
         yield from gpu_training.rows_of(planned, limit)
     else:
@@ -97,6 +97,8 @@ def run(settings: CheckSettings, limit: float) -> dict[str, Any]:
         f"scale={SCALE}", *RECIPE, f"trainer.steps={STEPS}", f"trainer.eval_every={STEPS // VALIDATIONS}", f"seed={SEED}",
         f"trainer.device={settings.device}", "logger=none",
     ]  # fmt: skip
+    from cope.run.folder import RunFolder
+
     runs, begun = settings.to / "runs", time.time()
     command = [sys.executable, str(ROOT / "train.py"), *recipe, "force=true", f"output_dir={runs}"]
     error = None
@@ -149,10 +151,17 @@ def run_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def training_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    import gpu_training
+
+    return gpu_training.table(rows)
+
+
 TITLES = {
     "kernels": ("Kernels", gpu_kernels.table),
     "attention": ("Attention", gpu_attention.table),
-    "training": ("Training", gpu_training.table),
+    "training": ("Training", training_table),
     "run": ("A run", run_table),
 }
 
