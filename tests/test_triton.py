@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,15 @@ def test_more_positions_than_any_query_reaches_leave_their_gradients_zero():
     values = draw(20, 20, 500, dtype=torch.float32)
     found = gradients(values, run(values, "triton"))["table"]
     assert (found[22:] == 0).all() and (found[:3].abs().sum(-1) > 0).all()
+
+
+def test_kernels_return_no_none():
+    """Triton 3.6, which PyTorch 2.11 brings, cannot compile one; later versions and the interpreter can."""
+    for path in Path(triton.__file__).parent.glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and "triton.jit" in map(ast.unparse, function.decorator_list):
+                returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+                assert "None" not in [ast.unparse(value) for value in returned if value is not None], function.name
 
 
 @pytest.mark.slow

@@ -140,20 +140,20 @@ def sums_from_the_left(values, like, KEY_AXIS: tl.constexpr, KEYS: tl.constexpr,
 def content_logits(inputs, q, k, shown, KEY_AXIS: tl.constexpr, PRECISION: tl.constexpr):
     """q_i . k_j / sqrt(head_dim) of a tile, in base 2; -inf for keys that are masked (``shown``, of :func:`load_key_mask`)."""
     logits = tile_product(q, k, KEY_AXIS, PRECISION) * (inputs.scale * LOG2_E)
-    if shown is not None:
+    if inputs.key_mask is not None:
         logits = tl.where(along(shown, KEY_AXIS), logits, float("-inf"))
     return logits
 
 
 @triton.jit
 def load_key_mask(inputs, head, first_key, num_keys, KEYS: tl.constexpr):
-    """Which keys of a tile are seen; None where all are."""
+    """Which keys of a tile are seen; where no key is masked just True, since in Triton 3.6 a function cannot return None."""
     if inputs.key_mask is not None:
         keys = first_key + tl.arange(0, KEYS)
         row = (head // inputs.num_heads).to(tl.int64) * num_keys
         return tl.load(inputs.key_mask + row + keys, mask=keys < num_keys, other=1) != 0
     else:
-        return None
+        return True
 
 
 @triton.jit
