@@ -36,6 +36,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     ("arguments", "expected"),
     [
         (["pe=cop"], [r"pe=cop is not known; allowed: absolute, .*sinusoidal, .*\. Did you mean 'cope'\?"]),
+        (["pe=cpoe"], [r"pe=cpoe is not known; .*Did you mean 'cope'\?"]),  # pope has as many letters in common
         (["task=countin"], [r"task=countin .* counting, flip_flop, .*\. Did you mean 'counting'\?"]),
         (["-m", "pe=cope,rop", "scale=smok"], ["pe=rop .*'rope'", "scale=smok .*'smoke'"]),
         (["pe=null"], [r"pe=null is not known; allowed: absolute, "]),

@@ -196,7 +196,7 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
             "CoPE and Relative within 0.5 points with 10 of 10 seeds",
         ),
         (WILD, "not decided after 10 seeds", "CoPE below Relative with 5 of 10 seeds"),
-        (LOW[:1], "not decided after 1 seed", "CoPE below Relative with 1 of 1 seeds"),
+        (LOW[:1], "not decided after 1 seed", "CoPE below Relative with 1 of 1 seed"),
         ([], "not run", "CoPE below Relative: no seed yet"),
     ],
 )

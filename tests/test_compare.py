@@ -87,6 +87,8 @@ def test_a_run_is_named_by_the_beginning_of_its_hash(outputs: Path) -> None:
         run_path("01", outputs)
     with pytest.raises(UserError, match=r"run=ff: no run in .* has a hash that begins so"):
         run_path("ff", outputs)
+    (outputs / "counting" / "rope" / "01234567" / "seed=2" / "checkpoints").mkdir()
+    assert run_path("01", outputs).name == "seed=2"  # the one that has weights, beside published runs
     assert run_path("outputs/counting", outputs) == Path("outputs/counting")  # a path is a path
 
 

@@ -114,7 +114,7 @@ def test_table_of_a_sweep() -> None:
     first, second = sheets
     assert first.title.startswith("counting: sequence error %") and second.title.startswith("flip_flop: ")
     (last,) = second.notes
-    assert last.startswith("Scale smoke; seeds 1, 2; A, 1 thread(s) a run; ") and "; code 4567; " in last
+    assert last.startswith("Scale smoke; seeds 1, 2; A, 1 thread a run; ") and "; code 4567; " in last
     assert first.columns == ("encoding", "seeds", "in distribution", "OOD longer")
     assert first.rows == (
         ("rope", "2", "20.0 (14.1)", "40.0 (14.1)"),

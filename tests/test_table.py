@@ -50,6 +50,15 @@ def test_every_run_of_a_table_composes_and_is_another_one(name: str) -> None:
     assert {run.section for run in plan.runs} == set(plan.sections)
 
 
+@pytest.mark.parametrize("task", ["counting", "flip_flop", "selective_copy", "code"])
+def test_every_encoding_with_rope_has_the_base_that_was_tuned_for_it(task: str) -> None:
+    configs = [
+        composed_settings(CONFIGS, (f"task={task}", f"pe={encoding}"))
+        for encoding in ("rope", "cope_rope", "xpos", "pope", "repo")
+    ]
+    assert len({config.pe.base for config in configs}) == 1
+
+
 def test_what_the_paper_says_of_a_section_is_about_rows_of_that_section() -> None:
     rows = {section: set(plan.rows(section)) for name in TABLES for plan in [composed(name)]
             for section in plan.sections}  # fmt: skip
@@ -82,7 +91,7 @@ def test_a_tables_last_line_names_each_processor_and_its_vector_instructions() -
     with_instructions = {"hardware": {"processor": "A", "instructions": "AVX2", "threads": 1}}
     said = provenance_line(results_of({}, with_instructions, with_instructions))
     assert said == (
-        "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread(s) a run; PyTorch 2; commit not known; code not recorded; "
+        "Scale laptop; seeds 0, 1, 2; A, A with AVX2, 1 thread a run; PyTorch 2; commit not known; code not recorded; "
         "2026-01-02."
     )
 

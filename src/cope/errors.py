@@ -29,7 +29,9 @@ class AlreadyRunning(UserError):
 
 def nearest(value: object, allowed: Iterable[object]) -> str:
     """`` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
-    matches = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1, cutoff=0.5)
+    typed = str(value)
+    matches = difflib.get_close_matches(typed, [str(choice) for choice in allowed], n=3, cutoff=0.5)
+    matches.sort(key=lambda match: sorted(match) != sorted(typed))  # two letters that changed places are the likeliest slip
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from cope.errors import UserError
-from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached
+from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached, of_seeds
 from cope.report.findings import Findings
 from cope.report.rule import VERDICTS, Rule, claim_evidence, e_benjamini_hochberg
 
@@ -125,7 +125,7 @@ class Verdict:
         if self.outcome == Outcome.HOLDS and others:
             shares = [(part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons]
             won, number = min(shares, key=lambda share: share[0] / share[1])
-            return f"all {len(self.comparisons)} parts with {won} of {number} seeds{' or more' if won < number else ''}"
+            return f"all {len(self.comparisons)} parts with {of_seeds(won, number)}{' or more' if won < number else ''}"
         return first.finding
 
     @property

@@ -103,7 +103,7 @@ class Comparison:
         if not self.evidence.differences:
             return f"{self.sides.claimed}: no seed yet"
         side, seeds, _ = self._side
-        return f"{side} with {seeds} of {len(self.evidence.differences)} seeds"
+        return f"{side} with {of_seeds(seeds, len(self.evidence.differences))}"
 
     @property
     def effect(self) -> str:
@@ -238,17 +238,22 @@ def below(
     return Evidence(found, margins.tie[kind], margins.equivalence[kind])
 
 
+def of_seeds(some: int, number: int) -> str:
+    """``some`` of so many seeds, in words."""
+    return f"{some} of {number} seed{'s' * (number != 1)}"
+
+
 def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str, ...]:
     """Which seeds did not learn what they were trained on, and what was still improving when it ended."""
     notes = []
     for row in rows:
         name, learned = row_name(row), findings.learned(section, row)
         if learned is not None and learned[0] < learned[1]:
-            notes.append(f"{name} learned the training data with {learned[0]} of {learned[1]} seeds")
+            notes.append(f"{name} learned the training data with {of_seeds(*learned)}")
         if improving := findings.still_improving(section, row):
             notes.append(
-                f"{name} may still improve with {improving} of {len(findings.results(section, row))} seeds, whose steps were "
-                "used up before their patience"
+                f"{name} may still improve with {of_seeds(improving, len(findings.results(section, row)))}, whose steps "
+                "were used up before their patience"
             )
     return tuple(notes)
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
+from PIL import Image
 
 from cope.report.style import INK, Look
 
@@ -37,7 +38,15 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     figure.savefig(path, metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
     plt.close(figure)
+    in_few_colours(path.with_suffix(".png"))
     return path
+
+
+def in_few_colours(picture: Path) -> None:
+    """A PNG in 256 colours, more than our pictures have but for smoothed edges: less than half the size."""
+    with Image.open(picture) as image:
+        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(picture, optimize=True)
 
 
 def table_command(names: Sequence[str]) -> str:

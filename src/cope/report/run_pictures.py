@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
-from cope.report.drawing import Drawing, save
+from cope.report.drawing import Drawing, in_few_colours, save
 from cope.report.figures import gates_figure, gates_of
 from cope.report.findings import Findings, measurement, task_and_encoding
 from cope.report.names import encoding_name, row_name, section_name, task_name
@@ -47,16 +47,17 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
 
 
 def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
-    """The pictures of the measurements that claim 15 is judged by."""
-    drawn: dict[Path, Drawing] = {}  # sections may share runs
+    """Of the measurements that claim 15 is judged by, an encoding's first seed's picture."""
+    drawn: dict[str, Drawing] = {}
     for run, result in findings.runs():
+        task, encoding = task_and_encoding(run)
         measured = measurement(run, result)
         picture = measured and measured.with_name("position_alone.png")
-        if picture and picture not in drawn and picture.exists():
-            task, encoding = task_and_encoding(run)
-            path = folder / f"position_alone_{len(drawn) + 1}.png"
+        if picture and encoding not in drawn and picture.exists():
+            path = folder / f"position_alone_{encoding}.png"
             shutil.copyfile(picture, path)
-            drawn[picture] = Drawing(
+            in_few_colours(path)
+            drawn[encoding] = Drawing(
                 path,
                 f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_name(task).lower()}, "
                 f"seed {run.seed}",

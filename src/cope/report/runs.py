@@ -17,7 +17,7 @@ from cope.report.collect import flatten
 from cope.report.sheets import Sheet
 from cope.run.folder import RunFolder
 
-HIDDEN = ("output_dir", "data_dir", "force", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
+HIDDEN = ("output_dir", "data_dir", "force", "dry", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
 SHORT = {"task": "task.name", "pe": "pe.name"}
 MOST_DIFFERENCES = 3
 
@@ -183,7 +183,9 @@ def _differences(runs: list[FoundRun]) -> list[str]:
         keys = [
             key
             for key in dict.fromkeys(key for run in group for key in run.settings)
-            if key not in HIDDEN and not key.startswith("logger.") and len({run.settings.get(key) for run in group}) > 1
+            if key not in HIDDEN
+            and not key.startswith("logger.")
+            and len({run.settings[key] for run in group if key in run.settings}) > 1
         ]
         for run in group:
             found = [f"{key}={run.settings[key]}" for key in keys if key in run.settings]

@@ -173,8 +173,9 @@ class Experiment:
         )  # fmt: skip
         loop.resume()
         log.info(
-            "%s: %s parameters, %d steps of %d sequences, %d thread(s), in %s", label, f"{self.model.num_parameters():,}",
-            self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(), self.folder.path,
+            "%s: %s parameters, %d steps of %d sequences, %d %s, in %s", label, f"{self.model.num_parameters():,}",
+            self.trainer.steps, self.trainer.batch_size, torch.get_num_threads(),
+            "thread" if torch.get_num_threads() == 1 else "threads", self.folder.path,
         )  # fmt: skip
         self.logger.start(
             self.folder.path,

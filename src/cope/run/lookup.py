@@ -13,7 +13,7 @@ HASH = re.compile(r"([0-9a-f]{1,8})(?:/(seed=\d+))?/?")
 
 
 def run_path(text: str, outputs: Path = OUTPUTS, key: str = "run") -> Path:
-    """The run's folder that ``text`` names: a path, or a hash's beginning, with ``/seed=<n>`` where there are several seeds.
+    """The run's folder that ``text`` names: a path, or a hash's beginning, with ``/seed=<n>`` where several seeds have weights.
 
     Raises:
         UserError: no run of ``outputs`` has such a hash, or several have.
@@ -28,8 +28,9 @@ def run_path(text: str, outputs: Path = OUTPUTS, key: str = "run") -> Path:
         for folder in outputs.glob(f"*/*/{beginning}*/{seed}")
         if (folder / "config.yaml").exists() or (folder / "result.json").exists()
     )
-    if len(found) == 1:
-        return found[0]
+    with_weights = [folder for folder in found if (folder / "checkpoints").exists()]
+    if len(found) == 1 or len(with_weights) == 1:  # the one that was trained here, beside published ones
+        return (with_weights or found)[0]
     if not found:
         raise UserError(
             f"{key}={text}: no run in {outputs} has a hash that begins so; allowed: a run's folder, or the beginning of its "

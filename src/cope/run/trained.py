@@ -31,13 +31,13 @@ def load_trained(folder: RunFolder) -> Trained:
         UserError: no such run, one that has no checkpoint yet, or a checkpoint that is damaged or of another model.
     """
     found = folder.read_config()
-    if found is None:
-        raise UserError(f"run={folder.path} is not a run's folder: {_missing(folder)}")
     if not folder.best_checkpoint.exists() and folder.result.exists():
         raise UserError(
             f"run={folder.path} is finished but has no weights, as published runs; train it again: its command, which the "
             "report lists, with force=true added."
         )
+    if found is None:
+        raise UserError(f"run={folder.path} is not a run's folder: {_missing(folder)}")
     if not folder.best_checkpoint.exists() and not folder.last_checkpoint.exists():
         raise UserError(
             f"run={folder.path} has no checkpoint yet ({folder.best_checkpoint} is written at the first validation). Let its "

@@ -187,14 +187,13 @@ class Progress:
             self.bar.write(told)
             return
         done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
-        minutes = (time.monotonic() - self.started) / 60
-        print(f"[{done}, {num_running} running, {minutes:.0f} min{self._guess()}] {told}", flush=True)
+        print(f"[{done}, {num_running} running, {_time(time.monotonic() - self.started)}{self._guess()}] {told}", flush=True)
 
     def _guess(self) -> str:
         left = self.clock.seconds(self.waiting.values(), self.at_once)
         if left is not None and self.besides:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
-        return "" if left is None else f", about {left / 60:.0f} min left"
+        return "" if left is None or not self.waiting else f", about {_time(left)} left"
 
     def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)
@@ -218,3 +217,7 @@ def _kind(call: Call) -> tuple[str, str]:
     """The task and scale of a job, without composing it, which takes a tenth of a second."""
     chosen = dict(override.split("=", 1) for override in call.overrides if "=" in override)
     return chosen.get("task", call.config.task.name), chosen.get("scale", call.config.scale)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"

@@ -89,12 +89,6 @@ def planned_seeds(configs: Path) -> range:
     return range(seeds["first"], seeds["first"] + seeds["most"])
 
 
-def seen_seeds(configs: Path) -> dict[str, list[int]]:
-    """Those that ``configs/plan.yaml`` leaves out, by the section of a table."""
-    seen: dict[str, list[int]] = yaml.safe_load((configs / "plan.yaml").read_text())["seen"]
-    return seen
-
-
 def read_plan(configs: Path, name: str, overrides: Sequence[str], seeds: Iterable[int]) -> Plan:
     """The plan of ``configs/table/<name>.yaml``.
 
@@ -117,9 +111,7 @@ def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Seq
 
     scale = [override for override in overrides if override.startswith("scale=")]
     runs = []
-    seen = seen_seeds(configs)
     for section, rows in content["sections"].items():
-        unseen = [seed for seed in seeds if seed not in seen.get(section, ())]
         for row, own in rows.items():
             place = f"{name}, {section}: {row}"
             if "at_scale" in content:
@@ -128,7 +120,7 @@ def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Seq
             config = _composed_row(configs, (*own, *overrides), place)
             check_top_level(config)
             defined = definition(config)
-            for seed in unseen:
+            for seed in seeds:
                 runs.append(
                     PlannedRun(
                         (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed

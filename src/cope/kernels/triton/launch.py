@@ -18,7 +18,8 @@ HEADS = ("q", "k", "v", "gate_keys")
 FEW_QUERIES = 16
 KEYS_PER_PART = 512  # with few queries: as many keys as a program walks over
 ROW_MULTIPLE = 128  # every block of queries fits into it
-WORKSPACE_BYTES = 64 * 2**20  # what the kernels keep beside inputs and outputs at a time, about
+# What the kernels keep beside inputs and outputs at a time, about. Small groups cost time: see docs/gpu.md.
+WORKSPACE_BYTES = 256 * 2**20
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
 
 
@@ -31,8 +32,10 @@ def launches(given: Arguments) -> Iterator[tuple[Launch, slice]]:
     num_heads, num_queries = given.q.shape[1:3]
     bytes_per_query = 20 * num_positions_in_reach(given) + 12 * given.k.shape[2] / 32
     enough = -(-ENOUGH_PROGRAMS // (num_heads * -(-num_queries // 64)))
-    size = max(enough, int(WORKSPACE_BYTES / (num_heads * num_queries * bytes_per_query)))
-    for start in range(0, given.q.shape[0], size):
+    most = max(enough, int(WORKSPACE_BYTES / (num_heads * num_queries * bytes_per_query)))
+    num_sequences = given.q.shape[0]
+    size = -(-num_sequences // -(-num_sequences // most))  # groups alike
+    for start in range(0, num_sequences, size):
         part = slice(start, start + size)
         tensors = {name: tensor[part] for name, tensor in heads.items()}
         key_mask = None if given.key_mask is None else given.key_mask[part]
