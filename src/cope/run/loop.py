@@ -177,7 +177,7 @@ class TrainingLoop:
         self.unlogged_loss, self.unlogged_targets = state["unlogged_loss"], state["unlogged_targets"]
         if self.fabric.is_global_zero:
             self.folder.truncate_metrics(self.step)
-        log.info("%s: continuing at step %d of %d", self.label, self.step, self.trainer.steps)
+        log.info("%s: continuing at step %d of %d", self.label, self.step, self.stopping.last_step)
 
     def _check_state(self, state: dict[str, Any], validated: list[int]) -> None:
         """Raise UserError if ``state`` cannot be of this run, whose metrics.jsonl tells of validations at ``validated``."""
@@ -240,7 +240,7 @@ class TrainingLoop:
                     self._describe(bar, loss, rate, validated)
                     if not self.show_progress:
                         log.info(
-                            "%s: step %d/%d  validation %s %s  %.0f tokens/s", self.label, self.step, self.trainer.steps,
+                            "%s: step %d/%d  validation %s %s  %.0f tokens/s", self.label, self.step, self.stopping.last_step,
                             self._metric.label, self._metric.text(self._headline(validated)), rate,
                         )  # fmt: skip
                     started, tokens_before = time.perf_counter(), self.num_tokens
@@ -249,7 +249,7 @@ class TrainingLoop:
                     self.look()
                     self._save()
                     raise (Preempted if self._stop in PREEMPTING else Interrupted)(
-                        f"Stopped after step {self.step} of {self.trainer.steps}; the same command goes on from there."
+                        f"Stopped after step {self.step} of {self.stopping.last_step}; the same command goes on from there."
                     )
 
     @contextmanager
@@ -352,7 +352,7 @@ class TrainingLoop:
         shown = self.show_progress and self.fabric.is_global_zero
         with (
             tqdm(
-                total=self.trainer.steps, initial=self.step, disable=not shown, dynamic_ncols=True, leave=False,
+                total=self.stopping.last_step, initial=self.step, disable=not shown, dynamic_ncols=True, leave=False,
                 file=sys.stderr, bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}  {remaining} left",
             ) as bar,
             logging_redirect_tqdm() if shown else nullcontext(),
