@@ -25,6 +25,7 @@ from cope.report.page import Report, collect, write_report
 from cope.report.published import copy_runs, make_runs
 from cope.report.statistics import wilson_interval
 from cope.run.folder import RunFolder
+from cope.run.trained import load_trained
 from cope.sweep.plan import Plan, read_plan
 
 CLAIMS_PLAN = ClaimsPlan.read(CONFIGS)
@@ -243,6 +244,8 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path)
     assert files == {"result.json", "scores.json", "curves.jsonl.gz"}
     made, left_alone = make_runs(published / "runs", there)
     assert (made, left_alone) == (6, [])
+    with pytest.raises(UserError, match="is finished but has no weights, as published runs"):
+        load_trained(RunFolder(next(there.rglob("result.json")).parent))
     copied = collect([plan_in(there, name, 2) for name in ("table2", "table8", "figure3", "figure5")], CLAIMS_PLAN)
     assert [verdict.as_json() for verdict in copied.verdicts] == [verdict.as_json() for verdict in original.verdicts]
     again = write_report(copied, tmp_path / "again", "make report").parent
