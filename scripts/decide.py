@@ -20,25 +20,26 @@ if __name__ == "__main__":
 
     start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
 
-import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from hydra.plugins.launcher import Launcher
+from table import CONFIGS, launcher_of
 
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import check_at_least, check_between
 from cope.heads.measure_runs import MEASURED_TABLE, is_unmeasured, measure_heads
 from cope.report.agenda import Agenda, progress_line
-from cope.report.claims import ClaimsPlan, judge
+from cope.report.claims import ClaimsPlan, Verdict, judge
 from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
-from cope.sweep.plan import PlannedRun, composed, launcher_for, read_plans, tables_with
+from cope.sweep.plan import PlannedRun, composed, read_plans, tables_with
 from cope.threads import num_cores
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
 RUNS_PER_CORE = 4  # of a batch, at least: a batch ends with its last run, for which other cores wait
 
 
@@ -67,34 +68,48 @@ def main(arguments: list[str]) -> None:
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     runs = [run for table in tables for run in table.runs if (run.section, run.row) in cells]
     looked_at = [run for table in tables if table.name == MEASURED_TABLE for run in table.runs if run in runs]
-    configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in runs)]
-    clock = Clock(runs[0].folder.path.parents[3])
-    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
-    left_over: dict[Path, str] = {}
     not_measured: list[PlannedRun] = []  # whose heads could not be: they are not tried again
-    is_checked = False
-    with launcher_for(CONFIGS, of_hydra, train) as launcher:
-        while True:
-            unmeasured = [run for run in looked_at if run not in not_measured and is_unmeasured(run)]
-            not_measured += measure_heads(unmeasured, settings.windows)
-            findings = Findings(tables)
-            verdicts = [judge(claim, plan, findings) for claim in claims]
-            agenda = Agenda(plan, runs, left_over)
-            print("\n" + "\n".join(progress_line(verdict, agenda) for verdict in verdicts), flush=True)
-            batch = agenda.next_runs(
-                verdicts, RUNS_PER_CORE * num_cores(), lambda run: clock.seconds([(run.task, run.scale)], 1) or 1.0
-            )
-            if not batch:
-                break
-            if not is_checked:  # what is wrong with any of the settings is told before the first run begins
-                check_jobs(configs, launcher)
-                is_checked = True
-            left_over |= run_jobs(launcher, batch)
+
+    def judged() -> list[Verdict]:
+        unmeasured = [run for run in looked_at if run not in not_measured and is_unmeasured(run)]
+        not_measured.extend(measure_heads(unmeasured, settings.windows))
+        findings = Findings(tables)
+        return [judge(claim, plan, findings) for claim in claims]
+
+    with launcher_of(of_hydra) as launcher:
+        left_over = run_until_decided(judged, plan, runs, launcher)
     tell_left_over(left_over, len(runs))
     for run in not_measured:
         print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)
     if left_over or not_measured:
         sys.exit(LEFT_OVER)
+
+
+def run_until_decided(
+    judged: Callable[[], list[Verdict]], plan: ClaimsPlan, runs: list[PlannedRun], launcher: Launcher
+) -> dict[Path, str]:
+    """Run what open claims need, batch by batch, with a line for each after each; what is left over, and why.
+
+    Args:
+        judged: the verdicts as the files have them now.
+        runs: that claims may need, of every seed of ``plan``.
+    """
+    clock = Clock(runs[0].folder.path.parents[3])
+    left_over: dict[Path, str] = {}
+    is_checked = False
+    while True:
+        verdicts = judged()
+        agenda = Agenda(plan, runs, left_over)
+        print("\n" + "\n".join(progress_line(verdict, agenda) for verdict in verdicts), flush=True)
+        batch = agenda.next_runs(
+            verdicts, RUNS_PER_CORE * num_cores(), lambda run: clock.seconds([(run.task, run.scale)], 1) or 1.0
+        )
+        if not batch:
+            return left_over
+        if not is_checked:  # what is wrong with any of the settings is told before the first run begins
+            check_jobs([composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in runs)], launcher)
+            is_checked = True
+        left_over |= run_jobs(launcher, batch)
 
 
 if __name__ == "__main__":

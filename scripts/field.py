@@ -3,9 +3,10 @@
     python scripts/field.py                                         # from finished runs; what has not been run is "missing"
     python scripts/field.py action=run                              # first runs what is not finished, one a core
     python scripts/field.py action=run tasks=mqar,a5 encodings=rope,cope,path seeds=2
+    python scripts/field.py action=decide                           # and then further seeds of CoPE, RoPE and the best other
     python scripts/field.py action=list scale=smoke                 # the runs, and which are finished
 
-    action=show        or run, list
+    action=show        or run, decide, list
     tasks=all          of configs/field.yaml, with commas between
     encodings=all      likewise
     seeds=3            so many, from the first of configs/plan.yaml on
@@ -29,14 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from table import CONFIGS, list_runs, run_waiting
+from decide import run_until_decided
+from table import CONFIGS, launcher_of, list_runs, run_waiting
 
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import check_between, check_choice
-from cope.report.claims import ClaimsPlan
-from cope.report.field import write_field
+from cope.report.claims import ClaimsPlan, Verdict, judge
+from cope.report.field import field_cells, field_claims, ranking, write_field
 from cope.report.findings import Findings
 from cope.report.published import copy_runs
+from cope.report.sheets import show
 from cope.sweep.jobs import tell_left_over
 from cope.sweep.plan import Plan, plan_of, planned_seeds
 
@@ -51,7 +54,7 @@ class FieldSettings:
     with_runs: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("action", self.action, ["show", "run", "list"])
+        check_choice("action", self.action, ["show", "run", "decide", "list"])
         check_between("seeds", self.seeds, 1, len(planned_seeds(CONFIGS)))
 
 
@@ -59,20 +62,32 @@ def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, FieldSettings, "python scripts/field.py action=run")
     of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
     plan = read_field(settings, [override for override in others if override not in of_hydra])
-    runs = list(plan.runs)
+    first_seeds = plan.seeds[: settings.seeds]
+    runs = [run for run in plan.runs if run.seed in first_seeds]
     waiting = [run for run in runs if run.result() is None]
     if settings.action == "list":
         list_runs(runs, waiting)
         return
-    left_over = run_waiting(runs, waiting, of_hydra) if settings.action == "run" else {}
+    left_over = run_waiting(runs, waiting, of_hydra) if settings.action in ("run", "decide") else {}
+    rule = ClaimsPlan.read(CONFIGS)
+    claims = field_claims(plan, Findings([plan]), first_seeds)
+    if settings.action == "decide" and claims:
+
+        def judged() -> list[Verdict]:
+            findings = Findings([plan])
+            return [judge(claim, rule, findings) for claim in claims]
+
+        with launcher_of(of_hydra) as launcher:
+            left_over |= run_until_decided(judged, rule, list(plan.runs), launcher)
     findings = Findings([plan])
-    command = shlex.join(["python", "scripts/field.py", *arguments])
-    page = write_field(plan, findings, ClaimsPlan.read(CONFIGS).margins, settings.to, command)
+    cells = field_cells(plan, findings)
+    rankings = [ranking(task, cells, findings, claims, rule.margins) for task in plan.sections]
+    show(rankings)
+    page = write_field(plan, cells, findings, rankings, settings.to, shlex.join(["python", "scripts/field.py", *arguments]))
     if settings.with_runs:
         copy_runs(findings, settings.to / "runs")
-    print(page.read_text(encoding="utf-8"))
     print(f"written: {page}")
-    tell_left_over(left_over, len(runs))
+    tell_left_over(left_over, len(plan.runs) if settings.action == "decide" else len(runs))
     if left_over:
         sys.exit(LEFT_OVER)
 
@@ -83,7 +98,7 @@ def read_field(settings: FieldSettings, overrides: Sequence[str]) -> Plan:
     tasks = _chosen("tasks", settings.tasks, list(content["tasks"]))
     encodings = _chosen("encodings", settings.encodings, content["encodings"])
     sections = {task: {encoding: [*content["tasks"][task], f"pe={encoding}"] for encoding in encodings} for task in tasks}
-    seeds = tuple(planned_seeds(CONFIGS)[: settings.seeds])
+    seeds = tuple(planned_seeds(CONFIGS))
     return plan_of(CONFIGS, "field", {"title": content["title"], "sections": sections}, overrides, seeds)
 
 

@@ -26,8 +26,11 @@ if __name__ == "__main__":
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+from hydra.plugins.launcher import Launcher
 
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import UserError, check_at_least, check_between, check_choice
@@ -114,11 +117,16 @@ def read(settings: TableSettings, overrides: list[str], seeds: Sequence[int]) ->
 
 def run_waiting(runs: list[PlannedRun], waiting: list[PlannedRun], of_hydra: list[str]) -> dict[Path, str]:
     """Run what is not finished; what is left over after that, and why."""
-    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
     configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
-    with launcher_for(CONFIGS, of_hydra, train) as launcher:
+    with launcher_of(of_hydra) as launcher:
         check_jobs(configs, launcher)
         return run_jobs(launcher, runs)
+
+
+def launcher_of(of_hydra: list[str]) -> AbstractContextManager[Launcher]:
+    """Hydra's launcher of runs of ``train.py``."""
+    train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
+    return launcher_for(CONFIGS, of_hydra, train)
 
 
 def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:

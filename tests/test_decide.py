@@ -44,7 +44,7 @@ def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]
     monkeypatch.setattr(command, "read_plans", lambda *_: ([plan_in(tmp_path, "table4", len(SEEDS))], []))
     monkeypatch.setattr(command, "run_jobs", run_jobs)
     monkeypatch.setattr(command, "num_cores", lambda: 1)
-    monkeypatch.setattr(command, "launcher_for", lambda *_: nullcontext())
+    monkeypatch.setattr(command, "launcher_of", lambda *_: nullcontext())
     for name in ("check_jobs", "composed"):
         monkeypatch.setattr(command, name, lambda *_: None)
     return done

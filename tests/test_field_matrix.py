@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from runs import clean_environment, completed
 
 from cope.errors import UserError
 from cope.report.claims import ClaimsPlan
-from cope.report.field import better, published, write_field
+from cope.report.field import better, field_cells, field_claims, published, ranking, write_field
 from cope.report.findings import Findings
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import decide
 import field as command
+import table
 
+MACHINE = {"hardware": {"processor": "A", "threads": 1}, "versions": {"torch": "2"}}
 CONTENT = yaml.safe_load((CONFIGS / "field.yaml").read_text())
 
 
@@ -41,9 +46,10 @@ def test_every_encoding_and_task_of_the_matrix_is_there() -> None:
 
 
 def test_the_parts_asked_for_are_planned(tmp_path: Path) -> None:
-    plan = planned(tmp_path, tasks=tuple(CONTENT["tasks"]), encodings=("path",), seeds=1)
+    plan = planned(tmp_path, tasks=tuple(CONTENT["tasks"]), encodings=("path",))
     assert plan.sections == tuple(CONTENT["tasks"])
-    assert len({run.folder.path for run in plan.runs}) == len(plan.runs) == len(CONTENT["tasks"])  # each another run
+    of_a_seed = [run for run in plan.runs if run.seed == plan.seeds[0]]
+    assert len({run.folder.path for run in of_a_seed}) == len(of_a_seed) == len(CONTENT["tasks"])  # each another run
     with pytest.raises(UserError, match=r"tasks=mqr .*Did you mean 'mqar'"):
         planned(tmp_path, tasks=("mqr",))
 
@@ -68,24 +74,27 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     plan = planned(tmp_path, tasks=("navigation_1d", "a5"), encodings=("rope", "cope", "path"))
     errors = {"rope": [0.3, 0.32, 0.31], "cope": [0.1, 0.6, 0.3], "path": [0.01, 0.02, 0.01]}
     for run in plan.runs:
-        if run.section == "a5":
+        if run.section == "a5" or run.seed not in plan.seeds[:3]:
             continue
         error = errors[run.row][run.seed - plan.seeds[0]]
         run.folder.path.mkdir(parents=True)
         splits = {"test": {"token_error": error}, "ood_dense": {"token_error": 0.5}}
         result = {"headline": "token_error", "splits": splits, "time_s": 7.0, "peak_memory_mib": 300.0}
-        result |= {"hardware": {"processor": "A", "threads": 1}, "versions": {"torch": "2"}}
-        run.folder.result.write_text(completed(result))
-    page = write_field(plan, Findings([plan]), ClaimsPlan.read(CONFIGS).margins, tmp_path / "field", "the command").read_text()
+        run.folder.result.write_text(completed({**result, **MACHINE}))
+    findings = Findings([plan])
+    cells, margins = field_cells(plan, findings), ClaimsPlan.read(CONFIGS).margins
+    claims = field_claims(plan, findings, plan.seeds[:3])
+    rankings = [ranking(task, cells, findings, claims, margins) for task in plan.sections]
+    page = write_field(plan, cells, findings, rankings, tmp_path / "field", "command").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
-    assert lines[2:] == [
-        "| path | 1.3 (0.6) [1]<br>*published 1* | 50.0 (0.0) [1]<br>*published 1* | 3 of 3 | 7 | 300 |",
-        "| cope | 33.3 (25.2) [1]<br>*published 12* | 50.0 (0.0) [1]<br>*published 9* | 3 of 3 | 7 | 300 |",
-        "| rope | 31.0 (1.0) [2]<br>*published 5* | 50.0 (0.0) [1]<br>*published 3* | 3 of 3 | 7 | 300 |",
+    assert lines[2:5] == [
+        "| PaTH | 1.3 (0.6) [1], published 1 | 50.0 (0.0) [1], published 1 | 3 | 7 | 300 |",
+        "| CoPE | 33.3 (25.2) [1], published 12 | 50.0 (0.0) [1], published 9 | 3 | 7 | 300 |",
+        "| RoPE | 31.0 (1.0) [2], published 5 | 50.0 (0.0) [1], published 3 | 3 | 7 | 300 |",
     ]
-    assert "- as published: rope > path (test)\n" in page
-    assert "- not told apart here: cope > rope (test), cope > path (test), cope > rope (ood_dense)" in page
-    assert "**a5**: missing" in page
+    assert "- as published: RoPE > PaTH (in distribution)\n" in page
+    assert "- not told apart here: CoPE > RoPE (in distribution), CoPE > PaTH (in distribution), CoPE > RoPE (OOD dense)" in page
+    assert "**A5: missing**" in page
     judged = [line for line in page.splitlines() if line.startswith("- not decided: ")]
     assert len(judged) == 4  # on two splits CoPE with RoPE, and with the best other
     assert any("PaTH" in line and "with 3 of 3 seeds" in line for line in judged)
@@ -93,6 +102,35 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])
     assert (tmp_path / "field" / "heat_map.svg").read_text().count("Navigation 1d, ") == 2
+
+
+def test_cope_and_its_rivals_are_run_until_they_are_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {"rope": 0.3, "cope": 0.1, "path": 0.01, "fox": 0.5}
+    ran: list[Any] = []
+
+    def run_jobs(_: object, runs: Sequence[Any]) -> dict[Path, str]:
+        for run in runs:
+            if run.result() is None:
+                ran.append(run)
+                run.folder.path.mkdir(parents=True)
+                splits = {"test": {"token_error": errors[run.row]}}
+                run.folder.result.write_text(completed({"headline": "token_error", "splits": splits, **MACHINE}))
+        return {}
+
+    for module in (table, decide):
+        monkeypatch.setattr(module, "run_jobs", run_jobs)
+        monkeypatch.setattr(module, "check_jobs", lambda *_: None)
+    for module in (table, command):
+        monkeypatch.setattr(module, "launcher_of", lambda _: nullcontext())
+    arguments = ["tasks=navigation_1d", "encodings=rope,cope,path,fox", "seeds=2", f"to={tmp_path / 'field'}"]
+    command.main([*arguments, "action=decide", "scale=smoke", "logger=none", f"output_dir={tmp_path / 'outputs'}"])
+    seeds = {row: sum(run.row == row for run in ran) for row in errors}
+    assert seeds == {"rope": 9, "cope": 9, "path": 9, "fox": 2}  # FoX is neither RoPE nor the best other
+    said = capsys.readouterr().out
+    assert "- reproduced: Navigation 1d, in distribution: CoPE below RoPE with 9 of 9 seeds" in said
+    assert "- contradicted: Navigation 1d, in distribution: PaTH below CoPE with 9 of 9 seeds" in said
 
 
 @pytest.mark.slow
