@@ -115,7 +115,8 @@ class Verdict:
             margins = {f"{part.evidence.equivalence:g}{part.unit}" for part in self._telling()}
             return f"no difference over {', '.join(sorted(margins))}"
         if self.outcome == Outcome.OPEN:
-            return f"not decided after {self.seeds} seed{'s' * (self.seeds != 1)}"
+            most = max(len(part.evidence.differences) for part in self.comparisons)
+            return f"not decided after {self.seeds}{f' to {most}' * (most > self.seeds)} seed{'s' * (most != 1)}"
         return str(self.outcome)
 
     @property
