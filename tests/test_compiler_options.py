@@ -20,7 +20,8 @@ from cope.kernels.triton import compiler_options, launch
 from cope.kernels.triton.compiler_options import OTHER_BITS, UNFINISHED, Kind, Trial, fastest, kept, taken
 
 CARD = "a card"
-KIND = Kind("forward", "float32", ("z",), 64, (("QUERIES", 16), ("HEAD_DIM", 16)))
+SIZES = {"QUERIES": 64, "KEYS": 32, "HEAD_DIM": 16, "VALUE_DIM": 16, "WHOLE": True, "PRECISION": "tf32x3"}
+KIND = Kind("forward", "float32", ("z",), 64, tuple(SIZES.items()))
 DEFAULT, FASTER, SLOWER = ({"num_stages": stages, "maxnreg": None} for stages in (1, 2, 3))
 CANDIDATES = [DEFAULT, FASTER, SLOWER]
 TIMES = {1: 2.0, 2: 1.0, 3: 3.0}  # ms, by num_stages
@@ -96,7 +97,7 @@ def test_the_fastest_is_found_kept_and_read_without_trying_again(cache, monkeypa
     assert kept(CARD) == [entry(cache)]
     assert entry(cache) == {
         "card": CARD,
-        "kind": "forward with z, float32, heads of 16, at most 64 keys",
+        "kind": "forward with z, float32 as tf32x3, tiles of 64 x 32, heads of 16, at most 64 keys",
         "chosen": FASTER,
         "tried": [{"options": options, "ms": TIMES[options["num_stages"]]} for options in CANDIDATES],
     }
@@ -135,10 +136,12 @@ def test_other_kinds_cards_and_sources_are_tried_anew(cache, monkeypatch):
         (KIND._replace(dtype="bfloat16"), CARD),
         (KIND._replace(inputs=("z", "key_mask")), CARD),
         (KIND._replace(most_keys=128), CARD),
-        (KIND._replace(sizes=(("QUERIES", 32), ("HEAD_DIM", 16))), CARD),
+        (KIND._replace(sizes=tuple((SIZES | {"WHOLE": False}).items())), CARD),
+        (KIND._replace(sizes=tuple((SIZES | {"PRECISION": "tf32"}).items())), CARD),
         (KIND, "another card"),
     ):
         assert choose(kernel := Kernel(), kind, card) == FASTER and kernel.runs, (kind, card)
+    assert len(taken()) == 7  # told apart, but for the card
     import triton
 
     new_process(monkeypatch)
@@ -243,4 +246,4 @@ def test_every_kernel_is_tried_on_a_card_with_the_tensors_it_writes(cache, monke
     assert {name: len(written) for name, written in tried.items()} == {"forward": 4, "queries": 8, "keys": 3, "distances": 2}
     for one in kept(CARD):
         assert not any("left_out" in option for option in one["tried"]), one
-    assert all("float32, heads of 16, at most 16 keys" in kind for kind in taken())
+    assert all(", heads of 16 (padded), at most 16 keys" in kind for kind in taken())

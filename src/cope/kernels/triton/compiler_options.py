@@ -56,8 +56,12 @@ class Kind(NamedTuple):
 
     def __str__(self) -> str:
         sizes = dict(self.sizes)
+        tile = " x ".join(str(sizes[name]) for name in ("QUERIES", "KEYS", "BLOCK") if name in sizes)
+        heads = str(sizes["HEAD_DIM"]) if sizes["HEAD_DIM"] == sizes["VALUE_DIM"] else f"{sizes['HEAD_DIM']} and {sizes['VALUE_DIM']}"
+        dtype = f"float32 as {sizes['PRECISION']}" if self.dtype == "float32" else self.dtype
         there = f" with {', '.join(self.inputs)}" if self.inputs else ""
-        return f"{self.kernel}{there}, {self.dtype}, heads of {sizes['HEAD_DIM']}, at most {self.most_keys} keys"
+        padded = "" if sizes["WHOLE"] else " (padded)"
+        return f"{self.kernel}{there}, {dtype}, tiles of {tile}, heads of {heads}{padded}, at most {self.most_keys} keys"
 
 
 @dataclass(frozen=True)
