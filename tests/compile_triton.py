@@ -93,9 +93,7 @@ def compiled(dtype: torch.dtype, masked: bool, every_option: bool) -> Iterator[t
         "queries", query_gradients_kernel, inputs, own, 0.125, view(), view(), f32, i32, i64, f32, i32, i64, f32, i32, i64,
         own, own, None, *lengths, rows,
     )  # fmt: skip
-    yield from each(
-        "keys", key_gradients_kernel, inputs, view(), f32, i32, i64, f32, i32, own, own, None, None, *lengths, rows
-    )
+    yield from each("keys", key_gradients_kernel, inputs, view(), f32, i32, i64, f32, i32, own, own, None, None, *lengths, rows)
     by_distance = inputs._replace(z=None, relative=own)
     sizes_of.given = sizes_of.given._replace(relative=tensor[0, 0])
     yield from each(

@@ -7,8 +7,8 @@ bits with them as with the default ones, here, on this card. So a run's numbers 
 
 What was found is kept in a file for each kind of launch, in a folder for each card, version of Triton and state of the kernels'
 source, beside the compiled native kernel (``$COPE_CACHE``, or ``~/.cache/cope-lab``); to try again, delete it. Of several
-processes one tries, the others wait for it. Before it does, the default is put into the file: if the process ends over an option
-that the card or the compiler cannot bear, no other tries it again.
+processes one tries, the others wait for it. Before it does, the default is put into the file: if the process ends over an
+option that the card or the compiler cannot bear, no other tries it again.
 
 ``triton.autotune`` takes what is fastest without a look at what it computes, keeps no two cards of one architecture apart, and
 takes no heed of CUDA graphs, in which nothing can be timed.
@@ -57,7 +57,11 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         sizes = dict(self.sizes)
         tile = " x ".join(str(sizes[name]) for name in ("QUERIES", "KEYS", "BLOCK") if name in sizes)
-        heads = str(sizes["HEAD_DIM"]) if sizes["HEAD_DIM"] == sizes["VALUE_DIM"] else f"{sizes['HEAD_DIM']} and {sizes['VALUE_DIM']}"
+        heads = (
+            str(sizes["HEAD_DIM"])
+            if sizes["HEAD_DIM"] == sizes["VALUE_DIM"]
+            else f"{sizes['HEAD_DIM']} and {sizes['VALUE_DIM']}"
+        )
         dtype = f"float32 as {sizes['PRECISION']}" if self.dtype == "float32" else self.dtype
         there = f" with {', '.join(self.inputs)}" if self.inputs else ""
         padded = "" if sizes["WHOLE"] else " (padded)"
@@ -122,8 +126,12 @@ def taken() -> dict[str, str]:
 
 
 def kept(card: str) -> list[dict[str, Any]]:
-    """What is kept for this card: the contents of all files."""
-    entries = [_entry(path, None) for path in sorted(folder(card).glob("*.json"))]
+    """What is kept for this card: the contents of all files; nothing where there is no Triton, or no folder to keep it in."""
+    try:
+        files = sorted(folder(card).glob("*.json"))
+    except (ImportError, CannotBuild):
+        return []
+    entries = [_entry(path, None) for path in files]
     return [entry for entry in entries if entry is not None]
 
 
@@ -165,7 +173,9 @@ def _entry(path: Path, candidates: Sequence[Options] | None) -> dict[str, Any] |
         return None
     try:
         entry = read_json(path)
-        why = None if isinstance(entry, dict) and {"card", "kind", "chosen", "tried"} <= entry.keys() else "something is missing"
+        why = (
+            None if isinstance(entry, dict) and {"card", "kind", "chosen", "tried"} <= entry.keys() else "something is missing"
+        )
     except UserError as error:
         entry, why = None, str(error)
     if why is None and candidates is not None and entry["chosen"] not in candidates:

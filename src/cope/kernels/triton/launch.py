@@ -22,12 +22,12 @@ KEYS_PER_PART = 512  # with few queries: as many keys as a program walks over
 ROW_MULTIPLE = 128  # every block of queries fits into it
 # What the kernels keep beside inputs and outputs at a time, about. Small groups cost time: see docs/gpu.md.
 WORKSPACE_BYTES = 256 * 2**20
-# For each kernel, what may be faster than the default on another card or in another type: loads ahead of their use, and the most
-# registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four.
+# For each kernel, what may be faster than the default on another card or in another type: loads ahead of their use, and the
+# most registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four.
 STAGES_AND_REGISTERS: dict[str, list[tuple[int, int | None]]] = {
-    "forward": [(2, 168), (2, 128), (3, None)],
-    "queries": [(2, 168), (3, None), (1, None)],
-    "keys": [(2, None), (3, None)],
+    "forward": [(2, 168), (2, 128)],
+    "queries": [(2, 168), (3, None)],
+    "keys": [(2, None)],
 }
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
 
@@ -191,7 +191,7 @@ class Launch:
         """What a kernel may be compiled with, the default first. None of it changes a number: see ``compiler_options.py``."""
         default = (sizes["num_stages"], sizes.get("maxnreg"))
         relative = self.given.relative is not None
-        others = [(1, 168), (1, 128)] if relative or kernel == "distances" else STAGES_AND_REGISTERS[kernel]
+        others = [(1, 168)] if relative or kernel == "distances" else STAGES_AND_REGISTERS[kernel]
         return [{"num_stages": stages, "maxnreg": registers} for stages, registers in dict.fromkeys([default, *others])]
 
 
