@@ -25,7 +25,7 @@ WORKSPACE_BYTES = 256 * 2**20
 # For each kernel, what may be faster than the default on another card or in another type: loads ahead of their use, and the
 # most registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four.
 STAGES_AND_REGISTERS: dict[str, list[tuple[int, int | None]]] = {
-    "forward": [(2, 168), (2, 128)],
+    "forward": [(3, None), (2, 128)],
     "queries": [(2, 168), (3, None)],
     "keys": [(2, None)],
 }
