@@ -62,7 +62,7 @@ class Kernel:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COPE_CACHE", str(tmp_path / "cache"))
     compiler_options.folder.cache_clear()
-    monkeypatch.setattr(compiler_options, "milliseconds", lambda call: call() or TIMES[call.__defaults__[0]["num_stages"]])
+    monkeypatch.setattr(compiler_options, "milliseconds", lambda call: call() or TIMES[call.args[0]["num_stages"]])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     new_process(monkeypatch)
     yield tmp_path / "cache"
@@ -238,6 +238,7 @@ def test_every_kernel_is_tried_on_a_card_with_the_tensors_it_writes(cache, monke
     monkeypatch.setattr(compiler_options, "card_of", lambda tensor: CARD)
     monkeypatch.setattr(launch.compiler_options, "fastest", everything_is_tried)
     monkeypatch.setattr(launch, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(launch.Launch, "options", lambda *_: CANDIDATES)
     monkeypatch.setattr(compiler_options, "milliseconds", lambda call: call() or 1.0)
     found = {"output": run(values, "triton")}
     found |= gradients(values, found["output"])

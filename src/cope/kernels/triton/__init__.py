@@ -183,10 +183,10 @@ def _gradients(
         launch.inputs, table, given.table_scale, view(output), grad, *saved, *written, scratch, *lengths, num_rows
     )  # fmt: skip
     launch.start("queries", query_gradients_kernel, (num_query_blocks,), arguments, written)
-    written = (own["k"], own["v"], own.get("gate_keys"))
+    own_gradients = (own["k"], own["v"], own.get("gate_keys"))
     scratch = launch.scratch(num_key_blocks, by_keys)
-    arguments = (launch.inputs, grad, *left, *written, scratch, *lengths, num_rows)
-    launch.start("keys", key_gradients_kernel, (num_key_blocks,), arguments, written)
+    arguments = (launch.inputs, grad, *left, *own_gradients, scratch, *lengths, num_rows)
+    launch.start("keys", key_gradients_kernel, (num_key_blocks,), arguments, own_gradients)
     if dz is not None:
         product = dz.flatten(0, -2).transpose(0, 1) @ q.flatten(0, -2)
         shared["table"][: launch.num_positions] += product.float() * given.table_scale

@@ -20,7 +20,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,7 +238,7 @@ def _tried(candidates: Sequence[Options], refused: Sequence[str | None], trial: 
             if why is None:
                 trial.run_anew(options)
                 same = _same_bits(trial.written, expected)
-                one["ms"] = milliseconds(lambda options=options: trial.run(options))
+                one["ms"] = milliseconds(partial(trial.run, options))
                 why = None if same and _same_bits(trial.written, expected) else OTHER_BITS  # after many launches, too
         except torch.OutOfMemoryError:
             raise

@@ -128,8 +128,9 @@ class Launch:
             written: of the arguments, those that the kernel writes and others read; None is none.
         """
         sizes = self.sizes(name)
+        candidates = self.options(name, sizes)
         card = compiler_options.card_of(self.given.q)
-        if card is not None and math.prod(grid) >= ENOUGH_PROGRAMS:
+        if card is not None and len(candidates) > 1 and math.prod(grid) >= ENOUGH_PROGRAMS:
             kind = compiler_options.Kind(
                 kernel=name,
                 dtype=str(self.given.q.dtype).removeprefix("torch."),
@@ -139,7 +140,7 @@ class Launch:
             )
             written = [tensor for tensor in written if tensor is not None]
             trial = compiler_options.Trial(kernel, grid, arguments, sizes, written)
-            sizes |= compiler_options.fastest(card, kind, self.options(name, sizes), trial)
+            sizes |= compiler_options.fastest(card, kind, candidates, trial)
         kernel[grid](*arguments, **sizes)
 
     def _precision(self) -> str:
@@ -190,8 +191,8 @@ class Launch:
     def options(self, kernel: str, sizes: dict[str, Any]) -> list[compiler_options.Options]:
         """What a kernel may be compiled with, the default first. None of it changes a number: see ``compiler_options.py``."""
         default = (sizes["num_stages"], sizes.get("maxnreg"))
-        relative = self.given.relative is not None
-        others = [(1, 168)] if relative or kernel == "distances" else STAGES_AND_REGISTERS[kernel]
+        # What goes through the scratch allows one stage, and these kernels spill with all registers that there are.
+        others = [] if self.given.relative is not None else STAGES_AND_REGISTERS.get(kernel, [])
         return [{"num_stages": stages, "maxnreg": registers} for stages, registers in dict.fromkeys([default, *others])]
 
 
