@@ -5,9 +5,10 @@
 
 Parts, in this order: ``kernels`` (errors of the Triton kernels, in each type), ``attention`` (time and memory beside
 PyTorch's), ``training`` (tokens a second beside RoPE's), ``run`` (the paper's flip-flop model for 1,000 steps). They share
-``limit`` seconds; what one leaves is the next one's. Whatever fails says so in its cell and the rest goes on. Writes
-``results.json`` and ``results.md`` into the folder, again after every cell. Exit status 1 if kernels are wrong or anything
-failed for another reason than time.
+``limit`` seconds; what one leaves is the next one's. Whatever fails says so in its cell and the rest goes on. At the end stand
+the options that kernels were compiled with, which ``attention`` and ``training`` try on a new card. Writes ``results.json`` and
+``results.md`` into the folder, again after every cell. Exit status 1 if kernels are wrong or anything failed for another reason
+than time.
 
     to=            the folder to write
     parts=         only these, with commas between
@@ -180,6 +181,8 @@ def page(result: dict[str, Any]) -> str:
         lines += table(rows) if rows else []
         if part in result["failures"]:
             lines += ["", f"This part failed: {as_cell(result['failures'][part])}"]
+    if result["kernel_options"]:
+        lines += ["", "### Options of the kernels", "", *gpu_kernels.options_table(result["kernel_options"])]
     return "\n".join(lines) + "\n"
 
 
@@ -190,6 +193,7 @@ def main(arguments: list[str]) -> None:
 
     def write() -> None:
         result["elapsed_s"] = time.monotonic() - begun
+        result["kernel_options"] = gpu_kernels.options_kept(settings.device)
         write_text(settings.to / "results.json", json.dumps(result, indent=1) + "\n")
         write_text(settings.to / "results.md", page(result))
 

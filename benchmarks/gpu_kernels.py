@@ -23,6 +23,7 @@ from torch import Tensor
 from workers import COMPILING_AT_ONCE, find_all
 
 from cope import relative_attention
+from cope.kernels.triton import compiler_options
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # whose cases these are too
 from kernel_cases import (
@@ -141,6 +142,32 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| {case} | {' | '.join(own.get(dtype, '') for dtype in TOLERANCES)} |")
     right = [row for row in rows if is_right(row)]
     lines += ["", f"{len(right)} of {len(rows)} are right and the same to the bit when repeated."]
+    return lines
+
+
+def options_kept(device: str) -> list[dict[str, Any]]:
+    """What was tried on this card, now or earlier, with this Triton and these kernels; see :mod:`compiler_options`."""
+    return compiler_options.kept(torch.cuda.get_device_name()) if device == "cuda" else []
+
+
+def options_table(kept: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: what large launches are compiled with."""
+    lines = [
+        "Triton's options for large launches, tried on this card once; all give the same bits. Milliseconds of a launch, of "
+        "the default first; what was left out says why.",
+        "",
+        "| kernel and launch | taken | over the default | tried |",
+        "|---|---|---|---|",
+    ]
+    for entry in kept:
+        times = {compiler_options.in_words(one["options"]): one.get("ms") for one in entry["tried"]}
+        taken, default = compiler_options.in_words(entry["chosen"]), next(iter(times.values()))
+        ratio = f"{times[taken] / default:.2f}" if default and times.get(taken) else ""
+        tried = [
+            f"{compiler_options.in_words(one['options'])}: {one['left_out'] if 'left_out' in one else format(one['ms'], '.3f')}"
+            for one in entry["tried"]
+        ]
+        lines.append(f"| {entry['kind']} | {taken} | {ratio} | {as_cell('; '.join(tried))} |")
     return lines
 
 

@@ -149,6 +149,29 @@ def test_parts_share_the_time(tiny, monkeypatch):
     assert [round(limit) for limit in given.values()] == [120, round(450 * 100 / 330), round(450 * 150 / 230), 450]
 
 
+def test_the_options_of_kernels_are_told(tiny, monkeypatch):
+    """Of a card that is made up."""
+    default, other, third = ({"num_stages": stages, "maxnreg": None} for stages in (3, 2, 1))
+    tried = [{"options": default, "ms": 0.5}, {"options": other, "ms": 0.4}, {"options": third, "left_out": "gives other bits"}]
+    kept = [
+        {"card": "a card", "kind": "forward", "chosen": other, "tried": tried},
+        {"card": "a card", "kind": "keys", "chosen": default, "tried": [{"options": default, "left_out": "did not end"}]},
+    ]
+    monkeypatch.setattr(gpu_check, "rows_of", lambda *_: iter(()))
+    _result, text, _told = found_by(tiny, "parts=kernels")
+    assert "Options of the kernels" not in text  # without a GPU there are none
+    monkeypatch.setattr(gpu_kernels, "options_kept", lambda device: kept)
+    result, text, _told = found_by(tiny, "parts=kernels")
+    assert result["kernel_options"] == kept
+    assert (
+        "### Options of the kernels" in text
+        and "| forward | num_stages=2, maxnreg=any | 0.80 | num_stages=3, maxnreg=any: 0.500; num_stages=2, maxnreg=any: 0.400"
+        "; num_stages=1, maxnreg=any: gives other bits |"
+        in text
+        and "| keys | num_stages=3, maxnreg=any |  | num_stages=3, maxnreg=any: did not end |" in text
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

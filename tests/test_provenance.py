@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from runs import run
 
+from cope.kernels.triton import compiler_options
 from cope.model.transformer import Transformer
 from cope.run import provenance
 from cope.run.provenance import PACKAGE, code_fingerprint, commit, kernel
@@ -70,6 +71,21 @@ def test_the_kernel_that_runs_is_named_with_its_compiler(make_model: Callable[..
     assert named("pe=cope").startswith("native (")
     assert named("pe=cope_alibi") == named("pe=cope_mlp") == "plain PyTorch"
     assert named("pe=cope_mlp", "pe.first_layer_only=true", "model.num_layers=2").startswith("native (")
+
+
+def test_the_compiler_of_a_triton_kernel_is_named(make_model: Callable[..., Transformer]) -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    encoding = make_model("pe=cope", "pe.backend=triton").encoding
+    assert kernel(encoding, torch.device("cpu")) == f"triton (Triton {triton.__version__})"
+
+
+def test_a_result_tells_the_options_of_kernels_that_were_tried(
+    compose: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "kernel_options" not in run(compose("pe=none", "trainer.steps=1", "trainer.eval_every=1"))[1]
+    taken = {"forward, bfloat16": "num_stages=2, maxnreg=128"}
+    monkeypatch.setattr(compiler_options, "taken", lambda: taken)
+    assert run(compose("pe=none", "trainer.steps=1", "trainer.eval_every=1", "seed=2"))[1]["kernel_options"] == taken
 
 
 def test_a_finished_run_of_other_code_is_shown_with_a_word(

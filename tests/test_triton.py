@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,25 @@ def test_kernels_compile_for_gpus(capability, tensors):
     for line in lines:
         name, shared = line.split()
         assert int(shared) <= limit * 1024, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_options_that_may_be_tried_compile_and_leave_the_order_of_sums(capability):
+    """The script compares each with the default, by Triton's own listing."""
+    script = Path(__file__).with_name("compile_triton.py")
+    command = [sys.executable, script, str(capability), "bfloat16", "options", "ptxas"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    found = re.findall(r"^(\w+) (\d+) (num_stages=.*) (\d+) registers, (\d+) ", finished.stdout, re.MULTILINE)
+    numbers = Counter(name for name, *_ in found)
+    assert numbers == {f"{name}_kernel": 3 for name in ("forward", "query_gradients")} | {
+        "key_gradients_kernel": 2, "distance_gradients_kernel": 1
+    }, finished.stdout  # fmt: skip
+    for name, shared, options, registers, _spilled in found:
+        assert int(shared) <= {80: 163, 90: 227}[capability] * 1024, (name, options)
+        limit = options.rpartition("=")[2]
+        assert limit == "any" or int(registers) <= int(limit), (name, options)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cope.building import arguments, build
 from cope.errors import UserError, check_at_least, check_choice
 from cope.files import write_atomically, write_json
+from cope.kernels.triton import compiler_options
 from cope.metrics import shown
 from cope.model.inspection import gates_and_positions
 from cope.model.transformer import Transformer, check_shape
@@ -228,6 +229,8 @@ class Experiment:
             **asdict(provenance),
             "config": definition(self.config),
         }
+        if options := compiler_options.taken():  # of this process; numbers are the same with any
+            result["kernel_options"] = options
         if fabric.is_global_zero:
             if "test" in scored:
                 self._save_gates(best)

@@ -115,6 +115,8 @@ def kernel(encoding: PositionEncoding, device: torch.device) -> str:
         has_bias = type(encoding).bias is not PositionEncoding.bias
         return "plain PyTorch" if has_bias else "PyTorch's scaled_dot_product_attention"
     chosen = chosen_backend(encoding.kernel, device.type, torch.float32)
+    if chosen == "triton":
+        return f"{chosen} (Triton {version('triton')})"
     if chosen != "native":
         return chosen
     told = subprocess.run([*find_compiler(), "--version"], capture_output=True, text=True)

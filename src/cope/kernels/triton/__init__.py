@@ -79,7 +79,8 @@ def _forward(launch: Launch, output: Tensor, *saved: Tensor) -> None:
     sizes = launch.sizes("forward")
     blocks = launch.num_heads * -(-launch.lengths[0] // sizes["QUERIES"])
     scratch = launch.scratch(blocks, sizes)
-    forward_kernel[(blocks, 1)](launch.inputs, output, *saved, None, scratch, *launch.lengths, 1, **sizes)
+    arguments = (launch.inputs, output, *saved, None, scratch, *launch.lengths, 1)
+    launch.start("forward", forward_kernel, (blocks, 1), arguments, written=(output, *saved))
 
 
 def _forward_in_parts(launch: Launch, output: Tensor, *saved: Tensor) -> None:
@@ -175,15 +176,17 @@ def _gradients(
         crossings = q.new_empty(*q.shape[:3], launch.num_positions, dtype=torch.int64)
         dz = torch.empty_like(crossings, dtype=q.dtype)
     grad = view(grad_output)
-    query_gradients_kernel[(num_query_blocks,)](
-        launch.inputs, table, given.table_scale, view(output), grad, *saved,
-        statistics, counted_from, edge_counts, edge_sums, last_counted, crossings, dz, own["q"],
-        launch.scratch(num_query_blocks, by_queries), *lengths, num_rows, **by_queries,
+    left = (statistics, counted_from, edge_counts, edge_sums, last_counted)  # by the first kernel for the others
+    written = (*left, crossings, dz, own["q"])
+    scratch = launch.scratch(num_query_blocks, by_queries)
+    arguments = (
+        launch.inputs, table, given.table_scale, view(output), grad, *saved, *written, scratch, *lengths, num_rows
     )  # fmt: skip
-    key_gradients_kernel[(num_key_blocks,)](
-        launch.inputs, grad, statistics, counted_from, edge_counts, edge_sums, last_counted, own["k"], own["v"],
-        own.get("gate_keys"), launch.scratch(num_key_blocks, by_keys), *lengths, num_rows, **by_keys,
-    )  # fmt: skip
+    launch.start("queries", query_gradients_kernel, (num_query_blocks,), arguments, written)
+    own_gradients = (own["k"], own["v"], own.get("gate_keys"))
+    scratch = launch.scratch(num_key_blocks, by_keys)
+    arguments = (launch.inputs, grad, *left, *own_gradients, scratch, *lengths, num_rows)
+    launch.start("keys", key_gradients_kernel, (num_key_blocks,), arguments, own_gradients)
     if dz is not None:
         product = dz.flatten(0, -2).transpose(0, 1) @ q.flatten(0, -2)
         shared["table"][: launch.num_positions] += product.float() * given.table_scale
@@ -213,10 +216,11 @@ def _gradients_by_distance(
     relative_sums = None if given.relative is None else statistics.new_empty(*sums, given.relative.shape[-1])
     bias_sums = None if given.bias is None else statistics.new_empty(*sums, 1)
     scratch = statistics.new_empty(programs, block, 2 * block)
-    distance_gradients_kernel[(programs,)](
+    arguments = (
         launch.inputs, grad_output, statistics, counted_from, edge_counts, relative_sums, bias_sums, scratch,
-        first_diagonal, num_diagonals, num_queries, num_keys, num_rows, launch.num_heads, **sizes,
+        first_diagonal, num_diagonals, num_queries, num_keys, num_rows, launch.num_heads,
     )  # fmt: skip
+    launch.start("distances", distance_gradients_kernel, (programs,), arguments, written=(relative_sums, bias_sums))
     first_distance = first_diagonal * block + num_keys - num_queries - (block - 1)
     if relative_sums is not None:
         shared["relative"] += _by_distance(relative_sums.sum(0, keepdim=True), first_distance, len(shared["relative"]))[0]

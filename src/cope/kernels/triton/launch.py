@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cope.kernels.operator import Arguments
+from cope.kernels.triton import compiler_options
 
 if TYPE_CHECKING:
     from cope.kernels.triton.tiles import View
 
 HEADS = ("q", "k", "v", "gate_keys")
+OPTIONAL = ("gate_keys", "z", "relative", "bias", "seed", "key_mask")  # inputs, by what is compiled differently without them
 FEW_QUERIES = 16
 KEYS_PER_PART = 512  # with few queries: as many keys as a program walks over
 ROW_MULTIPLE = 128  # every block of queries fits into it
 # What the kernels keep beside inputs and outputs at a time, about. Small groups cost time: see docs/gpu.md.
 WORKSPACE_BYTES = 256 * 2**20
+# For each kernel, what may be faster than the default on another card or in another type: loads ahead of their use, and the
+# most registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four.
+STAGES_AND_REGISTERS: dict[str, list[tuple[int, int | None]]] = {
+    "forward": [(3, None), (2, 128)],
+    "queries": [(2, 168), (3, None)],
+    "keys": [(2, None)],
+}
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
 
 
@@ -112,6 +121,28 @@ class Launch:
         queries, keys = sizes["QUERIES"], sizes["KEYS"]
         return self.given.q.new_empty(num_programs, queries, queries + keys, dtype=torch.float32)
 
+    def start(self, name: str, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], written: Sequence[Any]) -> None:
+        """Start a kernel; a large launch with the options that are fastest on this card.
+
+        Args:
+            written: of the arguments, those that the kernel writes and others read; None is none.
+        """
+        sizes = self.sizes(name)
+        candidates = self.options(name, sizes)
+        card = compiler_options.card_of(self.given.q)
+        if card is not None and len(candidates) > 1 and math.prod(grid) >= ENOUGH_PROGRAMS:
+            kind = compiler_options.Kind(
+                kernel=name,
+                dtype=str(self.given.q.dtype).removeprefix("torch."),
+                inputs=tuple(there for there in OPTIONAL if getattr(self.inputs, there) is not None),
+                most_keys=1 << (self.lengths[1] - 1).bit_length(),
+                sizes=tuple(sizes.items()),
+            )
+            written = [tensor for tensor in written if tensor is not None]
+            trial = compiler_options.Trial(kernel, grid, arguments, sizes, written)
+            sizes |= compiler_options.fastest(card, kind, candidates, trial)
+        kernel[grid](*arguments, **sizes)
+
     def _precision(self) -> str:
         return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -156,6 +187,13 @@ class Launch:
             "WHOLE": head_dim == q.shape[3] and value_dim == v.shape[3],
             "PRECISION": self._precision(),
         }
+
+    def options(self, kernel: str, sizes: dict[str, Any]) -> list[compiler_options.Options]:
+        """What a kernel may be compiled with, the default first. None of it changes a number: see ``compiler_options.py``."""
+        default = (sizes["num_stages"], sizes.get("maxnreg"))
+        # What goes through the scratch allows one stage, and these kernels spill with all registers that there are.
+        others = [] if self.given.relative is not None else STAGES_AND_REGISTERS.get(kernel, [])
+        return [{"num_stages": stages, "maxnreg": registers} for stages, registers in dict.fromkeys([default, *others])]
 
 
 def _padded(size: int) -> int:
