@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -40,6 +41,9 @@ SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
 
+# Garbage is seldom looked for: to look among what imports and collection make takes a tenth of the time of all tests.
+gc.set_threshold(50_000, 10, 10)
+
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
@@ -59,15 +63,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """One thread, since the tensors here are too small to be shared out. And garbage is not looked for among what imports and
-    collection made, which takes a tenth of the time of all tests.
-    """
+    """One thread, since the tensors here are too small to be shared out; and nothing that is there already becomes garbage."""
     import torch
 
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    parse_each_yaml_once()
+
+
+def parse_each_yaml_once() -> None:
+    """Hydra reads some fifteen files for each composition, its own among them; to parse them is a quarter of its time."""
+    from omegaconf import OmegaConf
+
+    load = OmegaConf.load
+    kept: dict[str, bytes] = {}
+
+    def load_kept(file: Any) -> Any:
+        text = Path(file).read_text("utf-8") if isinstance(file, str | Path) else file.read()
+        if text not in kept:
+            if not isinstance(file, str | Path):
+                file.seek(0)
+            kept[text] = pickle.dumps(load(file))
+        return pickle.loads(kept[text])
+
+    OmegaConf.load = staticmethod(load_kept)
 
 
 @pytest.fixture(params=ENCODINGS)
