@@ -38,6 +38,8 @@ TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
+texts: Path  # where corpora are prepared, once a session has begun
+
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
 
@@ -129,11 +131,19 @@ def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
     return build(config.pe, "pe", shape=shape)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _texts_are_prepared_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All tests have one ``data_dir``, those of other processes too: to split a corpus into tokens takes a second."""
+    base = tmp_path_factory.getbasetemp()
+    global texts
+    texts = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "texts"
+
+
 def composed_in(folder: Path, *overrides: str) -> DictConfig:
-    """What ``train.py`` would see, at scale=smoke and with both its folders under ``folder``."""
+    """What ``train.py`` would see, at scale=smoke, with its runs under ``folder`` and the texts that all tests share."""
     # These are set afterwards, so that one answer of Hydra's serves several tests.
     config = copy.deepcopy(_composed(overrides))
-    config.output_dir, config.data_dir = str(folder / "outputs"), str(folder / "data")
+    config.output_dir, config.data_dir = str(folder / "outputs"), str(texts)
     return config
 
 
