@@ -84,8 +84,8 @@ def test_on_a_terminal_a_command_that_takes_long_to_begin_says_what_it_does() ->
     started = subprocess.Popen([sys.executable, "generate.py", "run=nowhere"], cwd=ROOT, stderr=theirs)
     os.close(theirs)
     try:
-        assert os.read(ours, 1000) == b"loading the run ...\r\n"
+        with open(ours, "rb", buffering=0) as terminal:
+            assert terminal.readline() == b"loading the run ...\r\n"
     finally:
         started.kill()  # it would import PyTorch now
         started.wait()
-        os.close(ours)
