@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -37,8 +38,13 @@ TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
+texts: Path  # where corpora are prepared, once a session has begun
+
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
+
+# Garbage is seldom looked for: to look among what imports and collection make takes a tenth of the time of all tests.
+gc.set_threshold(50_000, 10, 10)
 
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
@@ -59,15 +65,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """One thread, since the tensors here are too small to be shared out. And garbage is not looked for among what imports and
-    collection made, which takes a tenth of the time of all tests.
-    """
+    """One thread, since the tensors here are too small to be shared out; and nothing that is there already becomes garbage."""
     import torch
 
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    parse_each_yaml_once()
+
+
+def parse_each_yaml_once() -> None:
+    """Hydra reads some fifteen files for each composition, its own among them; to parse them is a quarter of its time."""
+    from omegaconf import OmegaConf
+
+    load = OmegaConf.load
+    kept: dict[str, bytes] = {}
+
+    def load_kept(file: Any) -> Any:
+        text = Path(file).read_text("utf-8") if isinstance(file, str | Path) else file.read()
+        if text not in kept:
+            if not isinstance(file, str | Path):
+                file.seek(0)
+            kept[text] = pickle.dumps(load(file))
+        return pickle.loads(kept[text])
+
+    OmegaConf.load = staticmethod(load_kept)
 
 
 @pytest.fixture(params=ENCODINGS)
@@ -109,11 +131,19 @@ def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
     return build(config.pe, "pe", shape=shape)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _texts_are_prepared_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All tests have one ``data_dir``, those of other processes too: to split a corpus into tokens takes a second."""
+    base = tmp_path_factory.getbasetemp()
+    global texts
+    texts = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "texts"
+
+
 def composed_in(folder: Path, *overrides: str) -> DictConfig:
-    """What ``train.py`` would see, at scale=smoke and with both its folders under ``folder``."""
+    """What ``train.py`` would see, at scale=smoke, with its runs under ``folder`` and the texts that all tests share."""
     # These are set afterwards, so that one answer of Hydra's serves several tests.
     config = copy.deepcopy(_composed(overrides))
-    config.output_dir, config.data_dir = str(folder / "outputs"), str(folder / "data")
+    config.output_dir, config.data_dir = str(folder / "outputs"), str(texts)
     return config
 
 

@@ -39,7 +39,9 @@ def test_the_pages_encoding_and_task_train(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("COPE_PACKAGES", "my_ideas")
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            for other in ENCODINGS:  # a recipe has what every encoding asks of it
+            asking = [name for name in ENCODINGS if "${recipe." in (CONFIGS / "pe" / f"{name}.yaml").read_text()]
+            assert "cope" in asking
+            for other in asking:  # a recipe has what every encoding asks of it
                 Experiment(compose("train", overrides=[SEARCH, f"pe={other}", "task=backwards", "logger=none"]))
             config = compose(
                 "train",

@@ -44,23 +44,8 @@ NUMBERS = [
     "0x10",
     "1_0",
 ]
-WORDS = [
-    "null",
-    "true",
-    "'no'",
-    "''",
-    "foo",
-    "???",
-    "'a b'",
-    "'ü'",
-    "'~/x'",
-    "pre",
-    "ddp",
-    "cuda",
-    "bf16-mixed",
-    "error",
-    "keys",
-]
+WORDS = ["null", "true", "'no'", "''", "foo", "???", "'a b'", "'ü'", "'~/x'"]
+WORDS += ["pre", "ddp", "cuda", "bf16-mixed", "error", "keys"]
 TABLES = ["[1,2]", "[]", "{a: 1}", "{}", "{_target_: os.getcwd}", "'${nope}'", "'${seed}'", "'${oc.env:NOPE}'", "'${'"]
 MISTYPED = ["+pe.nope=1", "trainer.stepz=1", "+foo=1", "peh=1", "seed", "=", "a.=1", "pe=[cope,rope]"]
 LONGEST_MESSAGE = 2000  # characters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,22 @@ def floor_of(name: str) -> int:
     return next(number for number, names in enumerate(FLOORS) if name in names)
 
 
+def of(path: Path) -> str:
+    """How a message names a file."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def nodes_of(text: str) -> list[ast.AST]:
+    """Of its syntax tree."""
+    return list(ast.walk(ast.parse(text)))
+
+
+@cache
 def modules_named(text: str) -> set[str]:
     """The modules that code imports, in functions too, or names in strings, as imports by name do."""
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes_of(text):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +83,7 @@ def branches_on_encodings(text: str) -> list[int]:
     """Lines that compare something with an encoding's name, match it, or look it up in a literal table."""
     names = set(ENCODINGS) - {"none"}  # a word with other uses
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes_of(text):
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.Compare):
             parts = [node.left, *node.comparators]
@@ -84,12 +97,13 @@ def branches_on_encodings(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_floor_uses_one_above_it(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if own != "__init__":  # the package's face, which none of them uses
-        above = {name for name in parts_named(path.read_text()) if floor_of(name) < floor_of(own)}
-        assert not above
+def test_no_floor_uses_one_above_it() -> None:
+    above = {}
+    for path in SOURCES:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own != "__init__":  # the package's face, which none of them uses
+            above[of(path)] = {name for name in parts_named(path.read_text()) if floor_of(name) < floor_of(own)}
+    assert {name: parts for name, parts in above.items() if parts} == {}
 
 
 @pytest.mark.parametrize(
@@ -109,21 +123,21 @@ def test_every_part_of_the_package_has_a_floor() -> None:
 def test_modules_are_imported_by_computed_names_in_one_place_only() -> None:
     """Elsewhere a name stands in the code, where the test above finds it."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path.read_text()):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "import_module",
                 "importlib.import_module",
                 "__import__",
             ):
                 constant = isinstance(node.args[0], ast.Constant)
-                assert constant or path == PACKAGE / "sweep" / "preload.py", path.relative_to(ROOT)
+                assert constant or path == PACKAGE / "sweep" / "preload.py", of(path)
 
 
 def test_nothing_uses_a_command() -> None:
     names = {path.stem for path in COMMANDS} - {"__init__"}
     for path in SOURCES:
         used = {module.partition(".")[0] for module in modules_named(path.read_text())} & names
-        assert not used, path.relative_to(ROOT)
+        assert not used, of(path)
 
 
 @pytest.mark.parametrize("text", ["import table", "from table import main", "import_module('table')", "import table.main as t"])
@@ -156,16 +170,16 @@ def test_a_circle_would_be_found() -> None:
     assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
-def test_commands_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST_COMMAND
+def test_commands_are_short() -> None:
+    for path in ROOT.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= LONGEST_COMMAND, of(path)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("scripts/*.py")), ids=lambda path: path.name)
-def test_scripts_are_short(path: Path) -> None:
-    text = path.read_text()
-    documentation = ast.get_docstring(ast.parse(text), clean=False) or ""  # which is what --help shows
-    assert len(text.splitlines()) - documentation.count("\n") <= LONGEST_SCRIPT
+def test_scripts_are_short() -> None:
+    for path in ROOT.glob("scripts/*.py"):
+        text = path.read_text()
+        documentation = ast.get_docstring(ast.parse(text), clean=False) or ""  # which is what --help shows
+        assert len(text.splitlines()) - documentation.count("\n") <= LONGEST_SCRIPT, of(path)
 
 
 def test_every_command_starts_before_it_imports_anything_else() -> None:
@@ -175,7 +189,7 @@ def test_every_command_starts_before_it_imports_anything_else() -> None:
         if "run_command(main" in text or "run_hydra_command(" in text:
             imports = [line.strip() for line in text.splitlines() if re.match(r" *(import|from) ", line)]
             imports = [line for line in imports if "__future__" not in line]
-            assert imports[0] == "from cope.start import start", path.relative_to(ROOT)
+            assert imports[0] == "from cope.start import start", of(path)
 
 
 def test_the_page_shows_the_tower() -> None:
@@ -203,9 +217,9 @@ def test_no_file_of_the_repository_is_large() -> None:
     assert [path for path in there if path.stat().st_size > LARGEST_FILE] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_code_branches_on_an_encodings_name(path: Path) -> None:
-    assert branches_on_encodings(path.read_text()) == []
+def test_no_code_branches_on_an_encodings_name() -> None:
+    lines = {of(path): branches_on_encodings(path.read_text()) for path in SOURCES}
+    assert {name: found for name, found in lines.items() if found} == {}
 
 
 @pytest.mark.parametrize(
@@ -221,17 +235,16 @@ def test_a_branch_on_an_encodings_name_would_be_found(text: str) -> None:
     assert branches_on_encodings(text)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIGS).as_posix())
-def test_every_config_opens_with_the_command_that_uses_it(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    if lines[0].startswith("# @package"):  # Hydra wants its own line first
-        lines = lines[1:]
-    assert lines[0].startswith("# python "), lines[0]
-    *parents, name = path.relative_to(CONFIGS).with_suffix("").parts
-    if parents and parents[0] in ("pe", "task", "optimizer", "logger", "scale"):
-        assert f"{parents[0]}={name}" in lines[0]
-    if parents and parents[0] == "recipe":
-        assert f"scale={parents[1]} task={name}" in lines[0]
+def test_every_config_opens_with_the_command_that_uses_it() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        first = lines[1 if lines[0].startswith("# @package") else 0]  # Hydra wants its own line first
+        assert first.startswith("# python "), of(path)
+        *parents, name = path.relative_to(CONFIGS).with_suffix("").parts
+        if parents and parents[0] in ("pe", "task", "optimizer", "logger", "scale"):
+            assert f"{parents[0]}={name}" in first, of(path)
+        if parents and parents[0] == "recipe":
+            assert f"scale={parents[1]} task={name}" in first, of(path)
 
 
 def test_every_scale_has_a_recipe_for_every_task_it_is_for() -> None:

@@ -299,7 +299,8 @@ def decided(
     batches: list[list[PlannedRun]] = []
     tried: set[Path] = set()
     while True:
-        verdicts = [judge(CLAIMS[number], CLAIMS_PLAN, Findings([plan])) for number in claims]
+        findings = Findings([plan])
+        verdicts = [judge(CLAIMS[number], CLAIMS_PLAN, findings) for number in claims]
         agenda = Agenda(CLAIMS_PLAN, plan.runs, tried)
         assert all(len(progress_line(found, agenda)) <= 100 for found in verdicts)
         batch = agenda.next_runs(verdicts, at_least, lambda run: 2.0 if run.section == "selective_copy" else 1.0)

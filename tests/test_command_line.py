@@ -38,7 +38,7 @@ def test_help(tmp_path: Path) -> None:
 
 
 def test_the_settings_of_a_run_can_be_looked_at(tmp_path: Path) -> None:
-    shown = train("--cfg", "job", "--resolve", "pe=rope", "task=flip_flop", "scale=paper", folder=tmp_path)
+    shown = train_here("--cfg", "job", "--resolve", "pe=rope", "task=flip_flop", "scale=paper", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     settings = yaml.safe_load(shown.stdout)
     assert (settings["pe"]["name"], settings["task"]["name"], settings["scale"]) == ("rope", "flip_flop", "paper")
@@ -47,7 +47,7 @@ def test_the_settings_of_a_run_can_be_looked_at(tmp_path: Path) -> None:
 
 
 def test_shell_completion(tmp_path: Path) -> None:
-    shown = train("-sc", "install=bash", folder=tmp_path)
+    shown = train_here("-sc", "install=bash", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "complete " in shown.stdout
 

@@ -26,7 +26,10 @@ from cope.run.loop import Interrupted, TrainingLoop
 from cope.run.trained import load_trained
 
 Compose = Callable[..., DictConfig]
-SHORT = ("pe=none", "trainer.steps=18", "trainer.eval_every=5", "task.num_validation=32", "task.num_test=16")
+SHORT = (
+    *("pe=none", "trainer.steps=18", "trainer.eval_every=5", "trainer.eval_splits=[]"),
+    *("task.num_validation=32", "task.num_test=16"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,13 @@ def test_every_encoding_meets_the_same_transformer(make_model, encoding_name):
 
 # In double precision to rounding; in single precision with the kernels that decode in earnest, which know no other.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["double", "single"])
-@pytest.mark.parametrize("chunks", [[1] * LONGEST, [1, 7, 2, 20, 3, 14]], ids=["one_at_a_time", "uneven"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param([1, 7, 1, 2, 20, 14, 1, 1], id="uneven"),  # one at a time too: first, after few, and to the end
+        pytest.param([1] * LONGEST, id="one_at_a_time", marks=pytest.mark.slow),
+    ],
+)
 def test_decoding_with_a_cache_equals_the_whole_sequence(make_model, encoding_name, chunks, dtype, tolerance):
     model = make_model(f"pe={encoding_name}").to(dtype)
     tokens = some_tokens(model, sum(chunks))

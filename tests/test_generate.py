@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pytest
 import torch
 from hydra.utils import get_class
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from runs import command_here
@@ -58,9 +58,9 @@ def drawn_without_cache(model: Transformer, num_tokens: int, draw: Callable[[tor
 def test_the_same_tokens_with_the_cache_as_without_it(make_model, encoding_name):
     model = make_model(f"pe={encoding_name}").double()
     generator = seeded()
-    expected = drawn_without_cache(model, 30, lambda logits: int(logits.softmax(-1).multinomial(1, generator=generator)))
+    expected = drawn_without_cache(model, 16, lambda logits: int(logits.softmax(-1).multinomial(1, generator=generator)))
     assert len(set(expected)) > 5  # so that there is something to get wrong
-    assert drawn(model, 30) == expected
+    assert drawn(model, 16) == expected
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,8 +71,8 @@ def test_every_backend_decodes(make_model, backend):
     if lacking is not None:
         pytest.skip(lacking)
     model = make_model("pe=cope_sep_keys", f"pe.backend={backend}").to(device)
-    expected = drawn(make_model("pe=cope_sep_keys", "pe.backend=reference").double(), 6)
-    assert drawn(model, 6) == expected
+    # The prompt, and two tokens one at a time: Triton's interpreter takes a quarter of a second for each.
+    assert drawn(model, 3) == drawn(make_model("pe=cope_sep_keys", "pe.backend=reference").double(), 3)
 
 
 def test_temperature_zero_takes_the_most_probable_token(make_model):
@@ -314,6 +314,7 @@ def test_a_mistyped_run_is_guessed(leave_run, tmp_path):
 
 
 def test_words_survive_the_way_to_tokens_and_back(words_task):
+    @settings(max_examples=30)  # of each task
     @given(words=st.lists(st.sampled_from(words_task.vocabulary)), space=st.sampled_from([" ", "\n", "  \t "]))
     def survive(words: list[str], space: str) -> None:
         tokens = words_task.encode(space.join(words))

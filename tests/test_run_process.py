@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, WITH_JOBS
+from runs import train_here
 
 from cope.cli import INTERRUPTED
 from cope.errors import Interrupted
@@ -92,14 +93,39 @@ def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 30
 
 
-FIRST_CASES = [("table", signal.SIGTERM, True), ("sweep", signal.SIGINT, False)]
+@WITH_JOBS
+def test_ctrl_c_stops_a_sweep_with_its_state_saved(tmp_path: Path) -> None:
+    """Here, where a server for jobs is there; the signals below reach commands in processes of their own."""
+    endless = ("scale=smoke", "logger=none", "trainer.steps=1000000", "trainer.eval_every=50", "hydra.launcher.jobs=1")
+
+    def interrupt() -> None:
+        try:
+            wait_until(lambda: any(tmp_path.glob("outputs/counting/*/*/seed=*/checkpoints/last.pt")))
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        interrupted = pool.submit(interrupt)
+        sweep = train_here("-m", "pe=none,rope", *endless, folder=tmp_path)
+    interrupted.result()
+    assert (sweep.returncode, sweep.stderr) == (INTERRUPTED, "Stopped; the same command goes on from there.\n")
+    (log,) = tmp_path.glob("outputs/counting/*/*/seed=*/output.log")
+    assert "Stopped after step" in log.read_text()
+
+
+@WITH_JOBS
+def test_a_job_leaves_ctrl_c_to_the_launcher() -> None:
+    assert Processes().call(lambda: signal.getsignal(signal.SIGINT), os.environ) == signal.SIG_IGN
+
+
+FIRST_CASE = ("table", signal.SIGTERM, True)
 
 
 @pytest.mark.parametrize(
     ("kind", "number", "trains_already"),
     [
-        # Both signals, both commands, both moments; the other combinations repeat them.
-        pytest.param(*case, marks=() if case in FIRST_CASES else pytest.mark.slow)
+        # The others send what the tests above send as well, or begin before there is anything to save.
+        pytest.param(*case, marks=() if case == FIRST_CASE else pytest.mark.slow)
         for case in itertools.product(["table", "sweep"], [signal.SIGTERM, signal.SIGINT], [False, True])
     ],
 )

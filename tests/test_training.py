@@ -22,7 +22,10 @@ from cope.run.optimizer import OptimizerSettings
 from cope.tasks.flip_flop import FlipFlop
 
 Compose = Callable[..., DictConfig]
-SHORT = ("trainer.steps=18", "trainer.eval_every=5", "trainer.log_every=4", "task.num_validation=32", "task.num_test=16")
+SHORT = (
+    *("trainer.steps=18", "trainer.eval_every=5", "trainer.eval_splits=[]", "trainer.log_every=4"),
+    *("task.num_validation=32", "task.num_test=16"),
+)
 
 
 class Killed(BaseException):
@@ -64,7 +67,8 @@ def check_same(first: RunFolder, second: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("settings", "breaks"),
     [
-        ([], [(10, ask_to_stop)]),  # at a validation, and once round the 16 batches of the training set
+        # At a validation, of other splits too, and once round the 16 batches of the training set.
+        (["trainer.eval_splits=auto"], [(10, ask_to_stop)]),
         (["model.dropout=0.2", "trainer.accumulate=2"], [(7, ask_to_stop)]),
         (["task=flip_flop", "pe=rope", "task.num_pairs=6"], [(3, terminate), (13, ask_to_stop)]),  # endless training data
         (["model.dropout=0.1", "task.loss=everywhere"], [(17, kill)]),  # leaves last.pt of step 15, and half a line
