@@ -8,10 +8,10 @@ import pytest
 from omegaconf import DictConfig
 from runs import after_step, run, same_tensors, without_times
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run import loop
 from cope.run.configuration import definition
-from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.loop import TrainingLoop
 from cope.run.stopping import Stopping
 from cope.run.summary import how_it_ended
 from cope.tasks.scores import Score
@@ -74,7 +74,7 @@ def test_a_broken_run_ends_when_an_unbroken_one_does(
     unbroken, broken = compose(*SETTINGS), compose(*SETTINGS)
     broken.output_dir = f"{tmp_path}/elsewhere"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(step, lambda loop: setattr(loop, "_stop", True)))
+        patch.setattr(TrainingLoop, "_should_stop", after_step(step, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(broken)
     found = run(broken)[0]
     assert without_times(found)[1]["steps"] == 18
