@@ -27,12 +27,6 @@ LEARNED_PERCENT = 5.0
 DURING_TRAINING = re.compile(r"first validation after (\d+)% of the steps")
 
 
-def task_and_encoding(run: PlannedRun) -> tuple[str, str]:
-    """What a run is of, whether it is finished or not: its folder is ``<task>/<encoding>/<hash>/seed=<n>``."""
-    task, encoding = run.folder.path.parts[-4:-2]
-    return task, encoding
-
-
 class Findings:
     """The finished runs of several tables, read once, and which failed. A section that several tables share is one.
 

@@ -15,7 +15,7 @@ from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.claims import Verdict
 from cope.report.drawing import Drawing, table_command
-from cope.report.findings import Findings, task_and_encoding
+from cope.report.findings import Findings
 from cope.report.names import encoding_name, row_name, section_name, split_name, table_title, task_name
 from cope.report.paper import headline_of, paper_values
 from cope.report.plan_sheets import FAILED, num_runs_text, published_text
@@ -130,21 +130,20 @@ def links_to(folder: Path, with_runs: bool) -> Callable[[PlannedRun], dict[str, 
     def files_of(run: PlannedRun) -> dict[str, str]:
         own = run.folder
         if with_runs:
-            return {"result.json": "/".join(("runs", *own.path.parts[-4:], "result.json"))} if own.result.exists() else {}
-        paths = {"result.json": own.result, "config": own.config, "curves": own.metrics, "log": run.log}
+            return {"result.json": f"runs/{own.place.as_posix()}/result.json"} if own.result.exists() else {}
+        paths = {"result.json": own.result, "config": own.config, "curves": own.metrics, "log": own.log}
         return {name: os.path.relpath(path, folder).replace(os.sep, "/") for name, path in paths.items() if path.exists()}
 
     return files_of
 
 
 def _described(run: PlannedRun, result: dict[str, Any] | None) -> dict[str, Any]:
-    task, encoding = task_and_encoding(run)
     found = result or {}
     keys = ("commit", "date", "num_parameters", "best_step", "steps")
     return {key: found.get(key, "") for key in keys} | {
-        "task": task,
-        "encoding": encoding,
-        "label": encoding_name(encoding),
+        "task": run.folder.task,
+        "encoding": run.folder.encoding,
+        "label": encoding_name(run.folder.encoding),
         "seed": run.seed,
         "scale": run.scale,
         "state": "finished" if result else FAILED,

@@ -258,7 +258,7 @@ class Experiment:
         content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
         is_right = answer == int(specimen.tokens[specimen.query + 1])
         content |= {"answer": np.array(self.task.decode([answer])), "is_right": np.array(is_right)}
-        write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+        write_atomically(self.folder.gates, lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 
 
 def model_shape(config: DictConfig, task: Task) -> ModelShape:

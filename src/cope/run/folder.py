@@ -5,6 +5,9 @@ metrics.jsonl     one JSON object a line with ``step`` and what was measured the
 result.json       written last, atomically: it means "finished"
 checkpoints/      last.pt and best.pt
 figures/          pictures, and the arrays they are drawn from
+output.log        what a job of a sweep printed; failed.txt: why its last try ended
+
+All of it is in ``<output_dir>/<task>/<encoding>/<hash>/seed=<n>``.
 """
 
 from __future__ import annotations
@@ -47,12 +50,40 @@ class RunFolder:
         self.last_checkpoint = path / "checkpoints" / "last.pt"
         self.best_checkpoint = path / "checkpoints" / "best.pt"
         self.figures = path / "figures"
+        self.gates = self.figures / "gates.npz"
+        self.log = path / "output.log"
+        self.failure = path / "failed.txt"
         self._lock: FileLock | None = None
 
     @classmethod
     def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
         """The folder of the run that these define."""
         return cls(user_path("output_dir", output_dir) / task / encoding / run_hash / f"seed={seed}")
+
+    @property
+    def place(self) -> Path:
+        """Of the folder, in that of all runs."""
+        return Path(*self.path.absolute().parts[-4:])
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of all runs."""
+        return self.path.parents[3]
+
+    @property
+    def task(self) -> str:
+        """Whether the run is finished or not."""
+        return self.place.parts[0]
+
+    @property
+    def encoding(self) -> str:
+        """Likewise."""
+        return self.place.parts[1]
+
+    @property
+    def seed(self) -> int:
+        """Likewise."""
+        return int(self.path.name.removeprefix("seed="))
 
     def lock(self) -> None:
         """Keep the folder to this process until it ends.

@@ -31,28 +31,13 @@ class Job:
 
     @property
     def task(self) -> str:
-        """The folder's is ``<task>/<encoding>/<hash>/seed=<n>``."""
-        return self.folder.path.parts[-4]
-
-    @property
-    def encoding(self) -> str:
-        """See :attr:`task`."""
-        return self.folder.path.parts[-3]
+        """Its name."""
+        return self.folder.task
 
     @property
     def command(self) -> str:
         """What to type for it."""
         return shlex.join(["python", "train.py", *self.overrides])
-
-    @property
-    def log(self) -> Path:
-        """Where the local launcher puts its output."""
-        return log_of(self.folder)
-
-    @property
-    def mark_of_failure(self) -> Path:
-        """The file that says that its last try ended with an error."""
-        return self.folder.path / "failed.txt"
 
     def result(self) -> dict[str, Any] | None:
         """Its result; None while it is not finished, and of a damaged one, which is told."""
@@ -61,17 +46,12 @@ class Job:
     def note_failure(self, error: BaseException) -> None:
         """Keep that its last try ended with ``error``; where its folder cannot be written, that is told already."""
         with suppress(UserError):
-            write_text(self.mark_of_failure, f"{self.command}\n{message_of(error)}\n")
+            write_text(self.folder.failure, f"{self.command}\n{message_of(error)}\n")
 
     @property
     def failed(self) -> bool:
         """Whether its last try ended with an error."""
-        return self.mark_of_failure.exists() and self.result() is None
-
-
-def log_of(folder: RunFolder) -> Path:
-    """Where the local launcher puts the output of the run in ``folder``."""
-    return folder.path / "output.log"
+        return self.folder.failure.exists() and self.result() is None
 
 
 def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
@@ -131,7 +111,7 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     waiting = [job for job in different if again or job.result() is None]
     print(f"{len(different) - len(waiting)} of {len(different)} runs are finished", flush=True)
     for job in waiting:
-        job.mark_of_failure.unlink(missing_ok=True)
+        job.folder.failure.unlink(missing_ok=True)
     returned = _launched(launcher, waiting) if waiting else []
     left_over = {}
     for job, outcome in zip(waiting, returned, strict=True):
@@ -142,7 +122,8 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
             left_over[job.folder.path] = f"left alone: {job.command}; another process is running it"
         elif error is not None:
             job.note_failure(error)
-            see = f"; see {job.log}" if job.log.exists() else ""
+            log = job.folder.log
+            see = f"; see {log}" if log.exists() else ""
             left_over[job.folder.path] = f"failed: {job.command}: {message_of(error)}{see}"
     return left_over
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Lock, Timer
+from contextlib import suppress
 
 from optuna.trial import Trial, TrialState
 
 from cope.errors import Interrupted, UserError
-from cope.signals import handled_by
-from cope.sweep.process import Processes
+from cope.sweep.process import Processes, Work
 from cope.sweep.trial import TrialRun
 from cope.sweep.tuning import Tuning
 from cope.threads import num_cores
@@ -41,8 +38,7 @@ class Tuner:
         self.jobs = jobs
         self.told = told
         self.processes = Processes()
-        self._left = [(tuning, trial) for tuning in tunings for trial in tuning.unfinished()]
-        self._one_thread = Lock()  # asks and tells
+        self.left = [(tuning, trial) for tuning in tunings for trial in tuning.unfinished()]
         self.environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // jobs))} | os.environ
 
     def run(self, limit_s: float | None) -> bool:
@@ -50,47 +46,25 @@ class Tuner:
 
         Trials that went on have then saved their state.
         """
-        timer = Timer(limit_s, self.processes.stop) if limit_s is not None else None
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
-        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
-            pool = ThreadPoolExecutor(self.jobs)
-            workers = [pool.submit(self._work) for _ in range(self.jobs)]
-            try:
-                for worker in as_completed(workers):
-                    worker.result()
-            except BaseException:
-                self.processes.stop()
-                raise
-            finally:
-                pool.shutdown()
-                if timer is not None:
-                    timer.cancel()
+        for work, answer in self.processes.as_they_end(self.jobs, self._next_work, limit_s):
+            with suppress(Interrupted):
+                losses = answer.result()
+                if isinstance(losses, UserError):
+                    raise losses
+                tuning, trial = work.of
+                self._tell(tuning, trial, losses, time.monotonic() - work.began)
         return not self.processes.is_stopping()
 
-    def _work(self) -> None:
-        while (found := self._next()) is not None:
-            tuning, trial = found
-            started = time.monotonic()
-            try:
-                losses = self.processes.call(self.run_of(tuning, trial), self.environment)
-            except Interrupted:
-                return
-            if isinstance(losses, UserError):
-                raise losses
-            with self._one_thread:
-                self._tell(tuning, trial, losses, time.monotonic() - started)
+    def _next_work(self) -> Work | None:
+        found = self._next_trial()
+        return None if found is None else Work(self.run_of(*found), self.environment, found)
 
-    def _next(self) -> tuple[Tuning, Trial] | None:
-        with self._one_thread:
-            if self.processes.is_stopping():
-                return None
-            if self._left:
-                return self._left.pop(0)
-            for tuning in sorted(self.tunings, key=lambda tuning: len(tuning.trials)):
-                if (trial := tuning.ask()) is not None:
-                    return tuning, trial
+    def _next_trial(self) -> tuple[Tuning, Trial] | None:
+        if self.left:
+            return self.left.pop(0)
+        for tuning in sorted(self.tunings, key=lambda tuning: len(tuning.trials)):
+            if (trial := tuning.ask()) is not None:
+                return tuning, trial
         return None
 
     def _tell(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> None:
