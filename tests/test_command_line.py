@@ -137,7 +137,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -
     sweep = train_here("-m", "pe=none", "optimizer.lr=1e30,1e-3", f"hydra/launcher={launcher}", *TINY, folder=tmp_path)
     assert sweep.returncode == LEFT_OVER, sweep.stderr
     errors = sweep.stderr.splitlines()
-    assert errors[-2].startswith("failed: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
+    assert errors[-2].startswith("FAILED: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
     assert errors[-1] == "1 of 2 runs are not finished; the same command runs only those."
     assert "Traceback" not in sweep.stderr
     header, *rows = table_of(sweep.stdout)

@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from cope.cli import message_of
-from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.errors import Interrupted, UserError
 from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
@@ -32,6 +32,8 @@ from cope.sweep.jobs import error_of, job_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
 from cope.sweep.process import Processes, Work, output_to
 from cope.threads import num_cores
+
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Call:
         return returned
 
 
+Ended = tuple[Call, JobReturn, float | None]  # and the seconds it took; None where its waiting cannot be told apart
+
+
 def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[Call]:
     """What runs ``jobs`` of the sweep that ``launcher`` was set up for, numbered from ``first``."""
     context, task_function, config = launcher.hydra_context, launcher.task_function, launcher.config  # type: ignore[attr-defined]
@@ -84,6 +89,16 @@ def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> 
 def failed(error: Exception) -> JobReturn:
     """The outcome of a job that raised ``error``."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def told(calls: Sequence[Call], at_once: int, ended: Iterable[Ended]) -> list[JobReturn]:
+    """The outcome of each of ``calls``, in their order, told of as they end."""
+    outcomes: dict[int, JobReturn] = {}
+    with closing(Progress(calls, at_once)) as progress:
+        for call, outcome, seconds in ended:
+            outcomes[call.number] = outcome
+            progress.tell(call, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
+    return [outcomes[call.number] for call in calls]
 
 
 class LocalQueue:
@@ -114,27 +129,26 @@ class LocalQueue:
         def next_work() -> Work | None:
             if not waiting:
                 return None
-            call, own = waiting.pop(0), {"CUDA_VISIBLE_DEVICES": free.pop(0)} if free else {}
+            call, own = waiting.pop(0), {GPUS: free.pop(0)} if gpus else {}
             return Work(call, threads | os.environ | own, call)
 
-        print(f"{len(calls)} to do; {why}", flush=True)
-        outcomes: dict[int, JobReturn] = {}
-        with closing(Progress(calls, at_once)) as progress:
+        def as_they_end() -> Iterator[Ended]:
             for work, answer in self.processes.as_they_end(at_once, next_work):
                 if gpus:
-                    free.append(work.environment["CUDA_VISIBLE_DEVICES"])
+                    free.append(work.environment[GPUS])
                 try:
                     outcome: JobReturn = answer.result()
                 except (Interrupted, RuntimeError) as error:
                     outcome = failed(error)
-                outcomes[work.of.number] = outcome
                 # What failed before the sweep was stopped is told, and kept, even so.
                 if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
-                    running = min(at_once, len(calls) - len(outcomes))
-                    progress.tell(work.of, outcome, time.monotonic() - work.began, running)
-        if self.processes.is_stopping():
-            raise KeyboardInterrupt
-        return [outcomes[call.number] for call in calls]
+                    yield work.of, outcome, time.monotonic() - work.began
+            if self.processes.is_stopping():
+                raise KeyboardInterrupt
+
+        with self.processes.stopped_by_signals():
+            print(f"{len(calls)} to do; {why}", flush=True)
+            return told(calls, at_once, as_they_end())
 
     def _places(self, calls: Sequence[Call]) -> tuple[int, str]:
         """How many jobs at once, and why."""
@@ -161,7 +175,7 @@ class Progress:
         self.bar.set_description_str(f"{at_once} running{self._guess()}")
 
     def tell(self, call: Call, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
-        """Print a line; ``seconds`` are what the job took, None where its waiting cannot be told apart."""
+        """Print a line; ``seconds`` are as in ``Ended``."""
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
         if not self.bar.disable:
@@ -185,13 +199,8 @@ class Progress:
     def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)
         error = error_of(outcome)
-        if isinstance(error, Interrupted):
-            return f"stopped: {job.command}"
-        if isinstance(error, AlreadyRunning):
-            return f"left alone: {job.command}; another process is running it"
         if error is not None:
-            job.note_failure(error)  # now: the sweep may be interrupted before it ends
-            return f"FAILED: {job.command}: {message_of(error)}; see {job.folder.log}"
+            return job.ended_with(error)  # which is kept now: the sweep may be interrupted before it ends
         result = job.result()
         assert result is not None
         self.clock.add(result)

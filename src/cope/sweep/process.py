@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -84,10 +84,14 @@ class Processes:
         """Whether :meth:`stop` was called; it may be at any time, by a signal."""
         return self._stopping
 
+    def stopped_by_signals(self) -> AbstractContextManager[None]:
+        """Inside, Ctrl-C and SIGTERM are told to :meth:`stop`."""
+        return handled_by(lambda number, frame: self.stop(), *STOPPING)
+
     def as_they_end(
         self, at_once: int, next_work: Callable[[], Work | None], limit_s: float | None = None
     ) -> Iterator[tuple[Work, Future[Any]]]:
-        """Each job as it ends, with its answer; on Ctrl-C or SIGTERM all are stopped.
+        """Each job as it ends, with its answer; where the caller fails, those that go on are stopped.
 
         Args:
             at_once: so many jobs go on side by side.
@@ -96,10 +100,7 @@ class Processes:
         """
         running: dict[Future[Any], Work] = {}
         ends = math.inf if limit_s is None else time.monotonic() + limit_s
-        with (
-            handled_by(lambda number, frame: self.stop(), signal.SIGINT, signal.SIGTERM),
-            ThreadPoolExecutor(at_once) as pool,
-        ):
+        with ThreadPoolExecutor(at_once) as pool:
             try:
                 while True:
                     if time.monotonic() >= ends and not self.is_stopping():

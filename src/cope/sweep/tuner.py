@@ -46,13 +46,14 @@ class Tuner:
 
         Trials that went on have then saved their state.
         """
-        for work, answer in self.processes.as_they_end(self.jobs, self._next_work, limit_s):
-            with suppress(Interrupted):
-                losses = answer.result()
-                if isinstance(losses, UserError):
-                    raise losses
-                tuning, trial = work.of
-                self._tell(tuning, trial, losses, time.monotonic() - work.began)
+        with self.processes.stopped_by_signals():
+            for work, answer in self.processes.as_they_end(self.jobs, self._next_work, limit_s):
+                with suppress(Interrupted):
+                    losses = answer.result()
+                    if isinstance(losses, UserError):
+                        raise losses
+                    tuning, trial = work.of
+                    self._tell(tuning, trial, losses, time.monotonic() - work.began)
         return not self.processes.is_stopping()
 
     def _next_work(self) -> Work | None:
