@@ -4,6 +4,7 @@ one process has."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -97,6 +98,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def digest_of(content: Any, digits: int = 64) -> str:
+    """Hexadecimal digits that stand for ``content``, which JSON can hold; in whatever order its keys are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def lock(path: Path, wait: str | None = None) -> FileLock:

@@ -88,9 +88,7 @@ def _places(plans: Iterable[Plan], findings: Findings) -> Iterator[tuple[Plan, d
     """Every cell, and what it is of."""
     for plan in plans:
         for section in plan.sections:
-            first_of = {run.row: run for run in reversed(plan.runs) if run.section == section}
-            for row in plan.rows(section):
-                run = first_of[row]
+            for row, run in plan.rows(section).items():
                 for split in findings.shown_splits(plan, section):
                     yield plan, {
                         "section": section, "row": row, "task": run.folder.task, "encoding": run.folder.encoding,

@@ -122,9 +122,10 @@ class Findings:
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
         """(step, headline metric of the validation) by seed."""
-        return {seed: self._curve(*found) for seed, found in self._of(section, row).items()}
+        return {seed: self.curve_of(*found) for seed, found in self._of(section, row).items()}
 
-    def _curve(self, run: PlannedRun, result: dict[str, Any]) -> list[tuple[int, float]]:
+    def curve_of(self, run: PlannedRun, result: dict[str, Any]) -> list[tuple[int, float]]:
+        """The same of one run; of a damaged one, which is told, there is none."""
         if run.folder.path not in self._curves:
             key, factor = f"eval/validation/{result['headline']}", METRICS[result["headline"]].factor
             try:

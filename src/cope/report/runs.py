@@ -113,8 +113,7 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
 def find_runs(folder: Path) -> list[FoundRun]:
     """Every run at or below ``folder``; one that cannot be read is left out, with a word."""
     runs = []
-    for path in sorted([folder] if folder.name.startswith("seed=") else folder.rglob("seed=*")):
-        own = RunFolder(path)
+    for own in RunFolder.below(folder):
         if own.config.exists() or own.result.exists():
             result = own.sound_result()
             settings = _settings(own, result)

@@ -86,7 +86,7 @@ def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
 def _rows(plan: Plan, section: str, findings: Findings) -> tuple[tuple[_Row, ...], dict[str, float]]:
     """Each row on a line of its own; where rows are an encoding and a shape, encodings of a shape share one."""
     failed = findings.failures(section)
-    runs = {run.row: run for run in plan.runs if run.section == section}
+    runs = plan.rows(section)
     shapes = {name: name.partition(", ")[2] for name in runs if name.partition(", ")[0] in ENCODINGS}
     if not (all(shapes.values()) and len(shapes) == len(runs)):
         rows = [

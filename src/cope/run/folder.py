@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ PARTS_OF_A_RESULT: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def cannot_be_used(problem: str) -> UserError:
+    """What is wrong with a run's files, and the way out."""
+    return UserError(f"{problem}. To start the run over, add force=true.")
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -59,6 +65,12 @@ class RunFolder:
     def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
         """The folder of the run that these define."""
         return cls(user_path("output_dir", output_dir) / task / encoding / run_hash / f"seed={seed}")
+
+    @classmethod
+    def below(cls, folder: Path) -> Iterator[RunFolder]:
+        """Every folder of a run at or below ``folder``, in the order of their names; there may be nothing in it."""
+        paths = [folder] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*"))
+        return map(cls, paths)
 
     @property
     def place(self) -> Path:
@@ -119,9 +131,9 @@ class RunFolder:
         try:
             content = yaml.safe_load(self.config.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config} cannot be read: {error}. To start the run over, add force=true.") from error
+            raise cannot_be_used(f"{self.config} cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.config} is not a run's configuration. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.config} is not a run's configuration")
         if place := _interpolation(content):
             raise UserError(
                 f"{self.config} is not as a run wrote it: {place} is to be looked up elsewhere, where a run writes what it "
@@ -136,11 +148,11 @@ class RunFolder:
         try:
             content: dict[str, Any] = json.loads(self.result.read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
+            raise cannot_be_used(f"{self.result} cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.result} is not a run's result. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.result} is not a run's result")
         if damage := _damage(content):
-            raise UserError(f"{self.result} is damaged: {damage}. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.result} is damaged: {damage}")
         return content
 
     def sound_result(self) -> dict[str, Any] | None:
@@ -176,9 +188,7 @@ class RunFolder:
                     break
                 line = None
             if not _is_measurement(line, lines[-1]["step"] if lines else 0):
-                raise UserError(
-                    f"{self.metrics}, line {number}, is damaged: {text[:80]!r}. To start the run over, add force=true."
-                )
+                raise cannot_be_used(f"{self.metrics}, line {number}, is damaged: {text[:80]!r}")
             lines.append(line)
         return lines
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from tqdm import tqdm
 
 from cope.building import build
 from cope.errors import UserError
-from cope.files import write_json
+from cope.files import digest_of, write_json
 from cope.run.configuration import resolved
 from cope.run.evaluation import score_split
 from cope.run.folder import RunFolder
@@ -75,7 +73,6 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
         "task": resolved(asked)["task"],
         "commit": commit(),
     }
-    name = hashlib.sha256(json.dumps(scores["task"], sort_keys=True).encode()).hexdigest()[:8]
-    path = folder.path / "evaluations" / f"{name}.json"
+    path = folder.path / "evaluations" / f"{digest_of(scores['task'], 8)}.json"
     write_json(path, scores)
     return scores, path
