@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -44,58 +45,47 @@ class Diverged(UserError):
     """The loss became NaN or infinite."""
 
 
+@dataclass(eq=False)
 class TrainingLoop:
-    """Trains ``model`` on ``task``.
+    """Trains a model on ``task``.
 
     Args:
-        model: on the CPU; moved and wrapped here.
+        core: the model, on the CPU; moved and wrapped here.
         label: what to call the run in log lines.
         show_progress: draw a bar; without one, each validation is a log line.
         watched: splits that are scored at validations and choose nothing.
         observe: is told the step and the loss of each validation; what it raises ends the run.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        task: Task,
-        seed: int,
-        trainer: TrainerSettings,
-        optimizer: OptimizerSettings,
-        fabric: Fabric,
-        folder: RunFolder,
-        logger: Logger,
-        label: str,
-        show_progress: bool,
-        watched: Sequence[str] = (),
-        observe: Callable[[int, float], None] | None = None,
-    ) -> None:
-        self.task = task
-        self.seed = seed
-        self.trainer = trainer
-        self.optimizer_settings = optimizer
-        self.fabric = fabric
-        self.folder = folder
-        self.logger = logger
-        self.label = label
-        self.show_progress = show_progress
-        self.observe = observe
-        self.core = model
-        wrapped = _compiled(model, few_shapes=self.on_gpu) if trainer.compile else model
-        self.model = fabric.setup_module(wrapped)
+    core: Transformer
+    task: Task
+    seed: int
+    trainer: TrainerSettings
+    optimizer_settings: OptimizerSettings
+    fabric: Fabric
+    folder: RunFolder
+    logger: Logger
+    label: str
+    show_progress: bool
+    watched: Sequence[str] = ()
+    observe: Callable[[int, float], None] | None = None
+
+    def __post_init__(self) -> None:
+        trainer, optimizer, fabric = self.trainer, self.optimizer_settings, self.fabric
+        self.model = fabric.setup_module(_compiled(self.core, few_shapes=self.on_gpu) if trainer.compile else self.core)
         # The optimiser after the model, whose weights may be shards by now.
-        built = optimizer.build(model.parameters(), fabric.device, trainer.uses_graphs)
+        built = optimizer.build(self.core.parameters(), fabric.device, trainer.uses_graphs)
         self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(built))  # one for one
         graphs = StepGraphs(trainer.cuda_graphs is True, self.optimizer.zero_grad) if trainer.uses_graphs else None
         self.train_step = TrainingStep(self.model, self.optimizer, fabric, optimizer.clip_norm, graphs)
         self.batches = TrainingBatches(
-            task, seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size,
-            few_shapes=self.on_gpu, longest=model.encoding.max_tokens,
+            self.task, self.seed, trainer.batch_size, trainer.accumulate, fabric.global_rank, fabric.world_size,
+            few_shapes=self.on_gpu, longest=self.core.encoding.max_tokens,
         )  # fmt: skip
-        self.validation = Validation(task, watched, trainer.eval_examples, fabric)
+        self.validation = Validation(self.task, self.watched, trainer.eval_examples, fabric)
         self.stopping = Stopping(trainer.steps, trainer.patience, optimizer.schedule == "wsd")
         self.interruption = Interruption(fabric)
-        self.progress = ProgressLine(METRICS[task.headline], show_progress and fabric.is_global_zero)
+        self.progress = ProgressLine(METRICS[self.task.headline], self.show_progress and fabric.is_global_zero)
         self.step = 0
         self.num_tokens = 0
         self.time_s = 0.0  # of training; validation is not counted

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from optuna.trial import Trial, TrialState
 
@@ -18,6 +19,7 @@ from cope.sweep.tuning import Tuning
 from cope.threads import num_cores
 
 
+@dataclass
 class Tuner:
     """Asks for trials, runs each in a process of its own, and tells Optuna what they found.
 
@@ -26,20 +28,15 @@ class Tuner:
         told: is called after each.
     """
 
-    def __init__(
-        self,
-        tunings: Sequence[Tuning],
-        run_of: Callable[[Tuning, Trial], TrialRun],
-        jobs: int,
-        told: Callable[[], None],
-    ) -> None:
-        self.tunings = tunings
-        self.run_of = run_of
-        self.jobs = jobs
-        self.told = told
+    tunings: Sequence[Tuning]
+    run_of: Callable[[Tuning, Trial], TrialRun]
+    jobs: int
+    told: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self.processes = Processes()
-        self.left = [(tuning, trial) for tuning in tunings for trial in tuning.unfinished()]
-        self.environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // jobs))} | os.environ
+        self.left = [(tuning, trial) for tuning in self.tunings for trial in tuning.unfinished()]
+        self.environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // self.jobs))} | os.environ
 
     def run(self, limit_s: float | None) -> bool:
         """Run until every encoding has its trials (True), or the time is up or somebody stops it (False).
