@@ -17,7 +17,7 @@ from cope.metrics import METRICS
 from cope.report.findings import Findings
 from cope.report.names import row_name, section_name, split_name
 from cope.report.rule import Evidence, Rule
-from cope.report.tables import MISSING
+from cope.report.statistics import MISSING
 
 WAYS = ("falls", "rises")
 POINTS, PERCENT = " points", "%"  # of an error; of a perplexity

@@ -13,7 +13,6 @@ All of it is in ``<output_dir>/<task>/<encoding>/<hash>/seed=<n>``.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -24,10 +23,8 @@ import yaml
 from filelock import FileLock
 
 from cope.errors import AlreadyRunning, UserError
-from cope.files import append_json_line, lock, user_path, write_text
+from cope.files import append_json_line, lock, tell_left_out, user_path, write_text
 from cope.metrics import METRICS
-
-log = logging.getLogger(__name__)
 
 # What every result.json has; what was added to it later is not asked for.
 PARTS_OF_A_RESULT: dict[str, type | tuple[type, ...]] = {
@@ -160,9 +157,7 @@ class RunFolder:
         try:
             return self.read_result()
         except UserError as error:
-            if self.result not in _told:
-                _told.add(self.result)
-                log.warning("left out: %s", error)
+            tell_left_out(self.result, error)
             return None
 
     def truncate_metrics(self, step: int) -> None:
@@ -191,9 +186,6 @@ class RunFolder:
                 raise cannot_be_used(f"{self.metrics}, line {number}, is damaged: {text[:80]!r}")
             lines.append(line)
         return lines
-
-
-_told: set[Path] = set()  # results that were said to be damaged
 
 
 def _interpolation(value: Any, place: str = "") -> str:
