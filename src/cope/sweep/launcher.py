@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -91,10 +91,10 @@ def failed(error: Exception) -> JobReturn:
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
-def told(calls: Sequence[Call], at_once: int, ended: Iterable[Ended]) -> list[JobReturn]:
-    """The outcome of each of ``calls``, in their order, told of as they end."""
+def told(calls: Sequence[Call], at_once: int, ended: Generator[Ended]) -> list[JobReturn]:
+    """The outcome of each of ``calls``, in their order, told of as they end; ``ended`` is closed where that fails."""
     outcomes: dict[int, JobReturn] = {}
-    with closing(Progress(calls, at_once)) as progress:
+    with closing(Progress(calls, at_once)) as progress, closing(ended):
         for call, outcome, seconds in ended:
             outcomes[call.number] = outcome
             progress.tell(call, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
@@ -132,17 +132,18 @@ class LocalQueue:
             call, own = waiting.pop(0), {GPUS: free.pop(0)} if gpus else {}
             return Work(call, threads | os.environ | own, call)
 
-        def as_they_end() -> Iterator[Ended]:
-            for work, answer in self.processes.as_they_end(at_once, next_work):
-                if gpus:
-                    free.append(work.environment[GPUS])
-                try:
-                    outcome: JobReturn = answer.result()
-                except (Interrupted, RuntimeError) as error:
-                    outcome = failed(error)
-                # What failed before the sweep was stopped is told, and kept, even so.
-                if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
-                    yield work.of, outcome, time.monotonic() - work.began
+        def as_they_end() -> Generator[Ended]:
+            with closing(self.processes.as_they_end(at_once, next_work)) as jobs:
+                for work, answer in jobs:
+                    if gpus:
+                        free.append(work.environment[GPUS])
+                    try:
+                        outcome: JobReturn = answer.result()
+                    except (Interrupted, RuntimeError) as error:
+                        outcome = failed(error)
+                    # What failed before the sweep was stopped is told, and kept, even so.
+                    if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
+                        yield work.of, outcome, time.monotonic() - work.began
             if self.processes.is_stopping():
                 raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -90,8 +90,8 @@ class Processes:
 
     def as_they_end(
         self, at_once: int, next_work: Callable[[], Work | None], limit_s: float | None = None
-    ) -> Iterator[tuple[Work, Future[Any]]]:
-        """Each job as it ends, with its answer; where the caller fails, those that go on are stopped.
+    ) -> Generator[tuple[Work, Future[Any]]]:
+        """Each job as it ends, with its answer; those that go on when it is closed are stopped, and waited for.
 
         Args:
             at_once: so many jobs go on side by side.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
@@ -48,7 +48,7 @@ def run_on_ray(
         except KeyboardInterrupt:
             return failed(Interrupted("It was stopped."))
 
-    def as_they_end() -> Iterator[Ended]:
+    def as_they_end() -> Generator[Ended]:
         waiting, running = list(calls), dict[ray.ObjectRef, Call]()
         try:
             while waiting or running:
@@ -62,7 +62,7 @@ def run_on_ray(
                     except ray.exceptions.RayError as error:
                         outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
                     yield call, outcome, None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # here, or while one was told of
             for reference in running:
                 ray.cancel(reference)
             ray.wait(list(running), num_returns=len(running), timeout=60)

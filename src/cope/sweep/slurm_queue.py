@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def run_on_slurm(
         raise
 
 
-def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Iterator[Ended]:
+def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Generator[Ended]:
     """Each job's outcome: its result, or that Slurm has it no more and there is none.
 
     Slurm's accounting, which submitit would ask, is not there on every cluster.

@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from optuna.trial import Trial, TrialState
@@ -43,8 +43,11 @@ class Tuner:
 
         Trials that went on have then saved their state.
         """
-        with self.processes.stopped_by_signals():
-            for work, answer in self.processes.as_they_end(self.jobs, self._next_work, limit_s):
+        with (
+            self.processes.stopped_by_signals(),
+            closing(self.processes.as_they_end(self.jobs, self._next_work, limit_s)) as jobs,
+        ):
+            for work, answer in jobs:
                 with suppress(Interrupted):
                     losses = answer.result()
                     if isinstance(losses, UserError):
