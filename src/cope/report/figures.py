@@ -41,8 +41,8 @@ def draw_run(folder: RunFolder, heads: Heads | None = None) -> dict[str, Path]:
 def run_title(folder: RunFolder) -> str:
     """``CoPE, counting, seed 1, laptop scale``."""
     scale = (folder.read_config() or {}).get("scale")
-    run = [encoding_name(folder.encoding), task_name(folder.task).lower(), f"seed {folder.seed}"]
-    parts = [*run, f"{scale} scale" if scale else ""]
+    seed = folder.place.name.replace("=", " ")
+    parts = [encoding_name(folder.encoding), task_name(folder.task).lower(), seed, f"{scale} scale" if scale else ""]
     return ", ".join(part for part in parts if part)
 
 
