@@ -36,7 +36,8 @@ from cope.model.inspection import position_use_by_layer
 from cope.model.transformer import Transformer
 from cope.run.batches import Batch
 from cope.run.evaluation import score_split
-from cope.run.experiment import Experiment, build_model, model_shape
+from cope.run.experiment import Experiment
+from cope.run.model_building import build_model
 from cope.run.trained import load_trained
 from cope.tasks.base import Task
 
@@ -76,7 +77,7 @@ def with_cope(rope: Transformer, task: Task, num_positions: int, overrides: list
     """``rope`` with a table of zeros: the same function of its input."""
     table = [f"pe.num_positions={num_positions}", "pe.init_std=0", "pe.scale=released"]
     config = composed("pe=cope_rope", *table, *overrides)
-    model = build_model(config, task, model_shape(config, task))
+    model = build_model(config, task)
     missing, unexpected = model.load_state_dict(rope.state_dict(), strict=False)
     assert missing == ["encoding.tables"] and not unexpected
     return model

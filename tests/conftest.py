@@ -157,13 +157,13 @@ def compose_fixture(tmp_path: Path) -> Callable[..., DictConfig]:
 def make_model(compose: Callable[..., DictConfig]) -> Callable[..., Transformer]:
     """``make_model(*overrides, seed=1)``: the model that ``train.py`` would build for task=counting, in evaluation mode."""
     from cope.building import build
-    from cope.run.experiment import build_model, model_shape
+    from cope.run.model_building import build_model
 
     def made(*overrides: str, seed: int = 1) -> Transformer:
         config = compose("task=counting", *overrides)
         config.seed = seed
         task = build(config.task, "task")
-        return build_model(config, task, model_shape(config, task)).eval()
+        return build_model(config, task).eval()
 
     return made
 

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from runs import after_step, clean_environment, command, folder_of, run, train, train_here
 
 from cope.cli import INTERRUPTED, LEFT_OVER, reporting_errors
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run.folder import RunFolder
-from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.loop import TrainingLoop
 
 TINY = ("scale=smoke", "logger=none", "trainer.steps=4", "trainer.eval_every=2", "task.num_test=16")
 
@@ -112,7 +112,7 @@ def test_interrupting_loses_nothing(
     step = int(found[1])
     assert step >= 5
     # The same settings again, here, for three steps more.
-    monkeypatch.setattr(TrainingLoop, "_should_stop", after_step(step + 3, lambda loop: setattr(loop, "_stop", True)))
+    monkeypatch.setattr(TrainingLoop, "_should_stop", after_step(step + 3, lambda loop: loop.interruption.ask(signal.SIGINT)))
     with caplog.at_level("INFO"), pytest.raises(Interrupted, match=f"Stopped after step {step + 3} "):
         run(config)
     assert f"continuing at step {step} of 1000000" in caplog.text
@@ -137,7 +137,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, launcher: str) -
     sweep = train_here("-m", "pe=none", "optimizer.lr=1e30,1e-3", f"hydra/launcher={launcher}", *TINY, folder=tmp_path)
     assert sweep.returncode == LEFT_OVER, sweep.stderr
     errors = sweep.stderr.splitlines()
-    assert errors[-2].startswith("failed: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
+    assert errors[-2].startswith("FAILED: python train.py pe=none optimizer.lr=1e+30 ") and "The loss became " in errors[-2]
     assert errors[-1] == "1 of 2 runs are not finished; the same command runs only those."
     assert "Traceback" not in sweep.stderr
     header, *rows = table_of(sweep.stdout)

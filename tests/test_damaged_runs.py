@@ -7,6 +7,7 @@ import pickle
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,10 @@ from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, run
 
 from cope.cli import BUSY, reporting_errors
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
-from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.loop import TrainingLoop
 from cope.run.trained import load_trained
 
 Compose = Callable[..., DictConfig]
@@ -37,7 +38,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a run that was stopped after step 7."""
     config = composed_in(tmp_path_factory.mktemp("stopped"), *SHORT)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(7, lambda loop: setattr(loop, "_stop", True)))
+        patch.setattr(TrainingLoop, "_should_stop", after_step(7, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     return Path(config.output_dir)
 
@@ -88,7 +89,7 @@ def test_a_checkpoint_of_something_else(stopped: tuple[DictConfig, RunFolder], c
 
 
 def test_other_code(stopped: tuple[DictConfig, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cope.run.loop.code_fingerprint", lambda: "0123456789abcdef")
+    monkeypatch.setattr("cope.run.checkpoint.code_fingerprint", lambda: "0123456789abcdef")
     check_refused(*stopped, r"last\.pt was written by other code .* force=true")
 
 
@@ -167,7 +168,7 @@ def test_measurements_that_are_gone(stopped: tuple[DictConfig, RunFolder]) -> No
 def test_checkpoints_that_are_gone(compose: Compose, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config = compose(*SHORT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(12, lambda loop: setattr(loop, "_stop", True)))
+        patch.setattr(TrainingLoop, "_should_stop", after_step(12, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     folder = folder_of(config)
     (folder.last_checkpoint.parent / f"{name}.pt").unlink()

@@ -37,7 +37,7 @@ def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]
                 failed[run.folder.path] = f"failed: {run.command}"
                 continue
             run.folder.path.mkdir(parents=True)
-            error = 0.01 if run.encoding == "cope" else 0.2
+            error = 0.01 if run.folder.encoding == "cope" else 0.2
             run.folder.result.write_text(completed({"seed": run.seed, "splits": {"ood_longer": {"error": error}}}))
         return failed
 

@@ -15,7 +15,7 @@ from cope.model.inspection import gates_and_positions, positions_by_layer
 from cope.model.transformer import Transformer
 from cope.positions.base import QUERIES_PER_BLOCK, Heads, PositionEncoding
 from cope.positions.contextual import Gated
-from cope.run.experiment import build_model, model_shape
+from cope.run.model_building import build_model
 
 LONGEST = 47  # tokens read of the longest sequence of task=counting at scale=smoke
 
@@ -171,7 +171,7 @@ def test_capped_vectors_are_all_that_training_reads(compose, task_name):
     cut = ["task.context=16"] if task_name == "counting" else []  # else few programs are as long as they may be
     config = compose(f"task={task_name}", "pe=relative_capped", *cut)
     task = build(config.task, "task")
-    model = build_model(config, task, model_shape(config, task))
+    model = build_model(config, task)
     examples = task.training_examples(1, 0)
     inputs, _ = examples.batch(np.array([examples.lengths.argmax()]))
     assert inputs.shape[1] == task.context_of("train") == len(model.encoding.vectors)

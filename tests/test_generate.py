@@ -25,9 +25,9 @@ from cope.model.generate import generate, probabilities
 from cope.model.transformer import Transformer
 from cope.run.checkpoint import save_checkpoint
 from cope.run.configuration import resolved
-from cope.run.experiment import build_model, model_shape
 from cope.run.folder import RunFolder
 from cope.run.generation import GenerationSettings, _as_text, text_pieces
+from cope.run.model_building import build_model
 from cope.run.trained import load_trained
 from cope.tasks.base import Task
 
@@ -232,7 +232,7 @@ def leave_run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..
         task = build(config.task, "task")
         folder = RunFolder(tmp_path / "outputs" / "seed=1")
         folder.write_config(resolved(config))
-        model = build_model(config, task, model_shape(config, task))
+        model = build_model(config, task)
         save_checkpoint(folder.best_checkpoint, {"model": model.state_dict(), "step": 0, "code": "", "data": ""})
         return folder
 

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from runs import after_step, folder_of, release, run, same_tensors, without_times
 from test_training import SHORT, ask_to_stop, explode_from
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run.device import TrainerSettings
-from cope.run.loop import Diverged, Interrupted, TrainingLoop
+from cope.run.loop import Diverged, TrainingLoop
 from cope.run.optimizer import OptimizerSettings
 from cope.run.step import StepGraphs, TrainingStep
 

@@ -25,7 +25,8 @@ from cope.errors import UserError
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape, PositionEncoding
 from cope.run.evaluation import score
-from cope.run.experiment import Experiment, build_model, model_shape
+from cope.run.experiment import Experiment
+from cope.run.model_building import build_model
 from cope.run.reevaluation import reevaluate
 from cope.tasks.base import IGNORE
 from cope.tasks.language import Language
@@ -251,7 +252,7 @@ def test_models_of_the_paper_have_the_papers_sizes(task_name, encoding, millions
         config = hydra_compose("train", overrides=overrides)
     task = build(config.task, "task")
     with torch.device("meta"):
-        model = build_model(config, task, model_shape(config, task))
+        model = build_model(config, task)
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05)
 
 

@@ -27,8 +27,7 @@ from cope.report.collect import describe_differences, read_results
 from cope.report.figures import draw_run
 from cope.report.run_sheets import comparison_sheets, run_sheet, sweep_sheets
 from cope.report.sheets import Sheet, as_text, show
-from cope.report.statistics import mean_and_spread, wilson_interval
-from cope.report.tables import spread
+from cope.report.statistics import mean_and_spread, spread, wilson_interval
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
 from cope.run.summary import run_line

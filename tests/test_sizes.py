@@ -15,7 +15,8 @@ from runs import run
 from cope.building import build
 from cope.errors import UserError
 from cope.run import sizes
-from cope.run.experiment import Experiment, build_model, model_shape
+from cope.run.experiment import Experiment
+from cope.run.model_building import build_model, model_shape
 from cope.run.sizes import machine_bytes, num_weights
 
 Compose = Callable[..., DictConfig]
@@ -64,14 +65,14 @@ def test_weights_are_counted_as_they_will_be(compose: Compose, encoding_name: st
     task = build(config.task, "task")
     for num_layers in (1, 2, 3, 4, 7):
         shape = replace(model_shape(config, task), num_layers=num_layers)
-        counted = num_weights(lambda other: build_model(config, task, other), shape)
+        counted = num_weights(config, task, shape)
         assert counted == sum(parameter.numel() for parameter in build_model(config, task, shape).parameters()), num_layers
 
 
 def test_counting_weights_changes_no_weights(compose: Compose) -> None:
     config = compose("pe=cope")
     task = build(config.task, "task")
-    alone = build_model(config, task, model_shape(config, task)).state_dict()
+    alone = build_model(config, task).state_dict()
     for name, tensor in Experiment(config).model.state_dict().items():
         assert torch.equal(tensor, alone[name])
 

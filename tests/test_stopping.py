@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
 from omegaconf import DictConfig
 from runs import after_step, run, same_tensors, without_times
 
-from cope.errors import UserError
-from cope.run import loop
+from cope.errors import Interrupted, UserError
+from cope.run import validation
 from cope.run.configuration import definition
-from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.loop import TrainingLoop
 from cope.run.stopping import Stopping
 from cope.run.summary import how_it_ended
 from cope.tasks.scores import Score
@@ -48,7 +49,7 @@ def test_the_rule(losses: list[float], last_step: int, found: tuple[str, bool]) 
 @pytest.fixture
 def flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation finds the same loss from step 8 on."""
-    real = loop.score
+    real = validation.score
 
     def score(model: object, examples: object, fabric: object) -> Score:
         found = real(model, examples, fabric)  # type: ignore[arg-type]
@@ -56,7 +57,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
         return Score(found.count, found.errors, found.token_count, found.token_errors, 1 / min(len(calls), 4), 0)
 
     calls: list[int] = []
-    monkeypatch.setattr(loop, "score", score)
+    monkeypatch.setattr(validation, "score", score)
 
 
 def test_a_run_ends_early_and_its_rate_falls(compose: Compose, flat: None) -> None:
@@ -74,12 +75,12 @@ def test_a_broken_run_ends_when_an_unbroken_one_does(
     unbroken, broken = compose(*SETTINGS), compose(*SETTINGS)
     broken.output_dir = f"{tmp_path}/elsewhere"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(step, lambda loop: setattr(loop, "_stop", True)))
+        patch.setattr(TrainingLoop, "_should_stop", after_step(step, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(broken)
     found = run(broken)[0]
     assert without_times(found)[1]["steps"] == 18
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "score", _again())
+        patch.setattr(validation, "score", _again())
         whole = run(unbroken)[0]
     assert without_times(whole) == without_times(found)
     assert same_tensors(whole.last_checkpoint, found.last_checkpoint)

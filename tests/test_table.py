@@ -116,7 +116,7 @@ def failing(folder: Path, failed: Callable[[PlannedRun], bool]) -> tuple[Plan, F
     for run in plan.runs:
         run.folder.path.mkdir(parents=True, exist_ok=True)
         if run.section == "code" and failed(run):
-            run.mark_of_failure.write_text("no memory left")
+            run.folder.failure.write_text("no memory left")
     return plan, Findings([plan])
 
 
@@ -195,9 +195,9 @@ def test_what_is_left_over_is_told_from_what_failed(tmp_path: Path) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs[:3]
     for _ in range(2):  # again after a failure
         left_over = run_jobs(Answers(Interrupted("Stopped."), AlreadyRunning("."), UserError("no.")), runs)
-        assert [said.partition(": ")[0] for said in left_over.values()] == ["stopped", "left alone", "failed"]
+        assert [said.partition(": ")[0] for said in left_over.values()] == ["stopped", "left alone", "FAILED"]
         assert [run.failed for run in runs] == [False, False, True]
-    assert runs[2].mark_of_failure.read_text() == f"{runs[2].command}\nno.\n"
+    assert runs[2].folder.failure.read_text() == f"{runs[2].command}\nno.\n"
     finish(runs[2].folder.path, "counting", 1.0)
     assert list(run_jobs(Answers(UserError("no."), UserError("no.")), runs)) == [run.folder.path for run in runs[:2]]
 

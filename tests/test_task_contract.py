@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from cope.building import build
-from cope.run.experiment import build_model, model_shape
+from cope.run.model_building import build_model
 from cope.tasks.base import IGNORE, ExampleSet, Task
 from cope.tasks.language import Language
 from cope.tasks.scores import Score
@@ -75,7 +75,7 @@ def test_every_sequence_has_an_answer_within_its_context_and_vocabulary(made: Ca
 def test_a_few_steps_lower_the_loss(compose: Compose, task_name: str) -> None:
     config = compose(f"task={task_name}", "pe=rope")
     task: Task = build(config.task, "task")
-    model = build_model(config, task, model_shape(config, task)).train()
+    model = build_model(config, task).train()
     inputs, targets = first(task.training_examples(1, 0))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []

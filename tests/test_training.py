@@ -14,11 +14,12 @@ import torch
 from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, release, run, same_tensors, without_times
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run import experiment
 from cope.run.folder import RunFolder
-from cope.run.loop import Diverged, Interrupted, TrainingLoop
+from cope.run.loop import Diverged, TrainingLoop
 from cope.run.optimizer import OptimizerSettings
+from cope.run.validation import Validated, Validation
 from cope.tasks.flip_flop import FlipFlop
 
 Compose = Callable[..., DictConfig]
@@ -110,7 +111,12 @@ def test_a_run_killed_just_before_its_result_ends_as_an_unbroken_one(
 
 
 def test_the_best_checkpoint_may_be_from_before_the_break(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingLoop, "_headline", lambda loop, _: float(loop.step))  # worse with every validation
+    real = Validation.is_best
+
+    def worse_each_time(validation: Validation, found: Validated, step: int) -> bool:
+        return real(validation, found._replace(headline=float(step)), step)
+
+    monkeypatch.setattr(Validation, "is_best", worse_each_time)
     config = compose(*SHORT, "pe=none")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(TrainingLoop, "_should_stop", after_step(7, ask_to_stop))

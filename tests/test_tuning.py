@@ -100,7 +100,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(SyntheticTask, "evaluation_examples", evaluation_examples)
     monkeypatch.setattr(SyntheticTask, "watched_examples", refuse)
     monkeypatch.setattr(SyntheticTask, "specimen", refuse)
-    monkeypatch.setattr(trial_module, "_output_to", lambda log: None)
+    monkeypatch.setattr(trial_module, "output_to", lambda log: None)
     return asked
 
 

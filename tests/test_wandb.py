@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -17,9 +18,9 @@ import pytest
 from omegaconf import DictConfig
 from runs import after_step, folder_of, run
 
-from cope.errors import UserError
+from cope.errors import Interrupted, UserError
 from cope.run.loggers import WandbLogger
-from cope.run.loop import Interrupted, TrainingLoop
+from cope.run.loop import TrainingLoop
 
 wandb = pytest.importorskip("wandb")
 get_core_path = pytest.importorskip("wandb.util").get_core_path
@@ -230,7 +231,7 @@ def test_a_continued_run_is_one_record(
     caplog.set_level("INFO")
     config = compose(*SHORT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(5, lambda loop: setattr(loop, "_stop", True)))
+        patch.setattr(TrainingLoop, "_should_stop", after_step(5, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     assert "upload later" not in caplog.text  # it is not finished
     run(config)

@@ -4,6 +4,7 @@ one process has."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -97,6 +98,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+_left_out: set[Path] = set()
+
+
+def tell_left_out(path: Path, problem: object) -> None:
+    """Say once that ``path`` is damaged and left out, so that others can be seen."""
+    if path not in _left_out:
+        _left_out.add(path)
+        log.warning("left out: %s", problem)
+
+
+def digest_of(content: Any, digits: int = 64) -> str:
+    """Hexadecimal digits that stand for ``content``, which JSON can hold; in whatever order its keys are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def lock(path: Path, wait: str | None = None) -> FileLock:

@@ -32,6 +32,10 @@ class Metric:
             return f"{value:.3g}"
         return f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
+    def text_of_shown(self, value: float, size: float | None = None) -> str:
+        """The same of a value as it is shown: of an error in percent."""
+        return self.text(value / self.factor, size)
+
 
 METRICS = {
     "error": Metric("sequence error %", is_percentage=True, counts=("errors", "count")),
@@ -40,6 +44,8 @@ METRICS = {
     "word_perplexity": Metric("perplexity per word"),
     "bits_per_byte": Metric("bits per byte"),
 }
+
+LABELLED = {metric.label: metric for metric in METRICS.values()}
 
 
 def percent(fraction: float) -> str:

@@ -11,7 +11,6 @@ document is in the same split on every machine, whatever else the corpus holds.
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from cope.errors import UserError, check_between, nearest
-from cope.files import user_path
+from cope.files import digest_of, user_path
 
 SPLITS = ("train", "validation", "test")
 
@@ -106,7 +105,7 @@ class HashedCorpus(Corpus):
 def files_digest(files: Iterable[tuple[str, Path]]) -> str:
     """A digest of files by name, size and time of change, for :meth:`Corpus.identity`; their content is not read."""
     described = [[name, (status := path.stat()).st_size, status.st_mtime_ns] for name, path in files]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return digest_of(described)
 
 
 NO_NETWORK_NEEDED = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cope.corpora.base import HashedCorpus, files_digest, split_by_hash
-from cope.corpora.rows import VERSION, check_readable, find_files, has_rows, is_saved, read_columns, read_lines, read_text
+from cope.corpora.rows import VERSION, check_readable, find_files, holds_rows, is_saved, read_columns, read_lines, read_text
 from cope.errors import check_choice
 from cope.files import user_path
 
@@ -64,11 +64,7 @@ class Files(HashedCorpus):
     def _is_few(self) -> bool:
         """Whether the training text is so few plain files that a hash of each could leave a split empty."""
         places = self._places("train", self.train)
-        return (
-            len(places) <= MOST_FILES_TO_CUT
-            and any(self.fractions)
-            and not any(is_saved(path) or has_rows(path) for path in places)
-        )
+        return len(places) <= MOST_FILES_TO_CUT and any(self.fractions) and not any(map(holds_rows, places))
 
     @property
     def note(self) -> str:
@@ -81,7 +77,7 @@ class Files(HashedCorpus):
 
     def size_of_tiny(self) -> tuple[int, int] | None:
         places = self._places("train", self.train)
-        if any(is_saved(path) or has_rows(path) for path in places):
+        if any(map(holds_rows, places)):
             return None
         num_bytes = sum(path.stat().st_size for path in places)
         return (num_bytes, len(set().union(*map(read_text, places)))) if num_bytes <= TINY_BYTES else None
@@ -120,7 +116,7 @@ class Files(HashedCorpus):
 
     def _texts(self, split: str, source: str) -> Iterator[str]:
         for path in self._places(split, source):
-            if is_saved(path) or has_rows(path):
+            if holds_rows(path):
                 for (text,) in read_columns(path, [self.text_column], "corpus.text_column", split):
                     yield text
             elif self.document == "line":

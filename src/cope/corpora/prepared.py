@@ -39,7 +39,7 @@ from cope.corpora.documents import read_texts, sample_lines
 from cope.corpora.encoding import ARRAYS, array_path, encode, load_tokenizer, token_type, train_tokenizer, write_arrays
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
 from cope.errors import UserError
-from cope.files import lock, user_path
+from cope.files import digest_of, lock, user_path
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,7 @@ def prepare(
     key = {"version": VERSION, "corpus": corpus.name, "identity": corpus.identity(), "tokenizer": asdict(tokenizer)}
     if max_documents is not None:
         key["max_documents"] = max_documents
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    folder = user_path("data_dir", data_dir) / "corpora" / corpus.name / name
+    folder = user_path("data_dir", data_dir) / "corpora" / corpus.name / digest_of(key, 20)
     manifest, _ = _complete(folder)
     if manifest is None:
         with _alone(folder):
@@ -187,9 +186,8 @@ def _fill(
     sizes = {split: write_arrays(encode(texts.by_split[split], settings, model), complete, split, dtype) for split in SPLITS}
     files = [complete / MODEL, *(array_path(complete, split, array) for split in SPLITS for array in ARRAYS)]
     model_digest = hashlib.sha256(model).hexdigest()
-    content = json.dumps([texts.digest, model_digest, settings.kind, VERSION])
     manifest = key | {
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "fingerprint": digest_of([texts.digest, model_digest, settings.kind, VERSION], 16),
         "splits": sizes,
         "left_out": texts.left_out,
         "model_sha256": model_digest,

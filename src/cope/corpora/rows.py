@@ -123,6 +123,11 @@ def is_saved(path: Path) -> bool:
     return any(all((path / name).is_file() for name in names) for names in SAVED)
 
 
+def holds_rows(path: Path) -> bool:
+    """Whether it is no plain text."""
+    return is_saved(path) or has_rows(path)
+
+
 def saved_split(path: Path, split: str) -> Any:
     """The rows of one split of what ``save_to_disk`` wrote; all of them where it was no more than one split."""
     import datasets  # a second to import

@@ -7,8 +7,6 @@ it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from cope.errors import UserError, check_at_least, check_between, nearest
-from cope.files import user_path
+from cope.files import digest_of, user_path
 from cope.probe.questions import Question, generated_questions, paper_questions, published_answers
 
 log = logging.getLogger(__name__)
@@ -90,9 +88,8 @@ class ProbeSettings:
         """Where the answers go: ``<output_dir>/probe/<model>/<hash>``, the hash over settings and prompts themselves."""
         identity = {key: value for key, value in asdict(self).items() if key not in NOT_PART_OF_THE_RUN}
         identity["questions"] = [asdict(question) for question in self.questions()]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         readable = re.sub(r"[^\w.-]+", "_", self.name, flags=re.ASCII).strip("._") or "model"
-        return user_path("output_dir", output_dir) / "probe" / readable[-80:] / digest
+        return user_path("output_dir", output_dir) / "probe" / readable[-80:] / digest_of(identity, 8)
 
 
 def _check_address(endpoint: str) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cope.metrics import METRICS
 from cope.report.comparisons import Margins, below
-from cope.report.findings import Findings, task_and_encoding
+from cope.report.findings import Findings
 from cope.report.paper import paper_values
 from cope.report.plan_sheets import no_figure
 from cope.report.rule import e_value
@@ -88,13 +88,11 @@ def _places(plans: Iterable[Plan], findings: Findings) -> Iterator[tuple[Plan, d
     """Every cell, and what it is of."""
     for plan in plans:
         for section in plan.sections:
-            first_of = {run.row: run for run in reversed(plan.runs) if run.section == section}
-            for row in plan.rows(section):
-                task, encoding = task_and_encoding(first_of[row])
+            for row, run in plan.rows(section).items():
                 for split in findings.shown_splits(plan, section):
                     yield plan, {
-                        "section": section, "row": row, "task": task, "encoding": encoding, "scale": first_of[row].scale,
-                        "split": split, "metric": METRICS[findings.headline(section)].label,
+                        "section": section, "row": row, "task": run.folder.task, "encoding": run.folder.encoding,
+                        "scale": run.scale, "split": split, "metric": METRICS[findings.headline(section)].label,
                     }  # fmt: skip
 
 

@@ -13,8 +13,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
     Damaged results are told, and left out.
     """
-    paths = [folder / "result.json"] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*/result.json"))
-    return [result for path in paths if (result := RunFolder(path.parent).sound_result()) is not None]
+    return [result for run in RunFolder.below(folder) if (result := run.sound_result()) is not None]
 
 
 def describe_differences(configs: list[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from cope.metrics import METRICS
 from cope.report.findings import Findings
 from cope.report.names import row_name, section_name, split_name
 from cope.report.rule import Evidence, Rule
-from cope.report.tables import MISSING
+from cope.report.statistics import MISSING
 
 WAYS = ("falls", "rises")
 POINTS, PERCENT = " points", "%"  # of an error; of a perplexity
@@ -263,6 +263,6 @@ def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]
     metric = METRICS[findings.headline(section)]
     unit = "%" if metric.is_percentage else ""
     return {
-        label: metric.text(float(np.mean(list(found.values()))) / metric.factor) + unit if found else MISSING
+        label: metric.text_of_shown(float(np.mean(list(found.values())))) + unit if found else MISSING
         for label, found in values.items()
     }

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from cope.report.sheets import Sheet
-from cope.run.cost import GPUS, PRECISIONS, REACHED, Cost
+from cope.run.cost import GPUS, REACHED, Cost
+from cope.run.device import PRECISIONS
 
 GPU_OF_TABLES = "h100"  # that the paper's runs are told for
 

@@ -29,8 +29,8 @@ from cope.report.findings import Findings
 from cope.report.names import encoding_name, split_name, task_name
 from cope.report.provenance import provenance_line
 from cope.report.sheets import Sheet, as_text
+from cope.report.statistics import MISSING, spread
 from cope.report.style import picture_style
-from cope.report.tables import MISSING, spread
 from cope.sweep.plan import Plan
 
 RANKS = (

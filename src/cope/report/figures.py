@@ -33,16 +33,16 @@ def draw_run(folder: RunFolder, heads: Heads | None = None) -> dict[str, Path]:
     """
     folder.figures.mkdir(parents=True, exist_ok=True)
     pictures = {"figures/learning_curves": draw_learning_curves(folder)}
-    if gates_of(folder).exists():
+    if folder.gates.exists():
         pictures["figures/gates"] = draw_gates(folder, heads)
     return pictures
 
 
 def run_title(folder: RunFolder) -> str:
     """``CoPE, counting, seed 1, laptop scale``."""
-    task, encoding, _, seed = folder.path.resolve().parts[-4:]
     scale = (folder.read_config() or {}).get("scale")
-    parts = [encoding_name(encoding), task_name(task).lower(), seed.replace("=", " "), f"{scale} scale" if scale else ""]
+    seed = folder.place.name.replace("=", " ")
+    parts = [encoding_name(folder.encoding), task_name(folder.task).lower(), seed, f"{scale} scale" if scale else ""]
     return ", ".join(part for part in parts if part)
 
 
@@ -52,7 +52,7 @@ def run_title(folder: RunFolder) -> str:
 def draw_learning_curves(folder: RunFolder) -> Path:
     """Loss of training and validation over the steps; the task's metrics on every split that was scored."""
     lines = folder.read_metrics()
-    colour = look_of(folder.path.resolve().parts[-3]).colour
+    colour = look_of(folder.encoding).colour
     with picture_style("learning_curves"):
         figure, (loss, scores) = plt.subplots(1, 2, figsize=(PAGE, 2.5), layout="constrained")
         loss.plot(*_series(lines, "train/loss"), color=SOFT, linewidth=0.8, label="training")
@@ -121,15 +121,10 @@ def _series(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.nda
 # ---- gates -----------------------------------------------------------------------------------------------------------
 
 
-def gates_of(folder: RunFolder) -> Path:
-    """Where a run's gates are."""
-    return folder.figures / "gates.npz"
-
-
 def draw_gates(folder: RunFolder, heads: Heads | None = None) -> Path:
     """Draw :func:`gates_figure` beside its arrays."""
     with picture_style("gates"):
-        return _save(gates_figure(folder, heads), gates_of(folder).with_name("gates.png"))
+        return _save(gates_figure(folder, heads), folder.gates.with_name("gates.png"))
 
 
 def gates_figure(folder: RunFolder, heads: Heads | None = None) -> Figure:
@@ -140,7 +135,7 @@ def gates_figure(folder: RunFolder, heads: Heads | None = None) -> Figure:
     Raises:
         UserError: a head that the model has not.
     """
-    with np.load(gates_of(folder), allow_pickle=False) as content:
+    with np.load(folder.gates, allow_pickle=False) as content:
         arrays: dict[str, Any] = dict(content)
     words, query = arrays["words"], int(arrays["query"])
     shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cope.errors import UserError
-from cope.files import read_json
+from cope.files import read_json, tell_left_out
 from cope.metrics import METRICS
 from cope.report.paper import headline_of, paper_values
 from cope.sweep.plan import Plan, PlannedRun
-
-log = logging.getLogger(__name__)
 
 Finished = tuple[PlannedRun, dict[str, Any]]  # with its result
 
@@ -25,12 +22,6 @@ LEARNED_PERCENT = 5.0
 
 # What a table or a claim calls the validation during training, beside the names of the splits that are scored at its end.
 DURING_TRAINING = re.compile(r"first validation after (\d+)% of the steps")
-
-
-def task_and_encoding(run: PlannedRun) -> tuple[str, str]:
-    """What a run is of, whether it is finished or not: its folder is ``<task>/<encoding>/<hash>/seed=<n>``."""
-    task, encoding = run.folder.path.parts[-4:-2]
-    return task, encoding
 
 
 class Findings:
@@ -128,15 +119,16 @@ class Findings:
 
     def curve(self, section: str, row: str) -> dict[int, list[tuple[int, float]]]:
         """(step, headline metric of the validation) by seed."""
-        return {seed: self._curve(*found) for seed, found in self._of(section, row).items()}
+        return {seed: self.curve_of(*found) for seed, found in self._of(section, row).items()}
 
-    def _curve(self, run: PlannedRun, result: dict[str, Any]) -> list[tuple[int, float]]:
+    def curve_of(self, run: PlannedRun, result: dict[str, Any]) -> list[tuple[int, float]]:
+        """The same of one run; of a damaged one, which is told, there is none."""
         if run.folder.path not in self._curves:
             key, factor = f"eval/validation/{result['headline']}", METRICS[result["headline"]].factor
             try:
                 lines = run.folder.read_metrics()
             except UserError as error:  # told, and left out
-                log.warning("left out: %s", error)
+                tell_left_out(run.folder.metrics, error)
                 lines = []
             self._curves[run.folder.path] = [(line["step"], factor * line[key]) for line in lines if key in line]
         return self._curves[run.folder.path]
@@ -222,13 +214,8 @@ def _sound_measurement(path: Path) -> dict[str, Any] | None:
         damage = "its sizes are no whole numbers"
     except (UserError, LookupError, TypeError, AttributeError) as error:
         damage = str(error) if isinstance(error, UserError) else f"it lacks {error}"
-    if path not in _told:
-        _told.add(path)
-        log.warning("left out: %s is damaged: %s", path, damage)
+    tell_left_out(path, f"{path} is damaged: {damage}")
     return None
-
-
-_told: set[Path] = set()  # measurements that were said to be damaged
 
 
 def _most(heads: list[dict[str, float]], level: float) -> float:

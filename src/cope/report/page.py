@@ -30,7 +30,7 @@ from cope.report.cells import cells, differences
 from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
-from cope.report.page_content import RunList, claims, in_a_sentence, links_to, table_of, tables
+from cope.report.page_content import RunList, anchor, in_a_sentence, links_to, published, table_of, tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan_sheets import write_tables
 from cope.report.published import check_nothing_is_lost, copy_runs
@@ -161,7 +161,7 @@ def _page(
         seeds=f"{report.claims_plan.seeds[0]} to {report.claims_plan.seeds[-1]}",
         is_fresh=report.claims_plan.is_fresh,
         sentence=in_a_sentence(report.verdicts),
-        claims=claims(report.verdicts),
+        claims=[(verdict, anchor(verdict.source), published(verdict)) for verdict in report.verdicts],
         lead=next((by_name[name] for name in LEAD if name in by_name), next(iter(drawings), None)),
         tables=shown,
         names=names,

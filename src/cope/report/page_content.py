@@ -11,11 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from cope.errors import UserError
-from cope.metrics import METRICS
+from cope.metrics import LABELLED, METRICS
 from cope.report.claims import Verdict
 from cope.report.drawing import Drawing, table_command
-from cope.report.findings import Findings, task_and_encoding
+from cope.report.findings import Findings
 from cope.report.names import encoding_name, row_name, section_name, split_name, table_title, task_name
 from cope.report.paper import headline_of, paper_values
 from cope.report.plan_sheets import FAILED, num_runs_text, published_text
@@ -35,34 +34,13 @@ def in_a_sentence(verdicts: Sequence[Verdict]) -> str:
     return f"Of the paper's {len(verdicts)} claims: {found}."
 
 
-def claims(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """A row for each claim: what the paper has, what was found here, the verdict, and where the evidence is."""
-    return [
-        {
-            "number": verdict.number,
-            "claim": verdict.claim,
-            "source": verdict.source,
-            "evidence": _anchor(verdict.source),
-            "paper": _published(verdict),
-            "here": verdict.finding,
-            "label": verdict.label,
-            "outcome": str(verdict.outcome).replace(" ", "-"),
-            "summary": verdict.summary,
-            "stands_by": " and ".join(verdict.stands_by),
-            "scales": ", ".join(verdict.scales),
-            "parts": [(str(part.outcome).replace(" ", "-"), str(part.outcome), part.text) for part in verdict.comparisons],
-        }
-        for verdict in verdicts
-    ]
-
-
-def _anchor(source: str) -> str:
+def anchor(source: str) -> str:
     """Table 2 -> table2; Figures 4 and 6 -> figure4."""
     kind, number = source.lower().split()[:2]
     return kind.rstrip("s") + number
 
 
-def _published(verdict: Verdict) -> str:
+def published(verdict: Verdict) -> str:
     """The paper's figures for what a claim compares."""
     places: dict[tuple[str, str], dict[str, float]] = {}
     for part in verdict.comparisons:
@@ -93,9 +71,9 @@ class RunList:
         self._of_row: dict[tuple[str, str], dict[int, Path]] = {}
         self._files_of = files_of
         for run, result in findings.runs():
-            self._add(run, result)
+            self._add(run, result, findings.curve_of(run, result))
         for run in findings.failed_runs():
-            self._add(run, None)
+            self._add(run, None, [])
 
     def by_task(self) -> dict[str, list[dict[str, Any]]]:
         """What the page shows of each."""
@@ -113,10 +91,10 @@ class RunList:
         paths = [path for (section, _), found in self._of_row.items() if section in drawing.sections for path in found.values()]
         return [self._entries[path] for path in dict.fromkeys([*paths, *drawing.run_folders]) if path in self._entries]
 
-    def _add(self, run: PlannedRun, result: dict[str, Any] | None) -> None:
+    def _add(self, run: PlannedRun, result: dict[str, Any] | None, curve: list[tuple[int, float]]) -> None:
         path = run.folder.path
         if path not in self._entries:
-            self._entries[path] = {**_described(run, result), "files": self._files_of(run), "uses": []}
+            self._entries[path] = {**_described(run, result, curve), "files": self._files_of(run), "uses": []}
             self._entries[path]["number"] = len(self._entries)
         use = f"{section_name(run.section)}: {row_name(run.row)}"
         if use not in self._entries[path]["uses"]:
@@ -130,27 +108,26 @@ def links_to(folder: Path, with_runs: bool) -> Callable[[PlannedRun], dict[str, 
     def files_of(run: PlannedRun) -> dict[str, str]:
         own = run.folder
         if with_runs:
-            return {"result.json": "/".join(("runs", *own.path.parts[-4:], "result.json"))} if own.result.exists() else {}
-        paths = {"result.json": own.result, "config": own.config, "curves": own.metrics, "log": run.log}
+            return {"result.json": f"runs/{own.place.as_posix()}/result.json"} if own.result.exists() else {}
+        paths = {"result.json": own.result, "config": own.config, "curves": own.metrics, "log": own.log}
         return {name: os.path.relpath(path, folder).replace(os.sep, "/") for name, path in paths.items() if path.exists()}
 
     return files_of
 
 
-def _described(run: PlannedRun, result: dict[str, Any] | None) -> dict[str, Any]:
-    task, encoding = task_and_encoding(run)
+def _described(run: PlannedRun, result: dict[str, Any] | None, curve: list[tuple[int, float]]) -> dict[str, Any]:
     found = result or {}
     keys = ("commit", "date", "num_parameters", "best_step", "steps")
     return {key: found.get(key, "") for key in keys} | {
-        "task": task,
-        "encoding": encoding,
-        "label": encoding_name(encoding),
+        "task": run.folder.task,
+        "encoding": run.folder.encoding,
+        "label": encoding_name(run.folder.encoding),
         "seed": run.seed,
         "scale": run.scale,
         "state": "finished" if result else FAILED,
         "seconds": f"{found['time_s']:.0f}" if result else "",
         "scores": _scores(result) if result else "",
-        "spark": _spark(run, result) if result else "",
+        "spark": _spark(curve),
         "command": run.command,
         "folder": str(run.folder.path),
         "hardware": ", ".join(f"{key} {value}" for key, value in found.get("hardware", {}).items()),
@@ -164,13 +141,8 @@ def _scores(result: dict[str, Any]) -> str:
     return ", ".join(f"{split_name(split, not metric.is_percentage)} {metric.text(value)}" for split, value in found.items())
 
 
-def _spark(run: PlannedRun, result: dict[str, Any]) -> str:
+def _spark(curve: Sequence[tuple[int, float]]) -> str:
     """The points of an SVG polyline: the headline metric of the validations, from 0 up."""
-    key = f"eval/validation/{result['headline']}"
-    try:
-        curve = [(line["step"], line[key]) for line in run.folder.read_metrics() if key in line]
-    except UserError:
-        return ""  # told already, where figures were read
     if len(curve) < 2:
         return ""
     curve = [*curve[:: max(1, len(curve) // SPARK_POINTS)], curve[-1]]
@@ -220,7 +192,7 @@ def table_of(drawing: Drawing) -> str:
 
 def _matrix(section: Any, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
     """In the paper's form: a row an encoding or variant, a column a split; ours, and beside it the paper's where it has any."""
-    metric = METRICS[_metric_name(cells["metric"].iloc[0])]
+    metric = LABELLED[cells["metric"].iloc[0]]
     published = set(cells[cells["paper"].notna()]["split"])
     rows = []
     for row, own in cells.groupby("row", sort=False):
@@ -241,10 +213,6 @@ def _matrix(section: Any, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
     return {"name": section_name(str(section)), "metric": metric.label, "columns": columns, "rows": rows}
 
 
-def _metric_name(label: str) -> str:
-    return next(name for name, metric in METRICS.items() if metric.label == label)
-
-
 def _sections(table: pd.DataFrame, show: Callable[[dict[Any, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for cell in table.to_dict("records"):
@@ -261,7 +229,7 @@ def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
     return {
         "encoding": cell["encoding"],
         "name": row_name(cell["row"]),
-        "split": split_name(cell["split"], not METRICS[_metric_name(cell["metric"])].is_percentage),
+        "split": split_name(cell["split"], not LABELLED[cell["metric"]].is_percentage),
         "runs": runs.of_row(cell["section"], cell["row"]),
     }
 
@@ -309,13 +277,12 @@ def _with_spread(label: str, value: float, spread: float) -> str:
 
 def _figure(label: str, value: float, size: float | None = None) -> str:
     """As in the tables' Markdown."""
-    metric = METRICS[_metric_name(label)]
-    return metric.text(value / metric.factor, size)
+    return LABELLED[label].text_of_shown(value, size)
 
 
 def _as_printed(cell: dict[Any, Any]) -> str:
     figures = [value for value in (cell["paper"], cell["paper_std"]) if not math.isnan(value)]
-    return published_text(figures, METRICS[_metric_name(cell["metric"])])
+    return published_text(figures, LABELLED[cell["metric"]])
 
 
 def _interval(label: str, low: float, high: float) -> str:

@@ -21,7 +21,7 @@ def draw_plans(plans: Sequence[Plan], findings: Findings, overrides: Iterable[st
     scale's in a folder of theirs below that, so that no picture takes the place of one of other runs."""
     run = plans[0].runs[0]
     others = ",".join(sorted(text for text in overrides if text.partition("=")[0] not in ("scale", *NOT_PART_OF_THE_RUN)))
-    folder = run.folder.path.parents[3] / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", others)[:LONGEST_NAME]
+    folder = run.folder.outputs / "figures" / run.scale / re.sub(r"[^\w.,=+ -]", "_", others)[:LONGEST_NAME]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawings = draw_table_figures(plans, findings, folder) + draw_paper_figures(plans, findings, folder)

@@ -15,7 +15,7 @@ from cope.report.names import row_name, section_name, split_name, table_title
 from cope.report.paper import paper_values
 from cope.report.provenance import provenance_line
 from cope.report.sheets import Sheet, as_text, show
-from cope.report.tables import MISSING, spread
+from cope.report.statistics import MISSING, spread
 from cope.sweep.plan import Plan
 
 FAILED = "failed"

@@ -47,7 +47,7 @@ def copy_runs(findings: Findings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for place, path in _files(findings).items():
         write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
-    runs = {_place(run.folder): run.folder for run, _ in findings.runs()}
+    runs = {run.folder.place: run.folder for run, _ in findings.runs()}
     with gzip.GzipFile(folder / CURVES, "wb", mtime=0) as file:  # without the time, so that the same curves are the same file
         for place, run_folder in sorted(runs.items()):
             for line in run_folder.read_metrics():
@@ -93,14 +93,10 @@ def _shortened(line: dict[str, Any]) -> dict[str, Any]:
     return kept | ({"train/loss": float(f"{line['train/loss']:.{LOSS_DIGITS}g}")} if "train/loss" in line else {})
 
 
-def _place(folder: RunFolder) -> Path:
-    return Path(*folder.path.parts[-4:])
-
-
 def _files(findings: Findings) -> dict[Path, Path]:
     """What is written as it is, by where to."""
     found: dict[Path, Path] = {}
     for run, _ in findings.runs():
         for path in [run.folder.result, *run.folder.path.glob(MEASURED)]:
-            found[_place(run.folder) / path.relative_to(run.folder.path)] = path
+            found[run.folder.place / path.relative_to(run.folder.path)] = path
     return found

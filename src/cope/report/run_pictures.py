@@ -8,8 +8,8 @@ from pathlib import Path
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
 from cope.report.drawing import Drawing, in_few_colours, save
-from cope.report.figures import gates_figure, gates_of
-from cope.report.findings import Findings, measurement, task_and_encoding
+from cope.report.figures import gates_figure
+from cope.report.findings import Findings, measurement
 from cope.report.names import encoding_name, row_name, section_name, task_name
 from cope.report.style import picture_style
 from cope.sweep.plan import PlannedRun
@@ -18,11 +18,10 @@ from cope.sweep.plan import PlannedRun
 def runs_with_gates(findings: Findings) -> list[PlannedRun]:
     """Of each synthetic task CoPE's first seed, of its plain form where there are runs of that, if its gates are there."""
     found: dict[str, PlannedRun] = {}
-    for run, result in sorted(findings.runs(), key=lambda found: found[0].section != task_and_encoding(found[0])[0]):
-        task, encoding = task_and_encoding(run)
+    for run, result in sorted(findings.runs(), key=lambda found: found[0].section != found[0].folder.task):
         synthetic = METRICS[result["headline"]].is_percentage
-        if encoding == BASELINE and synthetic and gates_of(run.folder).exists():
-            found.setdefault(task, run)
+        if run.folder.encoding == BASELINE and synthetic and run.folder.gates.exists():
+            found.setdefault(run.folder.task, run)
     return list(found.values())
 
 
@@ -30,7 +29,7 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
     """Gates and positions of :func:`runs_with_gates`."""
     drawn = []
     for run in runs_with_gates(findings):
-        task, _ = task_and_encoding(run)
+        task = run.folder.task
         name = f"gates_{task}"
         with picture_style(name):
             path = save(gates_figure(run.folder), folder, name)
@@ -50,7 +49,7 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
     """Of the measurements that claim 15 is judged by, an encoding's first seed's picture."""
     drawn: dict[str, Drawing] = {}
     for run, result in findings.runs():
-        task, encoding = task_and_encoding(run)
+        task, encoding = run.folder.task, run.folder.encoding
         measured = measurement(run, result)
         picture = measured and measured.with_name("position_alone.png")
         if picture and encoding not in drawn and picture.exists():

@@ -11,8 +11,7 @@ from cope.report.collect import describe_differences
 from cope.report.names import split_name
 from cope.report.provenance import provenance_line
 from cope.report.sheets import Sheet
-from cope.report.statistics import wilson_interval
-from cope.report.tables import MISSING, spread
+from cope.report.statistics import MISSING, spread, wilson_interval
 from cope.run.folder import RunFolder
 from cope.run.summary import how_it_ended
 

@@ -31,23 +31,11 @@ class FoundRun:
     result: dict[str, Any] | None
 
     @property
-    def task(self) -> str:
-        return self.settings.get("task.name", self.folder.path.parts[-4])
-
-    @property
-    def encoding(self) -> str:
-        return self.settings.get("pe.name", self.folder.path.parts[-3])
-
-    @property
-    def seed(self) -> int:
-        return int(self.settings.get("seed", self.folder.path.name.removeprefix("seed=")))
-
-    @property
     def state(self) -> str:
         """finished, failed, or begun: stopped, or still running."""
         if self.result is not None:
             return "finished"
-        return "failed" if (self.folder.path / "failed.txt").exists() else "begun"
+        return "failed" if self.folder.failure.exists() else "begun"
 
     @cached_property
     def age_s(self) -> float:
@@ -70,12 +58,12 @@ class FoundRun:
 
 
 SORTS: dict[str, Callable[[FoundRun], Any]] = {
-    "task": lambda run: (run.task, run.encoding, run.seed),
-    "pe": lambda run: (run.encoding, run.task, run.seed),
-    "seed": lambda run: (run.seed, run.task, run.encoding),
-    "state": lambda run: (run.state, run.task, run.encoding, run.seed),
-    "error": lambda run: (run.task, run.score(ood=False)),
-    "ood": lambda run: (run.task, run.score(ood=True)),
+    "task": lambda run: (run.folder.task, run.folder.encoding, run.folder.seed),
+    "pe": lambda run: (run.folder.encoding, run.folder.task, run.folder.seed),
+    "seed": lambda run: (run.folder.seed, run.folder.task, run.folder.encoding),
+    "state": lambda run: (run.state, run.folder.task, run.folder.encoding, run.folder.seed),
+    "error": lambda run: (run.folder.task, run.score(ood=False)),
+    "ood": lambda run: (run.folder.task, run.score(ood=True)),
     "age": lambda run: run.age_s,
 }
 
@@ -97,11 +85,11 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
     found.sort(key=SORTS[sort])
     differences = _differences(found)
     columns: dict[str, list[str]] = {
-        "task": [run.task for run in found],
-        "encoding": [run.encoding for run in found],
+        "task": [run.folder.task for run in found],
+        "encoding": [run.folder.encoding for run in found],
         "scale": [run.settings.get("scale", "") for run in found],
         "differs in": differences,
-        "seed": [str(run.seed) for run in found],
+        "seed": [str(run.folder.seed) for run in found],
         "state": [run.state for run in found],
         "metric": [METRICS[run.result["headline"]].label if run.result else "" for run in found],
         "test": [run.score_text(ood=False) for run in found],
@@ -125,8 +113,7 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
 def find_runs(folder: Path) -> list[FoundRun]:
     """Every run at or below ``folder``; one that cannot be read is left out, with a word."""
     runs = []
-    for path in sorted([folder] if folder.name.startswith("seed=") else folder.rglob("seed=*")):
-        own = RunFolder(path)
+    for own in RunFolder.below(folder):
         if own.config.exists() or own.result.exists():
             result = own.sound_result()
             settings = _settings(own, result)
@@ -177,7 +164,7 @@ def _differences(runs: list[FoundRun]) -> list[str]:
     """Of each run the settings in which runs of its task, scale and encoding differ."""
     groups: dict[tuple[str, str, str], list[FoundRun]] = {}
     for run in runs:
-        groups.setdefault((run.task, run.settings.get("scale", ""), run.encoding), []).append(run)
+        groups.setdefault((run.folder.task, run.settings.get("scale", ""), run.folder.encoding), []).append(run)
     told = {}
     for group in groups.values():
         keys = [

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest, bootstrap, mannwhitneyu, trim_mean
 
+from cope.metrics import Metric
+
 RESAMPLES = 2000
+MISSING = "missing"  # what stands where there is no value
 
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -21,6 +24,14 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) == 1:
         return float(values[0]), None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if _vary(values) else 0.0
+
+
+def spread(values: list[float], metric: Metric) -> str:
+    """``1.23 (0.45)``: mean and standard deviation, as tables have them; no bracket for a single value."""
+    if not values:
+        return MISSING
+    mean, deviation = mean_and_spread(values)
+    return metric.text(mean) if deviation is None else f"{metric.text(mean)} ({metric.text(deviation, mean)})"
 
 
 def interquartile_mean(*strata: Sequence[float]) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from cope.report.drawing import (
     save,
     value_axis,
 )  # fmt: skip
-from cope.report.findings import Findings, task_and_encoding
+from cope.report.findings import Findings
 from cope.report.names import ENCODINGS, row_name, section_name, split_name, table_title
 from cope.report.paper import paper_values
 from cope.report.plan_sheets import no_figure
@@ -86,20 +86,20 @@ def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
 def _rows(plan: Plan, section: str, findings: Findings) -> tuple[tuple[_Row, ...], dict[str, float]]:
     """Each row on a line of its own; where rows are an encoding and a shape, encodings of a shape share one."""
     failed = findings.failures(section)
-    runs = {run.row: run for run in plan.runs if run.section == section}
+    runs = plan.rows(section)
     shapes = {name: name.partition(", ")[2] for name in runs if name.partition(", ")[0] in ENCODINGS}
     if not (all(shapes.values()) and len(shapes) == len(runs)):
         rows = [
-            _Row(name, task_and_encoding(run)[1], float(place), no_figure(failed[name]))
+            _Row(name, run.folder.encoding, float(place), no_figure(failed[name]))
             for place, (name, run) in enumerate(runs.items())
         ]
         return tuple(rows), {row_name(row.name): row.place for row in rows}
     lines = list(dict.fromkeys(shapes.values()))
-    encodings = list(dict.fromkeys(task_and_encoding(run)[1] for run in runs.values()))
+    encodings = list(dict.fromkeys(run.folder.encoding for run in runs.values()))
     height = len(encodings)
     rows = []
     for name, run in runs.items():
-        encoding = task_and_encoding(run)[1]
+        encoding = run.folder.encoding
         place = lines.index(shapes[name]) * (height + 0.6) + encodings.index(encoding)
         rows.append(_Row(name, encoding, place, no_figure(failed[name])))
     return tuple(rows), {

@@ -113,6 +113,7 @@ def epoch_order(lengths: np.ndarray, batch_size: int, random: np.random.Generato
     return [batches[index] for index in random.permutation(len(batches))]
 
 
+@dataclass
 class TrainingBatches:
     """Gives the batch of any step.
 
@@ -124,25 +125,16 @@ class TrainingBatches:
         longest: the most tokens that the model's encoding is defined for; None is any number.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        seed: int,
-        batch_size: int,
-        num_parts: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        few_shapes: bool = False,
-        longest: int | None = None,
-    ) -> None:
-        self.task = task
-        self.seed = seed
-        self.batch_size = batch_size
-        self.num_parts = num_parts
-        self.rank = rank
-        self.world_size = world_size
-        self.few_shapes = few_shapes
-        self.longest = longest
+    task: Task
+    seed: int
+    batch_size: int
+    num_parts: int = 1
+    rank: int = 0
+    world_size: int = 1
+    few_shapes: bool = False
+    longest: int | None = None
+
+    def __post_init__(self) -> None:
         self._epoch = -1
         self._load(0)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cope.building import as_declared, built_as_declared
 from cope.errors import UserError, nearest
-from cope.files import user_path
+from cope.files import digest_of, user_path
 from cope.run.folder import RunFolder
 
 FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe completes
@@ -147,7 +145,7 @@ def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _hash(settings: dict[str, Any]) -> str:
     """Eight hexadecimal digits that stand for ``settings``."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return digest_of(settings, 8)
 
 
 def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, Any] | None = None) -> RunFolder:

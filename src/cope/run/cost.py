@@ -16,7 +16,7 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from cope.errors import check_choice
 from cope.positions.base import PositionEncoding
 from cope.run.batches import Batch, StepBatch, TrainingBatches
-from cope.run.device import TrainerSettings, keep_freed_memory
+from cope.run.device import PRECISIONS, TrainerSettings, keep_freed_memory
 from cope.run.optimizer import OptimizerSettings
 from cope.run.sizes import TRAINED_BYTES, kept_bytes
 from cope.run.step import TrainingStep
@@ -29,7 +29,7 @@ LOOKED_AT = 50  # batches of a generated task, whose lengths differ
 FIRST_SEQUENCES = 1  # of a micro-batch that may be too large to be tried whole
 CHECKPOINT_BYTES = 3 * 4  # a weight and the optimiser's two averages; there are two checkpoints, of the last step and the best
 
-# Peak TFLOP/s of dense products as their maker states them: in float32, TF32, bfloat16.
+# Peak TFLOP/s of dense products as their maker states them, in the order of PRECISIONS.
 GPUS = {
     "v100": (15.7, 15.7, 15.7),
     "a100": (19.5, 156.0, 312.0),
@@ -38,7 +38,6 @@ GPUS = {
     "l40s": (91.6, 183.0, 362.0),
     "rtx4090": (82.6, 82.6, 165.2),
 }
-PRECISIONS = ("32-true", "tf32", "bf16-mixed")  # in the order of those numbers
 REACHED = 0.1  # of the peak, by models as small as these: see docs/cluster.md
 
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from cope.errors import UserError, check_at_least, check_between, check_choice
-from cope.run.distributed import STRATEGIES, strategy
+from cope.run.distributed import STRATEGIES, run_by
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
 NAMES_THE_MACHINE = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK", "RANK")
@@ -134,25 +134,31 @@ class TrainerSettings:
 
     def fabric(self) -> Fabric:
         """The launched Fabric. Where it starts further processes, they run the same command from its beginning."""
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
-        # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        # Of Lightning's and PyTorch's names for what they do; what replaces them does something else, or is not there yet.
-        warnings.filterwarnings("ignore", message=".*(broadcast_buffers|functional.all_gather).* is deprecated")
-        try:
-            fabric = Fabric(
-                accelerator=self.accelerator,
-                devices=self.devices,
-                num_nodes=self.num_nodes,
-                strategy=strategy(self.strategy, self.devices * self.num_nodes),
-                precision="32-true" if self.precision == "tf32" else self.precision,  # type: ignore[arg-type]  # checked above
-                # One device needs no cluster, and is not to be stopped by the variables of the one it is in.
-                plugins=LightningEnvironment() if self.devices * self.num_nodes == 1 else None,
-            )
-        except (RuntimeError, ValueError) as error:  # of a cluster's variables
-            raise UserError(f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: {error}") from error
-        fabric.launch()
-        return fabric
+        return launched(self.accelerator, self.precision, self.devices, self.num_nodes, self.strategy)
+
+
+def launched(accelerator: str, precision: str, devices: int = 1, num_nodes: int = 1, strategy: str = "auto") -> Fabric:
+    """Fabric on these devices, ready; ``accelerator`` may be ``auto``, and TF32, which is a GPU's own, is float32 elsewhere."""
+    is_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if is_tf32 and torch.cuda.is_available() else "highest")
+    # cuDNN's attention plans anew for every shape, at milliseconds each; FlashAttention does not plan.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Of Lightning's and PyTorch's names for what they do; what replaces them does something else, or is not there yet.
+    warnings.filterwarnings("ignore", message=".*(broadcast_buffers|functional.all_gather).* is deprecated")
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=run_by(strategy, devices * num_nodes),
+            precision="32-true" if is_tf32 else precision,  # type: ignore[arg-type]  # checked where it is set
+            # One device needs no cluster, and is not to be stopped by the variables of the one it is in.
+            plugins=LightningEnvironment() if devices * num_nodes == 1 else None,
+        )
+    except (RuntimeError, ValueError) as error:  # of a cluster's variables
+        raise UserError(f"trainer.devices={devices}, trainer.num_nodes={num_nodes}: {error}") from error
+    fabric.launch()
+    return fabric
 
 
 def keep_freed_memory() -> None:

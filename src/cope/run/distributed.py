@@ -28,7 +28,7 @@ from cope.model.transformer import Transformer
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
-def strategy(name: str, num_devices: int) -> Strategy | str:
+def run_by(name: str, num_devices: int) -> Strategy | str:
     """What Fabric runs ``name`` of ``STRATEGIES`` by."""
     if name == "ddp":
         # Buffers are constants here. Synchronising them would hang where a device has no batch to evaluate.

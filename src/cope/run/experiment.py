@@ -7,19 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments, build
 from cope.errors import UserError, check_at_least, check_choice
-from cope.files import write_atomically, write_json
+from cope.files import write_json
 from cope.kernels.triton import compiler_options
 from cope.metrics import shown
-from cope.model.inspection import gates_and_positions
-from cope.model.transformer import Transformer, check_shape
-from cope.positions.base import ModelShape, PositionEncoding
+from cope.positions.base import PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
 from cope.run.configuration import Problems, check_top_level, checked, definition, resolved, run_folder
 from cope.run.cost import Cost, check_dry, cost_of
@@ -28,17 +25,15 @@ from cope.run.distributed import ending_together, is_sharded
 from cope.run.evaluation import score_split
 from cope.run.loggers import Logger, NoLogger
 from cope.run.loop import TrainingLoop
+from cope.run.model_building import build_model, model_shape
 from cope.run.optimizer import OptimizerSettings
 from cope.run.provenance import Provenance, code_fingerprint
 from cope.run.sizes import check_data_fits, check_model_fits, num_weights
-from cope.seeding import seed_torch
+from cope.run.specimen import save_gates
 from cope.tasks.base import Task
 from cope.threads import num_threads
 
 log = logging.getLogger(__name__)
-
-SHAPE_KEYS = ["dim", "num_layers", "num_heads"]  # of ``model``; the others are the Transformer's own
-LONGEST_EXAMPLE_TO_DRAW = 48  # tokens that can be read along an axis
 
 
 class Experiment:
@@ -68,13 +63,13 @@ class Experiment:
         with problems.collect():
             self.task: Task = build(config.task, "task")
             shape = model_shape(config, self.task)
-            weights = num_weights(lambda other: build_model(config, self.task, other), shape)
+            weights = num_weights(config, self.task, shape)
             # Without a trainer it cannot be told whether the model fits; what is finished need not, to be shown.
             if not problems.messages and (config.force or config.get("dry") or not run_folder(config).result.exists()):
                 check_data_fits(self.task)
                 if weights is not None and not config.get("dry", False):  # else too little memory is what is told
                     check_model_fits(weights, shape, int(config.model.feed_forward_multiple), self.task, self.trainer)
-                self.model = build_model(config, self.task, shape)
+                self.model = build_model(config, self.task)
                 self._check_lengths(self.model.encoding)
         with problems.collect():
             if not problems.messages:
@@ -233,7 +228,7 @@ class Experiment:
             result["kernel_options"] = options
         if fabric.is_global_zero:
             if "test" in scored:
-                self._save_gates(best)
+                self._keep_gates(best)
             final = {
                 f"best/{split}/{name}": value
                 for split, found in splits.items() for name, value in shown(found).items()
@@ -245,43 +240,9 @@ class Experiment:
             write_json(self.folder.result, result)
         return result
 
-    def _save_gates(self, best: dict[str, Any]) -> None:
-        """Keep what is drawn: gates and positions of the query that answers one test example. Those of all are large."""
+    def _keep_gates(self, best: dict[str, Any]) -> None:
         model = self.model
         if is_sharded(model):  # this device would wait for the others
-            model = build_model(self.config, self.task, model_shape(self.config, self.task)).eval()
+            model = build_model(self.config, self.task).eval()
             load_weights(model, best, self.folder.best_checkpoint)
-        specimen = self.task.specimen(LONGEST_EXAMPLE_TO_DRAW)
-        inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(model.parameters()).device)
-        arrays = gates_and_positions(model, inputs)
-        if arrays is None:
-            return
-        content = {name: values[:, :, specimen.query, : specimen.query + 1] for name, values in arrays.items()}
-        answer = int(model(inputs[None])[0, specimen.query].argmax())
-        content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
-        is_right = answer == int(specimen.tokens[specimen.query + 1])
-        content |= {"answer": np.array(self.task.decode([answer])), "is_right": np.array(is_right)}
-        write_atomically(self.folder.figures / "gates.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
-
-
-def model_shape(config: DictConfig, task: Task) -> ModelShape:
-    """The shape that ``config.model`` asks for, of a model that reads what ``task`` has.
-
-    Raises:
-        UserError: a shape that no Transformer can have.
-    """
-    asked = arguments(OmegaConf.masked_copy(config.model, SHAPE_KEYS), ModelShape, "model", ("context", "longest"))
-    check_shape(**asked)
-    return ModelShape(**asked, context=task.context_of("train"), longest=task.longest_context)
-
-
-def build_model(config: DictConfig, task: Task, shape: ModelShape) -> Transformer:
-    """The Transformer of ``config`` with its encoding, initialised from ``config.seed``.
-
-    Encoding and Transformer draw from streams of their own, so that every encoding meets the same initial Transformer.
-    """
-    seed_torch(config.seed, "initialisation of the encoding")
-    encoding: PositionEncoding = build(config.pe, "pe", shape=shape)
-    seed_torch(config.seed, "initialisation of the Transformer")
-    rest = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in SHAPE_KEYS])
-    return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
+        save_gates(model, self.task, self.folder.gates)

@@ -5,14 +5,17 @@ metrics.jsonl     one JSON object a line with ``step`` and what was measured the
 result.json       written last, atomically: it means "finished"
 checkpoints/      last.pt and best.pt
 figures/          pictures, and the arrays they are drawn from
+output.log        what a job of a sweep printed; failed.txt: why its last try ended
+
+All of it is in ``<output_dir>/<task>/<encoding>/<hash>/seed=<n>``.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,8 @@ import yaml
 from filelock import FileLock
 
 from cope.errors import AlreadyRunning, UserError
-from cope.files import append_json_line, lock, user_path, write_text
+from cope.files import append_json_line, lock, tell_left_out, user_path, write_text
 from cope.metrics import METRICS
-
-log = logging.getLogger(__name__)
 
 # What every result.json has; what was added to it later is not asked for.
 PARTS_OF_A_RESULT: dict[str, type | tuple[type, ...]] = {
@@ -34,6 +35,11 @@ PARTS_OF_A_RESULT: dict[str, type | tuple[type, ...]] = {
     "commit": (str, type(None)),
     "date": str,
 }
+
+
+def cannot_be_used(problem: str) -> UserError:
+    """What is wrong with a run's files, and the way out."""
+    return UserError(f"{problem}. To start the run over, add force=true.")
 
 
 class RunFolder:
@@ -47,12 +53,46 @@ class RunFolder:
         self.last_checkpoint = path / "checkpoints" / "last.pt"
         self.best_checkpoint = path / "checkpoints" / "best.pt"
         self.figures = path / "figures"
+        self.gates = self.figures / "gates.npz"
+        self.log = path / "output.log"
+        self.failure = path / "failed.txt"
         self._lock: FileLock | None = None
 
     @classmethod
     def of(cls, output_dir: str, task: str, encoding: str, run_hash: str, seed: int) -> RunFolder:
         """The folder of the run that these define."""
         return cls(user_path("output_dir", output_dir) / task / encoding / run_hash / f"seed={seed}")
+
+    @classmethod
+    def below(cls, folder: Path) -> Iterator[RunFolder]:
+        """Every folder of a run at or below ``folder``, in the order of their names; there may be nothing in it."""
+        paths = [folder] if folder.name.startswith("seed=") else sorted(folder.rglob("seed=*"))
+        return map(cls, paths)
+
+    @property
+    def place(self) -> Path:
+        """Of the folder, in that of all runs."""
+        return Path(*self.path.absolute().parts[-4:])
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of all runs."""
+        return self.path.parents[3]
+
+    @property
+    def task(self) -> str:
+        """Whether the run is finished or not."""
+        return self.place.parts[0]
+
+    @property
+    def encoding(self) -> str:
+        """Likewise."""
+        return self.place.parts[1]
+
+    @property
+    def seed(self) -> int:
+        """Likewise."""
+        return int(self.path.name.removeprefix("seed="))
 
     def lock(self) -> None:
         """Keep the folder to this process until it ends.
@@ -88,9 +128,9 @@ class RunFolder:
         try:
             content = yaml.safe_load(self.config.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config} cannot be read: {error}. To start the run over, add force=true.") from error
+            raise cannot_be_used(f"{self.config} cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.config} is not a run's configuration. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.config} is not a run's configuration")
         if place := _interpolation(content):
             raise UserError(
                 f"{self.config} is not as a run wrote it: {place} is to be looked up elsewhere, where a run writes what it "
@@ -105,11 +145,11 @@ class RunFolder:
         try:
             content: dict[str, Any] = json.loads(self.result.read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.result} cannot be read: {error}. To start the run over, add force=true.") from error
+            raise cannot_be_used(f"{self.result} cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.result} is not a run's result. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.result} is not a run's result")
         if damage := _damage(content):
-            raise UserError(f"{self.result} is damaged: {damage}. To start the run over, add force=true.")
+            raise cannot_be_used(f"{self.result} is damaged: {damage}")
         return content
 
     def sound_result(self) -> dict[str, Any] | None:
@@ -117,9 +157,7 @@ class RunFolder:
         try:
             return self.read_result()
         except UserError as error:
-            if self.result not in _told:
-                _told.add(self.result)
-                log.warning("left out: %s", error)
+            tell_left_out(self.result, error)
             return None
 
     def truncate_metrics(self, step: int) -> None:
@@ -145,14 +183,9 @@ class RunFolder:
                     break
                 line = None
             if not _is_measurement(line, lines[-1]["step"] if lines else 0):
-                raise UserError(
-                    f"{self.metrics}, line {number}, is damaged: {text[:80]!r}. To start the run over, add force=true."
-                )
+                raise cannot_be_used(f"{self.metrics}, line {number}, is damaged: {text[:80]!r}")
             lines.append(line)
         return lines
-
-
-_told: set[Path] = set()  # results that were said to be damaged
 
 
 def _interpolation(value: Any, place: str = "") -> str:

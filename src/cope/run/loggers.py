@@ -9,7 +9,6 @@ import logging
 import os
 import shlex
 import shutil
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,24 @@ CONNECT_SECONDS = 4.0  # that W&B's server may take to accept a run before train
 FINISH_SECONDS = 60.0  # that the last upload may take; W&B itself waits for ever
 
 
-class Logger(ABC):
-    """What the training loop tells of a run, beside what it writes to the run's folder."""
+class Logger:
+    """What the training loop tells of a run, beside what it writes to the run's folder. Each hook may be left as it is."""
 
-    @abstractmethod
     def start(self, folder: Path, config: dict[str, Any], run_id: str, measured: list[dict[str, Any]]) -> None:
         """Begin a run, or go on with one whose ``metrics.jsonl`` holds ``measured``."""
 
-    @abstractmethod
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Mirror one line of ``metrics.jsonl``."""
 
-    @abstractmethod
     def images(self, paths: dict[str, Path]) -> None:
         """Mirror pictures, by key."""
 
-    @abstractmethod
     def finish(self, summary: dict[str, Any] | None) -> None:
         """End the run with its final numbers, or without any: it failed or was stopped."""
 
 
 class NoLogger(Logger):
-    """``logger=none``: the run folder is all there is."""
-
-    def start(self, folder: Path, config: dict[str, Any], run_id: str, measured: list[dict[str, Any]]) -> None: ...
-
-    def metrics(self, values: dict[str, float], step: int) -> None: ...
-
-    def images(self, paths: dict[str, Path]) -> None: ...
-
-    def finish(self, summary: dict[str, Any] | None) -> None: ...
+    """``logger=none``: the run folder is all there is, and nobody else is told."""
 
 
 class WandbLogger(Logger):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from tqdm import tqdm
 
 from cope.building import build
 from cope.errors import UserError
-from cope.files import write_json
+from cope.files import digest_of, write_json
 from cope.run.configuration import resolved
+from cope.run.device import launched
 from cope.run.evaluation import score_split
 from cope.run.folder import RunFolder
 from cope.run.provenance import commit
@@ -51,14 +47,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     model.encoding.check_length(task.context_of("test"))
     limit = model.encoding.max_tokens
     too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.context_of(s)) > limit}
-    # In the precision of the run; TF32, which is a GPU's own, is float32 elsewhere.
-    precision = config.trainer.precision
-    if precision == "tf32" and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-    fabric = Fabric(
-        accelerator="auto", devices=1, precision="32-true" if precision == "tf32" else precision, plugins=LightningEnvironment()
-    )
-    fabric.launch()
+    fabric = launched("auto", config.trainer.precision)
     wrapped = fabric.setup_module(model)
     scored = [split for split in task.test_splits if split not in too_long]
     with tqdm(scored, bar_format="scoring {desc} |{bar}| {n_fmt}/{total_fmt} splits", disable=None, leave=False) as bar:
@@ -75,7 +64,6 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
         "task": resolved(asked)["task"],
         "commit": commit(),
     }
-    name = hashlib.sha256(json.dumps(scores["task"], sort_keys=True).encode()).hexdigest()[:8]
-    path = folder.path / "evaluations" / f"{name}.json"
+    path = folder.path / "evaluations" / f"{digest_of(scores['task'], 8)}.json"
     write_json(path, scores)
     return scores, path

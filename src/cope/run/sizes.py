@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from omegaconf import DictConfig
 
 from cope.errors import UserError
 from cope.memory import machine_bytes
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape
 from cope.run.device import TrainerSettings
+from cope.run.model_building import build_model
 from cope.tasks.base import Task
 from cope.tasks.synthetic import SyntheticTask
 
@@ -36,21 +37,21 @@ def check_data_fits(task: Task) -> None:
         )
 
 
-def num_weights(build: Callable[[ModelShape], Transformer], shape: ModelShape) -> int | None:
-    """Numbers in the weights of the model that ``build`` makes, told from models without memory.
+def num_weights(config: DictConfig, task: Task, shape: ModelShape) -> int | None:
+    """Numbers in the weights of the model that ``config`` describes, of ``shape``, told from models without memory.
 
     None for an encoding of the user's own that looks at values while it is built.
 
     Raises:
-        UserError: whatever ``build`` raises, or more than can be counted.
+        UserError: whatever building it raises, or more than can be counted.
     """
     layers = min(shape.num_layers, 3)  # all layers but the first two are alike
     try:
         with torch.device("meta"):
-            weights = _counted(build(replace(shape, num_layers=layers)))
+            weights = _counted(build_model(config, task, replace(shape, num_layers=layers)))
             if shape.num_layers == layers:
                 return weights
-            each = weights - _counted(build(replace(shape, num_layers=layers - 1)))
+            each = weights - _counted(build_model(config, task, replace(shape, num_layers=layers - 1)))
     except (RuntimeError, TypeError, OverflowError) as error:
         if "verflow" not in str(error):
             return None

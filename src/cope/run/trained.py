@@ -10,8 +10,8 @@ from cope.building import build
 from cope.errors import UserError, nearest
 from cope.model.transformer import Transformer
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
-from cope.run.experiment import build_model, model_shape
 from cope.run.folder import RunFolder
+from cope.run.model_building import build_model
 from cope.tasks.base import Task
 
 
@@ -46,7 +46,7 @@ def load_trained(folder: RunFolder) -> Trained:
     config = as_now(OmegaConf.create(found))
     task: Task = build(config.task, "task")
     # The model keeps the shape it was trained with: a table of positions does not grow.
-    model = build_model(config, task, model_shape(config, task))
+    model = build_model(config, task)
     state = load_checkpoint(folder.best_checkpoint)
     check_data(state, task, folder.best_checkpoint)
     load_weights(model, state, folder.best_checkpoint)

@@ -31,47 +31,33 @@ class Job:
 
     @property
     def task(self) -> str:
-        """The folder's is ``<task>/<encoding>/<hash>/seed=<n>``."""
-        return self.folder.path.parts[-4]
-
-    @property
-    def encoding(self) -> str:
-        """See :attr:`task`."""
-        return self.folder.path.parts[-3]
+        """Its name."""
+        return self.folder.task
 
     @property
     def command(self) -> str:
         """What to type for it."""
         return shlex.join(["python", "train.py", *self.overrides])
 
-    @property
-    def log(self) -> Path:
-        """Where the local launcher puts its output."""
-        return log_of(self.folder)
-
-    @property
-    def mark_of_failure(self) -> Path:
-        """The file that says that its last try ended with an error."""
-        return self.folder.path / "failed.txt"
-
     def result(self) -> dict[str, Any] | None:
         """Its result; None while it is not finished, and of a damaged one, which is told."""
         return self.folder.sound_result()
 
-    def note_failure(self, error: BaseException) -> None:
-        """Keep that its last try ended with ``error``; where its folder cannot be written, that is told already."""
+    def ended_with(self, error: BaseException) -> str:
+        """What to tell of it; a failure is kept in its folder, unless that cannot be written, which is told already."""
+        if isinstance(error, Interrupted):
+            return f"stopped: {self.command}; the same command goes on from there"
+        if isinstance(error, AlreadyRunning):
+            return f"left alone: {self.command}; another process is running it"
         with suppress(UserError):
-            write_text(self.mark_of_failure, f"{self.command}\n{message_of(error)}\n")
+            write_text(self.folder.failure, f"{self.command}\n{message_of(error)}\n")
+        see = f"; see {self.folder.log}" if self.folder.log.exists() else ""
+        return f"FAILED: {self.command}: {message_of(error)}{see}"
 
     @property
     def failed(self) -> bool:
         """Whether its last try ended with an error."""
-        return self.mark_of_failure.exists() and self.result() is None
-
-
-def log_of(folder: RunFolder) -> Path:
-    """Where the local launcher puts the output of the run in ``folder``."""
-    return folder.path / "output.log"
+        return self.folder.failure.exists() and self.result() is None
 
 
 def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
@@ -131,20 +117,10 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     waiting = [job for job in different if again or job.result() is None]
     print(f"{len(different) - len(waiting)} of {len(different)} runs are finished", flush=True)
     for job in waiting:
-        job.mark_of_failure.unlink(missing_ok=True)
+        job.folder.failure.unlink(missing_ok=True)
     returned = _launched(launcher, waiting) if waiting else []
-    left_over = {}
-    for job, outcome in zip(waiting, returned, strict=True):
-        error = error_of(outcome)
-        if isinstance(error, Interrupted):  # by somebody else: after Ctrl-C there is no outcome
-            left_over[job.folder.path] = f"stopped: {job.command}; the same command goes on from there"
-        elif isinstance(error, AlreadyRunning):
-            left_over[job.folder.path] = f"left alone: {job.command}; another process is running it"
-        elif error is not None:
-            job.note_failure(error)
-            see = f"; see {job.log}" if job.log.exists() else ""
-            left_over[job.folder.path] = f"failed: {job.command}: {message_of(error)}{see}"
-    return left_over
+    errors = zip(waiting, map(error_of, returned), strict=True)
+    return {job.folder.path: job.ended_with(error) for job, error in errors if error is not None}
 
 
 def _launched(launcher: Launcher, jobs: Sequence[Job]) -> Sequence[JobReturn]:

@@ -6,13 +6,11 @@ It tells of each job as it ends, guesses the time that is left, and on Ctrl-C or
 from __future__ import annotations
 
 import os
-import queue
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +23,17 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from cope.cli import message_of
-from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.errors import Interrupted, UserError
 from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
-from cope.signals import handled_by
 from cope.sweep.clock import Clock
-from cope.sweep.jobs import error_of, job_of, log_of, without_hydra
+from cope.sweep.jobs import error_of, job_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
-from cope.sweep.process import Processes
+from cope.sweep.process import Processes, Work, output_to
 from cope.threads import num_cores
+
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,9 @@ class Call:
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = self.number, f"{config.hydra.job.name}_{self.number}"
         HydraConfig.instance().set_config(config)
-        log = log_of(run_folder(without_hydra(config)))
+        log = run_folder(without_hydra(config)).log
         try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            output_to(log)
         except OSError as error:
             return failed(UserError(f"output_dir: {log} cannot be written: {error.strerror}."))
         try:
@@ -76,6 +72,9 @@ class Call:
         if raised is not None and not isinstance(raised, UserError):
             return failed(RuntimeError(message_of(raised)))  # others may not survive the way back
         return returned
+
+
+Ended = tuple[Call, JobReturn, float | None]  # and the seconds it took; None where its waiting cannot be told apart
 
 
 def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[Call]:
@@ -90,6 +89,16 @@ def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> 
 def failed(error: Exception) -> JobReturn:
     """The outcome of a job that raised ``error``."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def told(calls: Sequence[Call], at_once: int, ended: Generator[Ended]) -> list[JobReturn]:
+    """The outcome of each of ``calls``, in their order, told of as they end; ``ended`` is closed where that fails."""
+    outcomes: dict[int, JobReturn] = {}
+    with closing(Progress(calls, at_once)) as progress, closing(ended):
+        for call, outcome, seconds in ended:
+            outcomes[call.number] = outcome
+            progress.tell(call, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
+    return [outcomes[call.number] for call in calls]
 
 
 class LocalQueue:
@@ -113,29 +122,34 @@ class LocalQueue:
         at_once, why = self._places(calls)
         at_once = min(at_once, len(calls))
         gpus = gpu_names()
-        self.gpus = queue.SimpleQueue[str]()  # each as often as jobs share it, in turn
-        for place in range(at_once if gpus else 0):
-            self.gpus.put(gpus[place % len(gpus)])
-        self.threads = max(1, num_cores() // at_once)
-        pool = ThreadPoolExecutor(at_once)
-        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
-            print(f"{len(calls)} to do; {why}", flush=True)
-            progress = Progress(calls, at_once)
-            futures = {pool.submit(self._outcome, call, bool(gpus)): call for call in calls}
-            try:
-                for future in as_completed(futures):
-                    outcome, seconds = future.result()
+        free = [gpus[place % len(gpus)] for place in range(at_once if gpus else 0)]  # each as often as jobs share it, in turn
+        threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // at_once))}
+        waiting = list(calls)
+
+        def next_work() -> Work | None:
+            if not waiting:
+                return None
+            call, own = waiting.pop(0), {GPUS: free.pop(0)} if gpus else {}
+            return Work(call, threads | os.environ | own, call)
+
+        def as_they_end() -> Generator[Ended]:
+            with closing(self.processes.as_they_end(at_once, next_work)) as jobs:
+                for work, answer in jobs:
+                    if gpus:
+                        free.append(work.environment[GPUS])
+                    try:
+                        outcome: JobReturn = answer.result()
+                    except (Interrupted, RuntimeError) as error:
+                        outcome = failed(error)
                     # What failed before the sweep was stopped is told, and kept, even so.
                     if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
-                        progress.tell(futures[future], outcome, seconds, sum(other.running() for other in futures))
-            except BaseException:
-                self.processes.stop()  # nothing goes on behind an error
-                raise
-            finally:
-                progress.bar.close()
-        if self.processes.is_stopping():
-            raise KeyboardInterrupt
-        return [future.result()[0] for future in futures]
+                        yield work.of, outcome, time.monotonic() - work.began
+            if self.processes.is_stopping():
+                raise KeyboardInterrupt
+
+        with self.processes.stopped_by_signals():
+            print(f"{len(calls)} to do; {why}", flush=True)
+            return told(calls, at_once, as_they_end())
 
     def _places(self, calls: Sequence[Call]) -> tuple[int, str]:
         """How many jobs at once, and why."""
@@ -143,22 +157,6 @@ class LocalQueue:
             return self.jobs_at_once, f"{self.jobs_at_once} at a time"
         needed = {tuple(o for o in call.overrides if not o.startswith("seed=")): call for call in calls}  # a seed needs nothing
         return num_places(call.composed() for call in needed.values())
-
-    def _outcome(self, call: Call, needs_gpu: bool) -> tuple[JobReturn, float]:
-        """Of a job's own process, and the seconds it took."""
-        gpu = self.gpus.get() if needs_gpu else None
-        environment = (
-            {"OMP_NUM_THREADS": str(self.threads)} | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-        )
-        began = time.monotonic()
-        try:
-            outcome: JobReturn = self.processes.call(call, environment)
-        except (Interrupted, RuntimeError) as error:
-            outcome = failed(error)
-        finally:
-            if gpu is not None:
-                self.gpus.put(gpu)
-        return outcome, time.monotonic() - began
 
 
 class Progress:
@@ -178,7 +176,7 @@ class Progress:
         self.bar.set_description_str(f"{at_once} running{self._guess()}")
 
     def tell(self, call: Call, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
-        """Print a line; ``seconds`` are what the job took, None where its waiting cannot be told apart."""
+        """Print a line; ``seconds`` are as in ``Ended``."""
         del self.waiting[call.number]
         told = self._told(call, outcome, seconds)
         if not self.bar.disable:
@@ -189,6 +187,10 @@ class Progress:
         done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
         print(f"[{done}, {num_running} running, {_time(time.monotonic() - self.started)}{self._guess()}] {told}", flush=True)
 
+    def close(self) -> None:
+        """Take the line away."""
+        self.bar.close()
+
     def _guess(self) -> str:
         left = self.clock.seconds(self.waiting.values(), self.at_once)
         if left is not None and self.besides:
@@ -198,13 +200,8 @@ class Progress:
     def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)
         error = error_of(outcome)
-        if isinstance(error, Interrupted):
-            return f"stopped: {job.command}"
-        if isinstance(error, AlreadyRunning):
-            return f"left alone: {job.command}; another process is running it"
         if error is not None:
-            job.note_failure(error)  # now: the sweep may be interrupted before it ends
-            return f"FAILED: {job.command}: {message_of(error)}; see {job.log}"
+            return job.ended_with(error)  # which is kept now: the sweep may be interrupted before it ends
         result = job.result()
         assert result is not None
         self.clock.add(result)

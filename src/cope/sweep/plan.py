@@ -56,9 +56,13 @@ class Plan:
     sections: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
-    def rows(self, section: str) -> tuple[str, ...]:
-        """The rows of a section."""
-        return tuple(dict.fromkeys(run.row for run in self.runs if run.section == section))
+    def rows(self, section: str) -> dict[str, PlannedRun]:
+        """The rows of a section by name, each with its first run."""
+        first: dict[str, PlannedRun] = {}
+        for run in self.runs:
+            if run.section == section:
+                first.setdefault(run.row, run)
+        return first
 
 
 def table_names(configs: Path) -> list[str]:

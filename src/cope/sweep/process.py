@@ -1,25 +1,32 @@
-"""One job of a sweep in a process of its own, which on Linux is forked from one that has imported everything.
+"""Jobs, some at a time, each in a process of its own, which on Linux is forked from one that has imported everything.
 
 To start Python and import PyTorch, Lightning, SciPy and W&B takes a processor some six seconds, a tenth of a short run's time.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from cope.errors import Interrupted
+from cope.signals import handled_by
 from cope.start import INTERRUPTED
 
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
@@ -45,6 +52,22 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@dataclass(frozen=True)
+class Work:
+    """One job.
+
+    Args:
+        function: what is called in its process.
+        environment: all variables of it.
+        of: whatever the caller knows it by.
+    """
+
+    function: Callable[[], Any]
+    environment: Mapping[str, str]
+    of: Any
+    began: float = field(default_factory=time.monotonic)
+
+
 class Processes:
     """The processes of jobs that go on, started and waited for by several threads.
 
@@ -60,6 +83,38 @@ class Processes:
     def is_stopping(self) -> bool:
         """Whether :meth:`stop` was called; it may be at any time, by a signal."""
         return self._stopping
+
+    def stopped_by_signals(self) -> AbstractContextManager[None]:
+        """Inside, Ctrl-C and SIGTERM are told to :meth:`stop`."""
+        return handled_by(lambda number, frame: self.stop(), *STOPPING)
+
+    def as_they_end(
+        self, at_once: int, next_work: Callable[[], Work | None], limit_s: float | None = None
+    ) -> Generator[tuple[Work, Future[Any]]]:
+        """Each job as it ends, with its answer; those that go on when it is closed are stopped, and waited for.
+
+        Args:
+            at_once: so many jobs go on side by side.
+            next_work: is asked whenever there is room for one; None where there is none now.
+            limit_s: after which all are stopped.
+        """
+        running: dict[Future[Any], Work] = {}
+        ends = math.inf if limit_s is None else time.monotonic() + limit_s
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                while True:
+                    if time.monotonic() >= ends and not self.is_stopping():
+                        self.stop()
+                    while len(running) < at_once and not self.is_stopping() and (work := next_work()) is not None:
+                        running[pool.submit(self.call, work.function, work.environment)] = work
+                    if not running:
+                        return
+                    left = None if ends == math.inf or self.is_stopping() else max(0.0, ends - time.monotonic())
+                    for future in wait_for(running, left, FIRST_COMPLETED).done:
+                        yield running.pop(future), future
+            except BaseException:
+                self.stop()  # nothing goes on behind an error
+                raise
 
     def call(self, function: Callable[[], Any], environment: Mapping[str, str]) -> Any:
         """What ``function()`` returns, called in a process of its own.
@@ -112,6 +167,18 @@ class Processes:
         for process in list(self._running):
             with suppress(ValueError):  # it has ended in the meantime
                 getattr(process, end)()
+
+
+def output_to(log: Path) -> None:
+    """Let what this process prints from now on go to the end of ``log``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _answer(pickled: bytes, sender: Connection, environment: Mapping[str, str]) -> None:

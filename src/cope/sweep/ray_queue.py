@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
 
 from cope.errors import Interrupted, UserError
-from cope.sweep.launcher import Call, Progress, failed
+from cope.sweep.launcher import Call, Ended, failed, told
 
 
 def run_on_ray(
@@ -48,28 +48,28 @@ def run_on_ray(
         except KeyboardInterrupt:
             return failed(Interrupted("It was stopped."))
 
-    progress = Progress(calls, jobs_at_once)
-    outcomes: dict[int, JobReturn] = {}
-    waiting, running = list(calls), dict[ray.ObjectRef, Call]()
+    def as_they_end() -> Generator[Ended]:
+        waiting, running = list(calls), dict[ray.ObjectRef, Call]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs_at_once:
+                    call = waiting.pop(0)
+                    running[run.remote(call)] = call
+                for reference in ray.wait(list(running))[0]:
+                    call = running.pop(reference)
+                    try:
+                        outcome = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
+                    yield call, outcome, None
+        except (KeyboardInterrupt, GeneratorExit):  # here, or while one was told of
+            for reference in running:
+                ray.cancel(reference)
+            ray.wait(list(running), num_returns=len(running), timeout=60)
+            raise
+
     print(f"{len(calls)} for Ray; {jobs_at_once} at a time at most", flush=True)
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs_at_once:
-                call = waiting.pop(0)
-                running[run.remote(call)] = call
-            for reference in ray.wait(list(running))[0]:
-                call = running.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
-                outcomes[call.number] = outcome
-                progress.tell(call, outcome, None, len(running))
-    except KeyboardInterrupt:
-        for reference in running:
-            ray.cancel(reference)
-        ray.wait(list(running), num_returns=len(running), timeout=60)
-        raise
+        return told(calls, jobs_at_once, as_they_end())
     finally:
         ray.shutdown()
-    return [outcomes[call.number] for call in calls]

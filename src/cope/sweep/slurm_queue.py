@@ -11,14 +11,14 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 
 from cope.errors import Preempted, UserError
-from cope.sweep.launcher import Call, Progress, failed
+from cope.sweep.launcher import Call, Ended, failed, told
 
 POLL_SECONDS = 2.0  # between two looks for results, which are files
 GRACE_SECONDS = 20.0  # that a result may take to be seen here after its job has left Slurm's queue, since folders are shared
@@ -69,19 +69,14 @@ def run_on_slurm(
         raise UserError(f"hydra/launcher=submitit_slurm: the jobs cannot be submitted: {_reason(error)}") from error
     array = jobs[0].job_id.partition("_")[0]
     print(f"{len(calls)} submitted to Slurm, as job {array}; {jobs_at_once} at a time at most", flush=True)
-    progress = Progress(calls, jobs_at_once)
-    outcomes: dict[int, JobReturn] = {}
     try:
-        for call, outcome in _as_they_end(list(zip(calls, jobs, strict=True)), array):
-            outcomes[call.number] = outcome
-            progress.tell(call, outcome, None, min(jobs_at_once, len(calls) - len(outcomes)))
+        return told(calls, jobs_at_once, _as_they_end(list(zip(calls, jobs, strict=True)), array))
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command; scancel {array} lets them save their state and ends them.", flush=True)
         raise
-    return [outcomes[call.number] for call in calls]
 
 
-def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Iterator[tuple[Call, JobReturn]]:
+def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Generator[Ended]:
     """Each job's outcome: its result, or that Slurm has it no more and there is none.
 
     Slurm's accounting, which submitit would ask, is not there on every cluster.
@@ -102,7 +97,7 @@ def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Iterator[tuple[
             else:
                 continue
             waiting.remove((call, job))
-            yield call, outcome
+            yield call, outcome, None
         time.sleep(POLL_SECONDS if waiting else 0)
 
 

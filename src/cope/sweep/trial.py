@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import optuna
 from optuna.trial import Trial
 
 from cope.errors import Interrupted, UserError
-from cope.sweep.jobs import log_of
 from cope.sweep.plan import composed
+from cope.sweep.process import output_to
 from cope.sweep.tuning import pruner, storage_of
 
 
@@ -44,7 +43,7 @@ class TrialRun:
         for seed in self.seeds:
             config.seed = seed
             experiment = Experiment(config)
-            _output_to(log_of(experiment.folder))
+            output_to(experiment.folder.log)
             try:
                 result = experiment.tune(_observer(trial) if seed == self.seeds[0] else _ignore)
             except optuna.TrialPruned:
@@ -77,10 +76,3 @@ def _observer(trial: Trial) -> Callable[[int, float], None]:
 
 
 def _ignore(step: int, loss: float) -> None: ...
-
-
-def _output_to(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Lock, Timer
+from contextlib import closing, suppress
+from dataclasses import dataclass
 
 from optuna.trial import Trial, TrialState
 
 from cope.errors import Interrupted, UserError
-from cope.signals import handled_by
-from cope.sweep.process import Processes
+from cope.sweep.process import Processes, Work
 from cope.sweep.trial import TrialRun
 from cope.sweep.tuning import Tuning
 from cope.threads import num_cores
 
 
+@dataclass
 class Tuner:
     """Asks for trials, runs each in a process of its own, and tells Optuna what they found.
 
@@ -29,68 +28,44 @@ class Tuner:
         told: is called after each.
     """
 
-    def __init__(
-        self,
-        tunings: Sequence[Tuning],
-        run_of: Callable[[Tuning, Trial], TrialRun],
-        jobs: int,
-        told: Callable[[], None],
-    ) -> None:
-        self.tunings = tunings
-        self.run_of = run_of
-        self.jobs = jobs
-        self.told = told
+    tunings: Sequence[Tuning]
+    run_of: Callable[[Tuning, Trial], TrialRun]
+    jobs: int
+    told: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self.processes = Processes()
-        self._left = [(tuning, trial) for tuning in tunings for trial in tuning.unfinished()]
-        self._one_thread = Lock()  # asks and tells
-        self.environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // jobs))} | os.environ
+        self.left = [(tuning, trial) for tuning in self.tunings for trial in tuning.unfinished()]
+        self.environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // self.jobs))} | os.environ
 
     def run(self, limit_s: float | None) -> bool:
         """Run until every encoding has its trials (True), or the time is up or somebody stops it (False).
 
         Trials that went on have then saved their state.
         """
-        timer = Timer(limit_s, self.processes.stop) if limit_s is not None else None
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
-        with handled_by(lambda number, frame: self.processes.stop(), signal.SIGINT, signal.SIGTERM):
-            pool = ThreadPoolExecutor(self.jobs)
-            workers = [pool.submit(self._work) for _ in range(self.jobs)]
-            try:
-                for worker in as_completed(workers):
-                    worker.result()
-            except BaseException:
-                self.processes.stop()
-                raise
-            finally:
-                pool.shutdown()
-                if timer is not None:
-                    timer.cancel()
+        with (
+            self.processes.stopped_by_signals(),
+            closing(self.processes.as_they_end(self.jobs, self._next_work, limit_s)) as jobs,
+        ):
+            for work, answer in jobs:
+                with suppress(Interrupted):
+                    losses = answer.result()
+                    if isinstance(losses, UserError):
+                        raise losses
+                    tuning, trial = work.of
+                    self._tell(tuning, trial, losses, time.monotonic() - work.began)
         return not self.processes.is_stopping()
 
-    def _work(self) -> None:
-        while (found := self._next()) is not None:
-            tuning, trial = found
-            started = time.monotonic()
-            try:
-                losses = self.processes.call(self.run_of(tuning, trial), self.environment)
-            except Interrupted:
-                return
-            if isinstance(losses, UserError):
-                raise losses
-            with self._one_thread:
-                self._tell(tuning, trial, losses, time.monotonic() - started)
+    def _next_work(self) -> Work | None:
+        found = self._next_trial()
+        return None if found is None else Work(self.run_of(*found), self.environment, found)
 
-    def _next(self) -> tuple[Tuning, Trial] | None:
-        with self._one_thread:
-            if self.processes.is_stopping():
-                return None
-            if self._left:
-                return self._left.pop(0)
-            for tuning in sorted(self.tunings, key=lambda tuning: len(tuning.trials)):
-                if (trial := tuning.ask()) is not None:
-                    return tuning, trial
+    def _next_trial(self) -> tuple[Tuning, Trial] | None:
+        if self.left:
+            return self.left.pop(0)
+        for tuning in sorted(self.tunings, key=lambda tuning: len(tuning.trials)):
+            if (trial := tuning.ask()) is not None:
+                return tuning, trial
         return None
 
     def _tell(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> None:
