@@ -14,7 +14,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs")  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path
