@@ -38,15 +38,16 @@ class EvaluationSettings:
 
 
 def main(arguments: list[str]) -> None:
-    from cope.report.run_sheets import scores_sheet
-    from cope.report.sheets import show
-    from cope.run.reevaluation import reevaluate
-
     example = "python evaluate.py run=<run folder> [task.key=value ...]"
     settings, overrides = split_settings(arguments, EvaluationSettings, example)
     folder = RunFolder(settings.run)
     if folder.config.exists() and (problems := Composer(folder.path.resolve(), folder.config.stem).problems(overrides)):
         raise UserError("\n".join(problems))
+    # Imported here, so that a slip is told before PyTorch is waited for.
+    from cope.report.run_sheets import scores_sheet
+    from cope.report.sheets import show
+    from cope.run.reevaluation import reevaluate
+
     scores, path = reevaluate(folder, overrides)
     show([scores_sheet(scores["headline"], scores["splits"])], settings.format)
     for split, num_tokens in scores["left_out"].items():

@@ -6,6 +6,8 @@
 For a language task the prompt is text; for a task with a vocabulary it is words of it, with spaces between. A model that was
 trained with task.loss=answers has learned to give answers, not to write what they are asked about.
 
+    run=              the run: its folder, or the beginning of its hash
+    prompt=           what it continues
     num_tokens=200    how many tokens to add
     temperature=1.0   divides the logits: below 1 less is left to chance, 0 takes the most probable token
     top_k=null        draw from so many of the most probable tokens alone

@@ -8,9 +8,12 @@ the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
 """
 
 if __name__ == "__main__":
+    import sys
+
     from cope.start import start
 
-    start()  # before anything is imported that takes seconds
+    # Before anything is imported that takes seconds. A single run's first line comes soon enough.
+    start(doing="composing the runs" if {"-m", "--multirun"} & set(sys.argv) else "")
 
 import sys
 

@@ -6,10 +6,10 @@ python scripts/compare.py runs=1a2b3c4d/seed=1,5e6f7a8b/seed=1      # two of the
 python scripts/compare.py runs=outputs pe=cope,rope split=test,ood_shorter seed=1
 
 runs=            folders of runs, or any above them, or beginnings of hashes, with commas between
-task=            only those with one of these values; likewise:
-pe=
-seed=
-scale=
+task=            only runs of these tasks, with commas between
+pe=              only runs of these encodings
+seed=            only runs of these seeds
+scale=           only runs of these scales
 split=           only these splits
 format=table     or markdown, csv, latex, json
 """

@@ -7,6 +7,12 @@
 
 Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
 that cost next to nothing are one row: the first.
+
+    table=all       files of configs/table, with commas between
+    slopes=false    true: how the time of a step grows, instead
+    format=table    or markdown, csv, latex, json
+
+All else are settings of train.py, for every run.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "reading configs")  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,7 +9,7 @@ All are settings of train.py. Root mean squares over the pairs of query and key 
 if __name__ == "__main__":
     from cope.start import start
 
-    start(__doc__)  # before anything is imported that takes seconds
+    start(__doc__, "measuring")  # before anything is imported that takes seconds
 
 import itertools
 from dataclasses import asdict

@@ -29,7 +29,7 @@ from cope.cli import run_command, split_settings
 from cope.errors import UserError
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
-from cope.report.verdicts import claim_in_full, claim_lines, verdict_table
+from cope.report.verdicts import claim_in_full, claim_lines, line_width
 from cope.sweep.plan import read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> None:
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
     if settings.why is not None:
-        print(claim_in_full(report.verdicts, claims_plan, settings.why))
+        print(claim_in_full(report.verdicts, claims_plan, settings.why, line_width()))
     elif settings.claims:
-        print(claim_lines(report.verdicts, claims_plan))
+        print(claim_lines(report.verdicts, claims_plan, line_width()))
     else:
         command = shlex.join(["python", "scripts/report.py", *arguments])
         page = write_report(report, settings.to, command, settings.with_runs)
-        print(f"{verdict_table(report.verdicts)}\n\nwritten: {page}")
+        print(f"{claim_lines(report.verdicts, claims_plan, line_width())}\n\nwritten: {page}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of the README: which runs they need, what is there, and each table itself beside the paper's figures.
+"""Tables of the paper: which runs they need, what is there, and each table itself beside the paper's figures.
 
     python scripts/table.py table=table2                       # from finished runs; what has not been run is "missing"
     python scripts/table.py table=table2 action=run            # first runs what is not finished, one a core

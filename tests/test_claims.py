@@ -179,7 +179,7 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
     assert first.startswith(
         "Flip-flop, in distribution: CoPE below RoPE with 10 of 10 seeds; by 4.16 points in the median (4 to "
     )
-    assert "CoPE 1.0%, RoPE 5.2%" in first and "E: as claimed 186, opposite 0.0909" in first
+    assert "CoPE 1.0%, RoPE 5.2%" in first and "E, which decides at 60: as claimed 186, opposite 0.0909" in first
     assert first.endswith("RoPE may still improve with 1 of 10 seeds, whose steps were used up before their patience")
     assert second.endswith("; Absolute learned the training data with 5 of 10 seeds")
     assert (found.label, found.finding, found.scales) == ("reproduced", "all 2 parts with 10 of 10 seeds", ("smoke",))
@@ -204,9 +204,14 @@ def test_each_verdict_in_a_line_and_in_full(tmp_path, cope, label, finding):
     cells = {("counting", "cope"): {"ood_longer": cope}, ("counting", "relative"): {"ood_longer": MIDDLE}}
     found = verdict(tmp_path, 9, "table4", cells)
     assert (found.label, found.finding) == (label, finding)
-    assert len(found.line) <= 100 and found.line.startswith(f" 9 {found.outcome}") and found.line.endswith(finding)
-    whole = claim_in_full([found], CLAIMS_PLAN, 9)
-    assert whole.startswith(f"9. {found.claim} (Table 4): {label}\n") and finding in whole
+    assert (
+        len(found.line(100)) <= 100 and found.line(100).startswith(f" 9 {found.outcome}") and found.line(100).endswith(finding)
+    )
+    folded = found.line(80).splitlines()
+    assert max(map(len, folded)) <= 80 and " ".join("\n".join(folded).split()).endswith(finding)  # and nothing is cut
+    whole = claim_in_full([found], CLAIMS_PLAN, 9, 80)
+    assert max(map(len, whole.splitlines())) <= 80 and whole.startswith(f"9. {found.claim}")
+    assert f"(Table 4): {label}" in " ".join(whole.split()) and finding in " ".join(whole.split())
 
 
 def test_what_holds_together_with_all_claims_is_told(tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_what_holds_together_with_all_claims_is_told(tmp_path: Path) -> None:
     )
     verdicts = judge_all(CLAIMS_PLAN, findings)
     assert verdicts[0].stands_by == ("e-BH", "Bonferroni")  # 1170 is more than 51 / 0.05
-    assert "Of 1 verdicts, 1 also hold with all claims together by e-BH, 1 by Bonferroni." in claim_lines(verdicts, CLAIMS_PLAN)
+    assert "Of 1 verdict, 1 also hold with all claims together by e-BH, 1 by Bonferroni." in claim_lines(verdicts, CLAIMS_PLAN)
     nine = flip_flop("test", cope=around(1), rope=around(5), absolute=around(20))
     alone = judge_all(CLAIMS_PLAN, Findings([plan_with(tmp_path / "nine", "table2", nine)]))[0]
     assert (alone.outcome, alone.stands_by) == ("reproduced", ())

@@ -117,7 +117,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     assert pictures == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")} | {
         "position_alone_cope.png"  # of the first seed
     }  # fmt: skip
-    assert "Not shown, since no run of theirs is finished: figure3, table8." in page.read_text()
+    assert "Not shown, since no run of theirs is finished: Figure 3, Table 8." in page.read_text()
     latex = (folder / "tables" / "table8.tex").read_text()
     assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run

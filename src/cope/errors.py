@@ -30,6 +30,8 @@ class AlreadyRunning(UserError):
 def nearest(value: object, allowed: Iterable[object]) -> str:
     """`` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
     typed = str(value)
+    if typed.isdigit():  # a number is no slip of another
+        return ""
     matches = difflib.get_close_matches(typed, [str(choice) for choice in allowed], n=3, cutoff=0.5)
     matches.sort(key=lambda match: sorted(match) != sorted(typed))  # two letters that changed places are the likeliest slip
     return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -209,7 +209,7 @@ def _not_read(text: str) -> str:
     """What to tell of an argument that Hydra's grammar has no place for, and whether quotes would help."""
     key, equals, value = text.partition("=")
     if not equals:
-        return f"{text!r} is not of the form key=value."
+        return f"{text!r} is not of the form key=value; allowed: pe=cope, task=counting, seed=1 and others (--help lists them)."
     quoted = f"{key}='{value}'"
     if "'" in value or not _is_parsed(quoted):
         return f"{text!r} cannot be read; allowed: key=value, as in https://hydra.cc/docs/1.3/advanced/override_grammar/basic."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
 STOPPED = "Stopped; the same command goes on from there."
@@ -25,7 +26,7 @@ def start(documentation: str | None = None, doing: str = "") -> None:
 
     Args:
         documentation: of a command that takes seconds to import: printed at once if ``--help`` was asked for.
-        doing: what it does for more than a second before it has anything to say: said on a terminal.
+        doing: what it does for more than a second before it has anything to say: said at once, beside the output.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, end_at_once)
@@ -37,8 +38,9 @@ def start(documentation: str | None = None, doing: str = "") -> None:
             os.write(2, f"The output cannot be written: {error.strerror}.\n".encode())
             os._exit(1)  # nothing is to be written any more
         sys.exit()
-    if doing and sys.stderr.isatty():
-        print(f"{doing} ...", file=sys.stderr, flush=True)
+    if doing:
+        with suppress(OSError):
+            print(f"{doing} ...", file=sys.stderr, flush=True)
     os.environ["MPLBACKEND"] = "agg"  # pictures are files here; a notebook's backend is not installed everywhere
     if any(map(os.environ.__contains__, PYTORCH_REFUSES)):
         _check_variables_of_pytorch()

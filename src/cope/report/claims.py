@@ -7,6 +7,7 @@ came out the other way, and there is *no difference* if each came out as claimed
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,6 @@ from cope.errors import UserError
 from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached, of_seeds
 from cope.report.findings import Findings
 from cope.report.rule import VERDICTS, Rule, claim_evidence, e_benjamini_hochberg
-
-LONGEST_LINE = 100
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,10 @@ class Verdict:
         """What decided, or what is open, part by part."""
         return "; ".join(part.finding for part in self._telling()) + "."
 
-    @property
-    def line(self) -> str:
-        """All of it in at most ``LONGEST_LINE`` characters."""
-        text = f"{self.number:2} {self.outcome:13} {self.topic:24} {self.finding}"
-        return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
+    def line(self, width: int) -> str:
+        """All of it; what a line of ``width`` characters has no room for goes on below."""
+        head = f"{self.number:2} {self.outcome:13} {self.topic:24} "
+        return textwrap.fill(self.finding, max(width, len(head) + 20), initial_indent=head, subsequent_indent=" " * len(head))
 
     def _telling(self) -> list[Comparison]:
         """The comparisons that made it so, else all of them; the furthest from what is claimed first."""

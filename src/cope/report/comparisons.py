@@ -107,14 +107,20 @@ class Comparison:
 
     @property
     def effect(self) -> str:
-        """The median difference with its interval, the way that the finding names."""
-        values = [self._side[2] * difference for difference in self.evidence.differences.values()]
+        """The median difference with its interval, the way that the finding names; of no difference the way that it is."""
+        side, _, way = self._side
+        values = [way * difference for difference in self.evidence.differences.values()]
         if not values:
             return ""
+        which = ""
+        if side == self.sides.equal:
+            is_lower = np.median(values) >= 0
+            values = values if is_lower else [-value for value in values]
+            which = f"{next(iter(self.figures))} {'lower' if is_lower else 'higher'} "
         interval = self.rule.interval(values)
-        low, high = interval or (min(values), max(values))
+        low, high = (_way(value) for value in interval or (min(values), max(values)))
         known = "whenever one looks" if interval else "from seed to seed; too few for an interval"
-        return f"by {np.median(values):.3g}{self.unit} in the median ({low:.3g} to {high:.3g} {known})"
+        return f"{which}by {np.median(values):.3g}{self.unit} in the median ({low} to {high}, {known})"
 
     @property
     def text(self) -> str:
@@ -125,7 +131,7 @@ class Comparison:
             last = self.evidence.running().iloc[-1]
             said = [f"as claimed {last['claimed']:.3g}", f"opposite {last['opposite']:.3g}"]
             said += [f"no difference {last['equal']:.3g}"] if self.evidence.equivalence is not None else []
-            parts.append(f"E: {', '.join(said)}")
+            parts.append(f"E, which decides at {self.rule.needed:g}: {', '.join(said)}")
         return "; ".join(part for part in [*parts, *self.notes] if part)
 
 
@@ -236,6 +242,11 @@ def below(
     else:
         found, kind = {seed: 100 * (1 - low[seed] / (factor * high[seed])) for seed in seeds}, "perplexity"
     return Evidence(found, margins.tie[kind], margins.equivalence[kind])
+
+
+def _way(value: float) -> str:
+    """A bound of a difference, its sign in words."""
+    return f"{value:.3g}" if value >= 0 else f"{-value:.3g} the other way"
 
 
 def of_seeds(some: int, number: int) -> str:

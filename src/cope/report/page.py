@@ -30,6 +30,7 @@ from cope.report.cells import cells, differences
 from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
 from cope.report.findings import LEARNED_PERCENT, Findings
+from cope.report.names import table_title
 from cope.report.page_content import RunList, anchor, in_a_sentence, links_to, published, table_of, tables
 from cope.report.paper_figures import draw_paper_figures
 from cope.report.plan_sheets import write_tables
@@ -166,7 +167,7 @@ def _page(
         tables=shown,
         names=names,
         gates=[(drawing, runs.behind(drawing)) for drawing in drawings if table_of(drawing) not in names],
-        missing=sorted({plan.name for plan in report.plans} - names),
+        missing=[table_title(name) for name in sorted({plan.name for plan in report.plans} - names)],
         runs=runs.by_task(),
         encodings={run["encoding"]: run["label"] for found in runs.by_task().values() for run in found},
     )

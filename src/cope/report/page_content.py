@@ -13,6 +13,7 @@ import pandas as pd
 
 from cope.metrics import LABELLED, METRICS
 from cope.report.claims import Verdict
+from cope.report.comparisons import Outcome
 from cope.report.drawing import Drawing, table_command
 from cope.report.findings import Findings
 from cope.report.names import encoding_name, row_name, section_name, split_name, table_title, task_name
@@ -28,9 +29,9 @@ MOST_PLACES = 3  # of the paper's figures beside a claim
 
 
 def in_a_sentence(verdicts: Sequence[Verdict]) -> str:
-    """How many claims came out how."""
-    counts = Counter(str(verdict.outcome) for verdict in verdicts)
-    found = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
+    """How many claims came out how, what is decided first."""
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    found = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
     return f"Of the paper's {len(verdicts)} claims: {found}."
 
 

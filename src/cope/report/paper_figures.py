@@ -53,7 +53,8 @@ def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
         ),
         "figure5": _Figure(
             "Figure 5: how fast flip-flop is learned",
-            f"{OUR_LINES} The paper prints no numbers for this figure, only that CoPE is best by step 2,500 of 10,000, so "
+            f"{OUR_LINES} Where runs have ended, the mean is of those that go on. "
+            "The paper prints no numbers for this figure, only that CoPE is best by step 2,500 of 10,000, so "
             "there are no points of its own here.",
             ("flip_flop",), _draw_speed, has_paper=False,
         ),
@@ -66,9 +67,10 @@ def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
             size = (COLUMN, 0.4 + (2.1 if rows == 1 else 1.7) * rows)
             figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
             if wanted.draw(axes, findings):
-                labelled = {
-                    label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-                }
+                labelled: dict[str, Any] = {}  # our line of an encoding; where there is none, the paper's
+                for axis in axes.flat:
+                    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                        labelled.setdefault(label, handle)
                 handles = [*labelled.values(), *([paper_mark()] if wanted.has_paper else [])]
                 figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.0)
                 path = save(figure, folder, name)
@@ -110,6 +112,7 @@ def _draw_contexts(axes: Any, findings: Findings) -> bool:
             axis.set(xlabel="context / trained context", ylabel="perplexity")
             axis.grid(axis="y")
         if not any_here:
+            ours.set_yticks([])
             ours.text(0.5, 0.5, "missing", ha="center", va="center", transform=ours.transAxes, color=SOFT)
         found |= any_here
     return found
@@ -148,5 +151,5 @@ def _paper_curve(axis: Axes, places: Sequence[float], values: Sequence[float], r
     look = look_of(row)
     axis.plot(
         places, values, ":", marker="D", markersize=3.6, markerfacecolor="white", markeredgewidth=0.9, linewidth=0.8,
-        color=look.colour, zorder=look.order,
+        color=look.colour, zorder=look.order, label=look.label,
     )  # fmt: skip

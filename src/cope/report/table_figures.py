@@ -27,7 +27,10 @@ from cope.report.style import COLUMN, SOFT, look_of, picture_style
 from cope.sweep.plan import Plan
 
 TABLES_DRAWN = ("table2", "table3", "table4", "table5", "table7", "table8")
-CAPTION = "Strokes: seeds; marks: their mean, with a bar from the least to the largest; open diamonds: the paper's."
+CAPTION = (
+    "Strokes: seeds; marks: their mean, with a bar from the least to the largest; open diamonds: the paper's, dotted: its "
+    "standard deviation."
+)
 OTHER_TEXT = (
     "The paper's perplexities have axes of their own, since those of other texts, vocabularies and sizes cannot be compared."
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,25 +14,34 @@ from cope.report.comparisons import COLUMNS
 OLD_SEEDS = "These seeds were seen before the plan was made: what follows shows how the rule works, and decides nothing."
 
 
-def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan) -> str:
-    """A line for each claim, of at most 100 characters, and how many there are of each verdict."""
+LONGEST_LINE = 100
+
+
+def line_width() -> int:
+    """Of what is printed: the terminal's, if that is less than ``LONGEST_LINE``."""
+    return min(LONGEST_LINE, shutil.get_terminal_size().columns) if sys.stdout.isatty() else LONGEST_LINE
+
+
+def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = LONGEST_LINE) -> str:
+    """A line for each claim, folded at ``width``, and how many there are of each verdict."""
     counts = Counter(verdict.outcome for verdict in verdicts)
     decided = [verdict for verdict in verdicts if verdict.outcome in COLUMNS]
     together = {name: sum(name in verdict.stands_by for verdict in decided) for name in ("e-BH", "Bonferroni")}
     total = f"{', '.join(f'{number} {outcome}' for outcome, number in counts.items())}."
     if decided:
         total += (
-            f"\nOf {len(decided)} verdicts, {together['e-BH']} also hold with all claims together by e-BH, "
-            f"{together['Bonferroni']} by Bonferroni."
+            f"\nOf {len(decided)} verdict{'s' * (len(decided) != 1)}, {together['e-BH']} also hold with all claims together "
+            f"by e-BH, {together['Bonferroni']} by Bonferroni."
         )
-    return "\n".join([*_heading(plan), *(verdict.line for verdict in verdicts), "", total])
+    return "\n".join([*_heading(plan), *(verdict.line(width) for verdict in verdicts), "", total])
 
 
-def claim_in_full(verdicts: Sequence[Verdict], plan: ClaimsPlan, number: int) -> str:
-    """All there is to know of one claim."""
+def claim_in_full(verdicts: Sequence[Verdict], plan: ClaimsPlan, number: int, width: int = LONGEST_LINE) -> str:
+    """All there is to know of one claim, folded at ``width``."""
     plan.claim(number)
     verdict = next(verdict for verdict in verdicts if verdict.number == number)
-    return "\n".join([*_heading(plan), *_in_full(verdict)])
+    lines = [*_heading(plan), *_in_full(verdict)]
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  " * line.startswith("- ")) for line in lines)
 
 
 def _heading(plan: ClaimsPlan) -> list[str]:

@@ -132,7 +132,8 @@ class WandbLogger(Logger):
         for path in folder.glob(f"wandb/*run-*-{run_id}"):  # the new one has all that earlier ones had
             if path != Path(self._run.settings.sync_dir):
                 shutil.rmtree(path, ignore_errors=True)
-        log.info("W&B: %s", self._run.url if self.mode == "online" else f"offline, in {self._run.settings.sync_dir}")
+        if self.mode == "online":  # of an offline one its end tells, with the command that uploads it
+            log.info("W&B: %s", self._run.url)
 
     def _begun(self, folder: Path, config: dict[str, Any], run_id: str, is_continued: bool) -> Any:
         # An empty host, because W&B puts the machine's own name where there is none.
