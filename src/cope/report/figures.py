@@ -201,8 +201,8 @@ def _arrays_of(folder: RunFolder) -> dict[str, Any]:
     except Exception as error:  # of five kinds, by which part of it is damaged
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}). It is damaged or was cut off: delete it to do without its picture, or start the "
-            "run over with force=true."
+            f"{path} cannot be read ({reason}). It is damaged or was cut off: delete it to do without its picture, or start "
+            "the run over with force=true."
         ) from error
     return arrays
 
