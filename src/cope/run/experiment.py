@@ -154,8 +154,8 @@ class Experiment:
                 raise
             trainer = self.trainer
             raise UserError(
-                f"No memory was left; {self.folder.path} keeps what was saved. This run goes on with trainer.threads=1, or "
-                f"with more memory. Another run needs less: a smaller trainer.batch_size (now {trainer.batch_size}) or a larger "
+                f"No memory was left; {self.folder.path} keeps what was saved. This run goes on with trainer.threads=1 or "
+                f"more memory. Another run needs less: a smaller trainer.batch_size (now {trainer.batch_size}) or a larger "
                 f"trainer.accumulate (now {trainer.accumulate}), a shorter task.context, a smaller model.dim (now "
                 f"{self.config.model.dim}) or model.num_layers (now {self.config.model.num_layers})."
             ) from error
