@@ -62,8 +62,9 @@ def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, FaultSettings, "python benchmarks/faults.py")
     names = list(FAULTS) if settings.faults == ("all",) else list(settings.faults)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as text:
-        folder = Path(text)
+    # A TemporaryDirectory would be deleted by each process forked from this one when it ends.
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
         harness = Harness(folder)
         for name in names:
             fault = FAULTS[name]
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> None:
                 print(f"{name} {number + 1}: {'survived' if held else 'NOT survived'}", file=sys.stderr, flush=True)
                 shutil.rmtree(place, ignore_errors=True)
             rows.append((fault.what, f"{settings.tries}", f"{survived}"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     command = " ".join(["python benchmarks/faults.py", *arguments])
     note = f"`{command}`, {platform.system()}, {os.cpu_count()} cores, commit {commit()}."
     show([Sheet("", ("fault", "tried", "survived"), tuple(rows), (note,))], settings.format)
