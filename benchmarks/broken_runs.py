@@ -202,7 +202,7 @@ class Harness:
     ) -> Command:
         home = {"HOME": str(self.folder), "WANDB_MODE": "offline"}  # nobody is logged in there
         surroundings = {"COPE_CACHE": str(self.kernels), **home} | environment
-        return Command(place, job.script, [*job.arguments(place), *more], surroundings, before)
+        return Command(place, job.script, [*more, *job.arguments(place)], surroundings, before)
 
     def finished(
         self, job: Job, place: Path, *more: str, before: Callable[[], None] = lambda: None, **environment: str
