@@ -247,9 +247,12 @@ def run_folder(place: Path) -> RunFolder:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Every file that is there, so that nothing is left over; W&B's own folder is not ours to keep clean."""
+    """Every file that is there, so that nothing is left over.
+
+    But W&B's own folder, which is not ours to keep clean, locks, and what a sweep keeps of what its jobs say.
+    """
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    ours = (path for path in paths if path.parts[0] != "wandb" and path.suffix != ".lock" and path.name != ".lock")
+    ours = (path for path in paths if path.parts[0] != "wandb" and not path.name.endswith((".lock", "output.log")))
     return sorted(path.as_posix() for path in ours)
 
 
