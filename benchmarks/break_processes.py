@@ -17,7 +17,7 @@ FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1
 NUM_WRITES = 9  # of files that are put in place in one step, in a run of this length
 
 
-def wait_for(happened: Callable[[], object], command: Command, seconds: float = 120) -> bool:
+def wait_for(happened: Callable[[], object], command: Command, seconds: float = 600) -> bool:
     """Whether it happened before the command ended."""
     deadline = time.monotonic() + seconds
     while not happened():
