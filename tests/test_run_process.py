@@ -76,6 +76,7 @@ def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> Non
         processes.call(go_on, os.environ)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
 def test_no_job_goes_on_after_its_sweep_was_killed(tmp_path: Path) -> None:
     sign = tmp_path / "sign"
