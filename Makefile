@@ -131,7 +131,7 @@ gpu-check: $(INSTALLED) ## On one GPU, in at most eight minutes: are the kernels
 	$(BIN)/python benchmarks/gpu_check.py to=outputs/gpu-check
 
 .PHONY: sanitize
-sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan
+sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan, and two threads of it under ThreadSanitizer
 	$(BIN)/python scripts/sanitize.py
 
 .PHONY: faults

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import platform
 import re
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ from runs import after_step, contents, folder_of, run
 
 from cope.cli import BUSY, reporting_errors
 from cope.errors import Interrupted, UserError
+from cope.files import write_text
 from cope.run.experiment import Experiment
 from cope.run.folder import RunFolder
 from cope.run.loop import TrainingLoop
@@ -208,6 +212,44 @@ def test_a_full_disk_leaves_the_old_checkpoint(stopped: tuple[DictConfig, RunFol
         run(config)
     assert contents(folder.last_checkpoint.parent) == checkpoints  # and no file half written
     assert run(config)[1]["steps"] == 18
+
+
+def test_too_little_memory_names_what_to_lower_and_the_run_goes_on(
+    stopped: tuple[DictConfig, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = stopped
+
+    def take_too_much(*_: object) -> None:
+        torch.empty(2**60, dtype=torch.int8)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr("cope.run.step.TrainingStep.__call__", take_too_much)
+        run(config)
+    for told in (
+        "trainer.threads=1",
+        "trainer.batch_size (now 16)",
+        "trainer.accumulate (now 1)",
+        "task.context",
+        str(folder.path),
+    ):
+        assert told in str(error.value)
+    config.trainer.threads = 1
+    assert run(config)[1]["steps"] == 18 and folder_of(config).path == folder.path
+
+
+def test_a_write_clears_up_after_one_that_was_killed(tmp_path: Path) -> None:
+    """Half a file of a process that is no more goes; that of one which goes on, or of another machine, stays."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    path = tmp_path / "last.pt"
+    names = [
+        f".last.pt.{node}.{pid}.0123"
+        for node, pid in ((platform.node(), ended.pid), (platform.node(), os.getpid()), ("elsewhere", ended.pid))
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    write_text(path, "whole")
+    assert sorted(found.name for found in tmp_path.iterdir()) == sorted(["last.pt", *names[1:]])
 
 
 def test_a_full_disk_while_measurements_are_written(

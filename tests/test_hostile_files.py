@@ -114,6 +114,23 @@ def test_links_out_of_a_runs_folder_change_nothing_there(tmp_path: Path, compose
     assert outside.read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "result.json", "checkpoints/last.pt", "checkpoints/best.pt", "checkpoints"])
+def test_starting_over_deletes_nothing_behind_a_link(tmp_path: Path, compose: Compose, name: str) -> None:
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / "text").write_text("precious")
+    config = compose(*SMALL)
+    folder = folder_of(config)
+    link = folder.path / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside if name == "checkpoints" else outside / "text")
+    config.force = True
+    with suppress(UserError):
+        run(config)
+    release(folder)
+    assert (outside / "text").read_text() == "precious"  # new checkpoints may go where the user's link leads
+
+
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused(
     tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +155,20 @@ def test_arrays_of_objects_are_not_drawn(tmp_path: Path, compose: Compose) -> No
     with suppress(UserError, ValueError):
         draw_run(folder)
     assert not sign.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no arrays", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00", pickle.dumps([1]), b"\x89PNG\r\n\x1a\n"],
+)
+def test_damaged_arrays_of_gates_are_named(tmp_path: Path, content: bytes) -> None:
+    from cope.report.figures import gates_figure
+
+    folder = RunFolder(tmp_path)
+    folder.figures.mkdir()
+    folder.gates.write_bytes(content)
+    with pytest.raises(UserError, match=r"gates\.npz cannot be read .*delete it.*force=true"):
+        gates_figure(folder)
 
 
 @pytest.mark.slow

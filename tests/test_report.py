@@ -360,6 +360,22 @@ def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(
     assert [path.name for path in page.parent.parent.iterdir()] == [page.parent.name]  # nothing half made is left
 
 
+@pytest.mark.parametrize("moment", ["while it wrote", "while it put it in place", "after that"])
+def test_a_report_clears_up_after_one_that_was_killed(report: Report, page: Path, moment: str) -> None:
+    folder = page.parent
+    new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    (folder / "notes.txt").write_text("mine")
+    if moment == "while it wrote":
+        (new / "tables").mkdir(parents=True)
+    else:
+        folder.rename(old)
+    if moment == "after that":
+        shutil.copytree(old, folder, ignore=shutil.ignore_patterns("notes.txt"))
+    write_report(report, folder, "make report")
+    assert (folder / "notes.txt").read_text() == "mine" and page.exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_a_folder_that_is_no_report_is_never_replaced(report: Report, tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "precious.txt").write_text("mine")

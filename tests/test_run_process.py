@@ -77,6 +77,27 @@ def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> Non
         processes.call(go_on, os.environ)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+def test_no_job_goes_on_after_its_sweep_was_killed(tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    program = f"""
+import os, pathlib, time
+from cope.sweep.process import Processes
+def go_on():
+    pathlib.Path({str(sign)!r}).write_text(str(os.getpid()))
+    time.sleep(600)
+Processes().call(go_on, os.environ)
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as sweep:
+        try:
+            wait_until(lambda: sign.exists() and sign.read_text() != "")
+        finally:
+            sweep.kill()
+    stat = Path(f"/proc/{sign.read_text()}/stat")
+    wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", seconds=60)
+
+
 @WITH_JOBS
 def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes()

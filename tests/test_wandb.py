@@ -240,6 +240,35 @@ def test_a_continued_run_is_one_record(
     assert all({"train/loss", "eval/validation/error"} <= keys for _, keys in found)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_outlives_the_process_of_wandb(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    """It begins again, with every step in its record; the second time it is done without."""
+
+    def kill(loop: TrainingLoop) -> None:
+        for process in Path("/proc/self/task").glob("*/children"):
+            for child in process.read_text().split():
+                if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+
+    config = compose(*SHORT)
+    with monkeypatch.context() as patch:
+        for step in (3, 5)[:times]:
+            patch.setattr(TrainingLoop, "_should_stop", after_step(step, kill))
+        run(config)
+    folder = folder_of(config)
+    assert folder.read_result() is not None
+    assert [line["step"] for line in folder.read_metrics() if "train/loss" in line] == [2, 4, 6, 8]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING" and "W&B" in record.getMessage()]
+    assert len(told) == times and "kept offline from here on" in told[0], told
+    if times == 1:
+        assert [step for step, _ in history(folder.path)] == [2, 4, 6, 8]
+    else:
+        assert "goes on without it" in told[1]
+
+
 def test_a_task_has_charts_in_which_encodings_lie_over_each_other(compose: Compose) -> None:
     folder, result = run(compose(*SHORT, "pe=rope", "task.num_validation=16"))
     found = records(folder.path)

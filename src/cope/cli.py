@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cope.building import converted
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
+from cope.memory import is_out_of_memory
 from cope.overrides import check_overrides, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
@@ -162,7 +163,10 @@ def reporting_errors() -> Iterator[None]:
                 raise
             _tell(message)
             sys.exit(BUSY if isinstance(error, AlreadyRunning) else 1)
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error) and not wants_stack_trace() and not is_sweep():
+                _tell("No memory was left. Take smaller settings (of a run trainer.batch_size, task.context), or more memory.")
+                sys.exit(1)
             if is_sweep():  # a bug of ours: the others may be spared it, but its trace is wanted
                 _tell(f"FAILED: {' '.join(HydraConfig.get().overrides.task)}\n{traceback.format_exc()}")
             raise

@@ -4,11 +4,14 @@ one process has."""
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -41,9 +44,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         UserError: the folder cannot be written or the disk is full; what was at ``path`` is still there.
     """
     # Opened by name, not by tempfile, whose files nobody else may read: here the user's umask decides.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         try:
             with temporary.open("xb") as file:
                 write(file)
@@ -57,6 +61,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Free some space, or choose another folder "
             "with output_dir=...; nothing that was there before is lost."
         ) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what processes of this machine that were killed while they wrote ``path`` have left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.*"):
+        number = left.name.rsplit(".", 2)[1]
+        if number.isdecimal() and not _is_alive(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":  # where to ask would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from cope.files import write_atomically
 from cope.report.names import encoding_name, task_name
 from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
 
@@ -104,7 +105,7 @@ def draw_position_alone(folder: Path) -> Path:
             fontsize=8,
         )
         path = folder / "position_alone.png"
-        figure.savefig(path, dpi=200)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=200))
         plt.close(figure)
     return path
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cope.errors import UserError
+from cope.files import write_atomically
 from cope.metrics import METRICS
 from cope.report.drawing import value_axis
 from cope.report.names import encoding_name, split_name, task_name
@@ -133,10 +134,9 @@ def gates_figure(folder: RunFolder, heads: Heads | None = None) -> Figure:
     Positions are sums from each token to the query, so they grow from right to left. Of a long sequence the last tokens.
 
     Raises:
-        UserError: a head that the model has not.
+        UserError: a head that the model has not, or damaged arrays.
     """
-    with np.load(folder.gates, allow_pickle=False) as content:
-        arrays: dict[str, Any] = dict(content)
+    arrays = _arrays_of(folder)
     words, query = arrays["words"], int(arrays["query"])
     shown = slice(max(0, query + 1 - MOST_TOKENS), query + 1)
     gates, positions = arrays["gates"], arrays["positions"]  # (layers, heads, key)
@@ -186,6 +186,22 @@ def _checked(heads: Heads, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(layer - 1, head - 1) for layer, head in heads] or [divmod(i, shape[1]) for i in range(shape[0] * shape[1])]
 
 
+def _arrays_of(folder: RunFolder) -> dict[str, Any]:
+    path = folder.gates
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = dict(content)
+        if missing := {"words", "query", "gates", "positions", "answer", "is_right"} - arrays.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    except Exception as error:  # of five kinds, by which part of it is damaged
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({reason}). It is damaged or was cut off: delete it to do without its picture, or start "
+            "the run over with force=true."
+        ) from error
+    return arrays
+
+
 def _draw_counting(axis: Axes, gates: np.ndarray, positions: np.ndarray) -> None:
     keys = np.arange(len(gates))
     axis.bar(keys, gates, color=GATE, width=0.9)
@@ -200,6 +216,6 @@ def _draw_counting(axis: Axes, gates: np.ndarray, positions: np.ndarray) -> None
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=200)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=200))
     plt.close(figure)
     return path

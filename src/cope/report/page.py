@@ -7,7 +7,8 @@
     report/verdicts.json
     report/runs/                 where asked for: what of each run it was made from
 
-Everything is written into a new folder beside the old report, which takes its place when it is complete.
+Everything is written into a new folder beside the old report, which takes its place when it is complete. One process at a time
+writes a report, and clears up after one that was killed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -26,6 +26,7 @@ import jinja2
 import pandas as pd
 
 from cope.errors import UserError
+from cope.files import lock
 from cope.report.cells import cells, differences
 from cope.report.claims import ClaimsPlan, Verdict, judge_all
 from cope.report.drawing import Drawing
@@ -73,16 +74,22 @@ def write_report(report: Report, folder: Path, command: str, with_runs: bool = F
         UserError: the folder cannot be written, or holds something that would be lost.
     """
     folder = folder.resolve()
-    _check_folder(report, folder, with_runs)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+        mine = folder.with_name(f".{folder.name}.lock")
+        held = lock(mine, wait=f"Another process is writing {folder}: waiting for it.")
         try:
-            new.chmod(0o755)
+            if old.exists():  # of a process that was killed while it put the new one in place
+                _move_back(old, folder)
+            _check_folder(report, folder, with_runs)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
             _fill(report, new, folder, command, with_runs)
-            _put_in_place(new, folder)
+            _put_in_place(new, old, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+            mine.unlink(missing_ok=True)  # while it is ours: who waited for it makes another (filelock looks)
+            held.release()
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         kept = "; the report that was there is kept" if folder.exists() else ""
@@ -119,9 +126,8 @@ def _fill(report: Report, new: Path, folder: Path, command: str, with_runs: bool
         copy_runs(report.findings, new / "runs")
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Let ``new`` be ``folder``; if that cannot be, what was there is there again."""
-    old = new.with_name(f"{new.name}.old")
+def _put_in_place(new: Path, old: Path, folder: Path) -> None:
+    """Let ``new`` be ``folder``; if that cannot be, what was there is there again. On the way that is ``old``."""
     if folder.exists():
         folder.rename(old)
     try:
@@ -130,8 +136,17 @@ def _put_in_place(new: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
-    for other in old.iterdir() if old.exists() else ():
-        if other.name not in WRITTEN:  # such as tuning's trials, and notes: they stay
+    if old.exists():
+        _move_back(old, folder)
+
+
+def _move_back(old: Path, folder: Path) -> None:
+    """Let ``folder`` have what ``old`` has and a report has not, such as tuning's trials, and notes; all if there is none."""
+    if not folder.exists():
+        old.rename(folder)
+        return
+    for other in old.iterdir():
+        if other.name not in WRITTEN:
             other.rename(folder / other.name)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
+from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
 from cope.report.drawing import Drawing, in_few_colours, save
@@ -13,6 +15,8 @@ from cope.report.findings import Findings, measurement
 from cope.report.names import encoding_name, row_name, section_name, task_name
 from cope.report.style import picture_style
 from cope.sweep.plan import PlannedRun
+
+log = logging.getLogger(__name__)
 
 
 def runs_with_gates(findings: Findings) -> list[PlannedRun]:
@@ -32,7 +36,11 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
         task = run.folder.task
         name = f"gates_{task}"
         with picture_style(name):
-            path = save(gates_figure(run.folder), folder, name)
+            try:
+                path = save(gates_figure(run.folder), folder, name)
+            except UserError as error:  # a report does without it
+                log.warning("left out: %s", error)
+                continue
         drawn.append(
             Drawing(
                 path,

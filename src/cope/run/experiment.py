@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from cope.building import arguments, build
 from cope.errors import UserError, check_at_least, check_choice
 from cope.files import write_json
 from cope.kernels.triton import compiler_options
+from cope.memory import is_out_of_memory
 from cope.metrics import shown
 from cope.positions.base import PositionEncoding
 from cope.run.checkpoint import check_data, load_checkpoint, load_weights
@@ -135,8 +137,24 @@ class Experiment:
             UserError: another process has the folder, its config differs, or training could not end.
         """
         fabric = self.trainer.fabric()
-        with ending_together(fabric):
+        with ending_together(fabric), self._memory_named():
             return self._run(fabric, show_progress, splits, observe)
+
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        """Tell of too little memory what to lower."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            trainer = self.trainer
+            raise UserError(
+                f"No memory was left; {self.folder.path} keeps what was saved. This run goes on with trainer.threads=1 or "
+                f"more memory. Another run needs less: a smaller trainer.batch_size (now {trainer.batch_size}) or a larger "
+                f"trainer.accumulate (now {trainer.accumulate}), a shorter task.context, a smaller model.dim (now "
+                f"{self.config.model.dim}) or model.num_layers (now {self.config.model.num_layers})."
+            ) from error
 
     def _run(
         self,

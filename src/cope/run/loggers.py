@@ -9,10 +9,14 @@ import logging
 import os
 import shlex
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cope.errors import UserError, check_choice
+from cope.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class WandbLogger(Logger):
         self.mode = self._resolved_mode(mode)
         self._run: Any = None
         self._task = ""
+        self._begin_again: Callable[[], None] | None = None  # once, where W&B fails in the middle of a run
 
     def _resolved_mode(self, mode: str) -> Any:
         """``online``, ``offline`` or ``disabled``, as far as that can be told without a network."""
@@ -114,6 +119,7 @@ class WandbLogger(Logger):
             log.info("W&B: disabled, by WANDB_MODE or W&B's settings file")
             return
         self._task = config["task"]["name"]
+        self._begin_again = partial(self._begun_offline, folder, config, run_id)
         try:
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         except Exception as error:  # W&B raises several kinds, which share no base class
@@ -126,20 +132,58 @@ class WandbLogger(Logger):
             self._wandb.teardown()  # its process believes that the run has begun
             self.mode = "offline"
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
-        for line in measured:
-            if line["step"] >= self._run.starting_step:  # what the server has not had yet
-                self.metrics({key: value for key, value in line.items() if key != "step"}, line["step"])
-        for path in folder.glob(f"wandb/*run-*-{run_id}"):  # the new one has all that earlier ones had
-            if path != Path(self._run.settings.sync_dir):
-                shutil.rmtree(path, ignore_errors=True)
-        if self.mode == "online":  # of an offline one its end tells, with the command that uploads it
+        self._tell(lambda run: self._hand_over(run, folder, run_id, measured))
+        if self._run is not None and self.mode == "online":  # of an offline one its end tells, with the command that uploads it
             log.info("W&B: %s", self._run.url)
 
-    def _begun(self, folder: Path, config: dict[str, Any], run_id: str, is_continued: bool) -> Any:
+    def _hand_over(self, run: Any, folder: Path, run_id: str, measured: list[dict[str, Any]]) -> None:
+        """Let the new record of a run have all that earlier ones had, and be the only one."""
+        for line in measured:
+            if line["step"] >= run.starting_step:  # what the server has not had yet
+                self._log_line(run, {key: value for key, value in line.items() if key != "step"}, line["step"])
+        for path in folder.glob(f"wandb/*run-*-{run_id}"):
+            if path != Path(run.settings.sync_dir):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _tell(self, act: Callable[[Any], None]) -> None:
+        """Let ``act`` tell W&B's run something. No run ends because W&B does: it begins again, once, then is done without."""
+        if self._run is None:
+            return
+        try:
+            act(self._run)
+        except Exception as error:  # its process was lost, its disk is full: errors of several kinds, which share no base class
+            self._lost(error)
+            if self._run is not None:
+                self._tell(act)
+
+    def _lost(self, error: Exception) -> None:
+        """Begin again offline, the first time; say what became of it."""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        begin_again, self._begin_again, self._run = self._begin_again, None, None
+        with suppress(Exception):  # there may be nobody left to be told
+            self._wandb.teardown()
+        if begin_again is None:
+            log.warning("W&B: failed again (%s): this run goes on without it.", reason)
+            return
+        try:
+            begin_again()
+            log.warning("W&B: failed (%s); kept offline from here on, in %s.", reason, self._run.settings.sync_dir)
+        except Exception:
+            self._run = None
+            with suppress(Exception):
+                self._wandb.teardown()
+            log.warning("W&B: failed (%s); this run goes on without it, and metrics.jsonl has all that is measured.", reason)
+
+    def _begun_offline(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
+        self.mode = "offline"
+        self._run = self._begun(folder, config, run_id, is_continued=True, reinit="create_new")
+        self._hand_over(self._run, folder, run_id, RunFolder(folder).read_metrics())
+
+    def _begun(self, folder: Path, config: dict[str, Any], run_id: str, is_continued: bool, **more: Any) -> Any:
         # An empty host, because W&B puts the machine's own name where there is none.
         settings = self._wandb.Settings(
             silent=True, console="off", host="", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True,
-            init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True,
+            init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True, **more,
         )  # fmt: skip
         return self._wandb.init(
             project=self.project,
@@ -157,8 +201,10 @@ class WandbLogger(Logger):
         )
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        if self._run is not None:
-            self._run.log(values | self._charts(values), step=step)
+        self._tell(lambda run: self._log_line(run, values, step))
+
+    def _log_line(self, run: Any, values: dict[str, float], step: int) -> None:
+        run.log(values | self._charts(values), step=step)
 
     def _charts(self, values: dict[str, float]) -> dict[str, float]:
         """Accuracy and perplexity of every split once more, under the task's name."""
@@ -169,13 +215,13 @@ class WandbLogger(Logger):
         }  # fmt: skip
 
     def images(self, paths: dict[str, Path]) -> None:
-        if self._run is not None:  # there is none of a finished run, shown again
-            self._run.log({key: self._wandb.Image(str(path)) for key, path in paths.items()})
+        self._tell(lambda run: run.log({key: self._wandb.Image(str(path)) for key, path in paths.items()}))
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        if self._run is None:
-            return
-        run, self._run = self._run, None
+        self._tell(lambda run: self._finish(run, summary))  # there is none of a finished run, shown again
+        self._run = None
+
+    def _finish(self, run: Any, summary: dict[str, Any] | None) -> None:
         if summary is not None:
             run.summary.update(summary)
         upload = f"wandb sync {shlex.quote(run.settings.sync_dir)}"

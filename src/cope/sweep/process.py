@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -187,6 +188,8 @@ def _answer(pickled: bytes, sender: Connection, environment: Mapping[str, str]) 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    if hasattr(select, "poll"):  # not on Windows
+        threading.Thread(target=_stop_without_reader, args=(sender.fileno(),), daemon=True).start()
     try:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -196,3 +199,11 @@ def _answer(pickled: bytes, sender: Connection, environment: Mapping[str, str]) 
     finally:
         if "wandb" in sys.modules:  # whose own hook at the exit of Python is not called in such a process
             sys.modules["wandb"].teardown()
+
+
+def _stop_without_reader(pipe: int) -> None:
+    """Ask this process to save its state and end once nobody is left to read its answer: the sweep was killed."""
+    waiting = select.poll()
+    waiting.register(pipe, 0)  # errors alone, of which a lost reader is one
+    waiting.poll()
+    os.kill(os.getpid(), signal.SIGTERM)

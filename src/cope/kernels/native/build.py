@@ -16,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -104,12 +103,16 @@ def library(instructions: str | None = None, extra_flags: tuple[str, ...] = ()) 
 
 def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
     log.info("compiling the native kernel (a few seconds, once): %s", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    # Not a temporary folder of the system's choice: what a killed process left is found here, and nobody else works in it.
+    folder = path.with_suffix(".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        made = folder / path.name
         command = [*compiler, *flags, str(SOURCES / "attention.cpp"), "-o", str(made)]
-        result = _run([*command, "-fopenmp"])
+        result = _run([*command, "-fopenmp"], folder)
         if result.returncode != 0:
-            if _run(command).returncode != 0:
+            if _run(command, folder).returncode != 0:
                 path.with_suffix(".log").write_text(f"{shlex.join(command)}\n{result.stderr}", "utf-8")
                 raise CannotBuild(f"the compiler failed ({_first_error(result)}); all it said is in {path.with_suffix('.log')}")
             log.warning("the compiler has no OpenMP (-fopenmp): the native kernel runs on one thread")
@@ -123,6 +126,8 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
         checksum.write_text(_checksum(made))
         os.replace(checksum, path.with_suffix(".sha256"))
         os.replace(made, path)  # whole or not at all
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -135,9 +140,13 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it, with its own temporary files in a folder of ours if one is given."""
+    environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
     try:
-        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="replace")
+        return subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="replace", env=environment
+        )
     except OSError as error:
         raise CannotBuild(f"`{command[0]}` cannot be run ({error.strerror}): is that a C++ compiler?") from error
 

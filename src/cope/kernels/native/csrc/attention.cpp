@@ -39,20 +39,33 @@
 #include <atomic>
 #include <new>
 #include <thread>
+#include <vector>
 
 #include "backward.h"
 #include "forward.h"
 
 namespace cope {
 
+// Calls work() in so many threads at once, and returns when all have ended.
+template <class Work>
+void in_parallel(int num_threads, Work work) {
+#ifdef __SANITIZE_THREAD__  // which sees when threads of C++ begin and end, and not when those of OpenMP do
+  std::vector<std::thread> others;
+  for (int i = 1; i < num_threads; i++) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
+#else
+#pragma omp parallel num_threads(num_threads)
+  work();
+#endif
+}
+
 // Runs tasks 0, 1, ..., num_tasks - 1, each with a thread's own scratch; false if memory ran out.
 template <class Scratch, class Task>
 bool run(const Shared& shared, int64_t num_tasks, Task task) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
-  const int threads = int(std::min<int64_t>(shared.call.num_threads, num_tasks));
-#pragma omp parallel num_threads(threads)
-  {
+  in_parallel(int(std::min<int64_t>(shared.call.num_threads, num_tasks)), [&] {
     simd::FlushTinyNumbers flush;
     try {
       Scratch scratch(shared);
@@ -60,7 +73,7 @@ bool run(const Shared& shared, int64_t num_tasks, Task task) {
     } catch (const std::bad_alloc&) {
       failed = true;  // before this thread took a task: the others do them all
     }
-  }
+  });
   return !failed || next >= num_tasks;
 }
 
