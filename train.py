@@ -7,15 +7,13 @@ The same command again goes on with an unfinished run and shows a finished one. 
 the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
 """
 
-if __name__ == "__main__":
-    import sys
+import sys
 
+if __name__ == "__main__":
     from cope.start import start
 
     # Before anything is imported that takes seconds. A single run's first line comes soon enough.
     start(doing="composing the runs" if {"-m", "--multirun"} & set(sys.argv) else "")
-
-import sys
 
 import hydra
 from omegaconf import DictConfig

@@ -94,7 +94,7 @@ def run_until_decided(
         judged: the verdicts as the files have them now.
         runs: that claims may need, of every seed of ``plan``.
     """
-    clock = Clock(runs[0].folder.path.parents[3])
+    clock = Clock(runs[0].folder.outputs)
     left_over: dict[Path, str] = {}
     is_checked = False
     while True:

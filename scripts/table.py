@@ -41,6 +41,7 @@ from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import show_tables
 from cope.report.sheets import FORMATS
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
+from cope.sweep.listing import list_runs
 from cope.sweep.plan import (
     Plan,
     PlannedRun,
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
     runs = [run for run in all_runs(plans) if run.seed in seeds[: settings.seeds]]
     waiting = [run for run in runs if run.result() is None]
     if settings.action == "list":
-        list_runs(runs, waiting)
+        list_runs(CONFIGS, runs, waiting)
         return
     left_over = {}
     if settings.action == "run":
@@ -127,19 +128,6 @@ def launcher_of(of_hydra: list[str]) -> AbstractContextManager[Launcher]:
     """Hydra's launcher of runs of ``train.py``."""
     train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
     return launcher_for(CONFIGS, of_hydra, train)
-
-
-def list_runs(runs: list[PlannedRun], waiting: list[PlannedRun]) -> None:
-    """Print each with its state, and how long the others may take."""
-    from cope.sweep.clock import Clock
-    from cope.sweep.places import num_places
-
-    for run in runs:
-        print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
-    at_once, why = num_places(composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting))
-    seconds = Clock(runs[0].folder.path.parents[3]).seconds([(run.task, run.scale) for run in waiting], at_once)
-    guess = "no finished run to guess the time from" if seconds is None else f"about {seconds / 60:.0f} min"
-    print(f"{len(waiting)} of {len(runs)} runs to do; {why}; {guess}")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
             sweep.send_signal(number)
         _, said = sweep.communicate(timeout=120)
         assert sweep.returncode == INTERRUPTED
-        assert said == "Stopped; the same command goes on from there.\n"
+        doing = {"table": "reading configs and runs", "sweep": "composing the runs"}[kind]
+        assert said == f"{doing} ...\nStopped; the same command goes on from there.\n"
         wait_until(lambda: not alive(sweep.pid), seconds=30)
     finally:
         if alive(sweep.pid):

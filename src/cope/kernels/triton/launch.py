@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cope.kernels.operator import Arguments
-from cope.kernels.triton import compiler_options
+from cope.kernels.triton.compiler_options import Kind, Options, Trial, card_of, fastest
 
 if TYPE_CHECKING:
     from cope.kernels.triton.tiles import View
@@ -129,9 +129,9 @@ class Launch:
         """
         sizes = self.sizes(name)
         candidates = self.options(name, sizes)
-        card = compiler_options.card_of(self.given.q)
+        card = card_of(self.given.q)
         if card is not None and len(candidates) > 1 and math.prod(grid) >= ENOUGH_PROGRAMS:
-            kind = compiler_options.Kind(
+            kind = Kind(
                 kernel=name,
                 dtype=str(self.given.q.dtype).removeprefix("torch."),
                 inputs=tuple(there for there in OPTIONAL if getattr(self.inputs, there) is not None),
@@ -139,8 +139,8 @@ class Launch:
                 sizes=tuple(sizes.items()),
             )
             written = [tensor for tensor in written if tensor is not None]
-            trial = compiler_options.Trial(kernel, grid, arguments, sizes, written)
-            sizes |= compiler_options.fastest(card, kind, candidates, trial)
+            trial = Trial(kernel, grid, arguments, sizes, written)
+            sizes |= fastest(card, kind, candidates, trial)
         kernel[grid](*arguments, **sizes)
 
     def _precision(self) -> str:
@@ -188,7 +188,7 @@ class Launch:
             "PRECISION": self._precision(),
         }
 
-    def options(self, kernel: str, sizes: dict[str, Any]) -> list[compiler_options.Options]:
+    def options(self, kernel: str, sizes: dict[str, Any]) -> list[Options]:
         """What a kernel may be compiled with, the default first. None of it changes a number: see ``compiler_options.py``."""
         default = (sizes["num_stages"], sizes.get("maxnreg"))
         # What goes through the scratch allows one stage, and these kernels spill with all registers that there are.
