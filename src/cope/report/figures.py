@@ -191,7 +191,7 @@ def _arrays_of(folder: RunFolder) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
-        if missing := {"words", "query", "gates", "positions", "answer", "is_right"} - arrays.keys():
+        if missing := {"words", "query", "gates", "positions"} - arrays.keys():
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
     except Exception as error:  # of five kinds, by which part of it is damaged
         reason = str(error).partition("\n")[0] or type(error).__name__
