@@ -41,7 +41,7 @@ from cope.report.findings import Findings
 from cope.report.published import copy_runs
 from cope.report.sheets import show
 from cope.sweep.jobs import tell_left_over
-from cope.sweep.listing import list_runs
+from cope.sweep.listing import print_runs
 from cope.sweep.plan import Plan, plan_of, planned_seeds
 
 
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     runs = [run for run in plan.runs if run.seed in first_seeds]
     waiting = [run for run in runs if run.result() is None]
     if settings.action == "list":
-        list_runs(CONFIGS, runs, waiting)
+        print_runs(CONFIGS, runs, waiting)
         return
     left_over = run_waiting(runs, waiting, of_hydra) if settings.action in ("run", "decide") else {}
     rule = ClaimsPlan.read(CONFIGS)

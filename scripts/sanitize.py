@@ -88,7 +88,7 @@ class SanitizeSettings:
     instructions: str = ""  # of one kind of processor, in a process that has the sanitizers loaded
 
     def __post_init__(self) -> None:
-        if self.tool:
+        if self.tool or self.instructions:  # which has to be told which of the two
             check_choice("tool", self.tool, FLAGS)
 
 
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> None:
             fixed = ["setarch", "--addr-no-randomize"] if tool == "threads" and shutil.which("setarch") else []
             command = [*fixed, sys.executable, __file__, f"tool={tool}", f"instructions={kind}"]
             if subprocess.run(command, env=environment).returncode != 0:
-                raise UserError(f"tool={tool} found something in instructions={kind}: see above.")
+                raise UserError(f"tool={tool} failed, or found something, in instructions={kind}: see above.")
 
 
 def found(name: str) -> str:

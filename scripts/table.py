@@ -41,7 +41,7 @@ from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import show_tables
 from cope.report.sheets import FORMATS
 from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
-from cope.sweep.listing import list_runs
+from cope.sweep.listing import print_runs
 from cope.sweep.plan import (
     Plan,
     PlannedRun,
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
     runs = [run for run in all_runs(plans) if run.seed in seeds[: settings.seeds]]
     waiting = [run for run in runs if run.result() is None]
     if settings.action == "list":
-        list_runs(CONFIGS, runs, waiting)
+        print_runs(CONFIGS, runs, waiting)
         return
     left_over = {}
     if settings.action == "run":

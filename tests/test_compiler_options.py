@@ -235,8 +235,8 @@ def test_every_kernel_is_tried_on_a_card_with_the_tensors_it_writes(cache, monke
         assert all((tensor == 0).all() for tensor in trial.written)
         return found
 
-    monkeypatch.setattr(compiler_options, "card_of", lambda tensor: CARD)
-    monkeypatch.setattr(launch.compiler_options, "fastest", everything_is_tried)
+    monkeypatch.setattr(launch, "card_of", lambda tensor: CARD)
+    monkeypatch.setattr(launch, "fastest", everything_is_tried)
     monkeypatch.setattr(launch, "ENOUGH_PROGRAMS", 1)
     monkeypatch.setattr(launch.Launch, "options", lambda *_: CANDIDATES)
     monkeypatch.setattr(compiler_options, "milliseconds", lambda call: call() or 1.0)

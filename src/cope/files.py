@@ -154,8 +154,13 @@ def lock(path: Path, wait: str | None = None) -> FileLock:
     try:
         found.acquire(timeout=0)
     except Timeout as error:
-        if not path.exists():  # nobody has it: there can be no such file
-            raise OSError(errno.EACCES, "no file can be made there", str(path)) from error
+        if not path.exists():  # who had it has deleted it just now, or there can be no such file
+            try:
+                found.acquire(timeout=1)
+                return found
+            except Timeout:
+                if not path.exists():
+                    raise OSError(errno.EACCES, "no file can be made there", str(path)) from error
         if wait is None:
             raise AlreadyRunning(f"{path.parent} is being written by another process.") from error
         log.info(wait)

@@ -1,4 +1,4 @@
-"""Who is told of Ctrl-C and SIGTERM."""
+"""Who is told of signals: Ctrl-C, SIGTERM, what a cluster sends."""
 
 from __future__ import annotations
 

@@ -81,17 +81,17 @@ class RunFolder:
 
     @property
     def task(self) -> str:
-        """Whether the run is finished or not."""
+        """Its task's name, by the path: known before there is a result."""
         return self.place.parts[0]
 
     @property
     def encoding(self) -> str:
-        """Likewise."""
+        """Its encoding's name, by the path."""
         return self.place.parts[1]
 
     @property
     def seed(self) -> int:
-        """Likewise."""
+        """By the path."""
         return int(self.path.name.removeprefix("seed="))
 
     def lock(self) -> None:

@@ -10,7 +10,7 @@ from cope.sweep.places import num_places
 from cope.sweep.plan import PlannedRun, composed
 
 
-def list_runs(configs: Path, runs: Sequence[PlannedRun], waiting: Sequence[PlannedRun]) -> None:
+def print_runs(configs: Path, runs: Sequence[PlannedRun], waiting: Sequence[PlannedRun]) -> None:
     """Print ``runs``, and how many are ``waiting``."""
     for run in runs:
         print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")

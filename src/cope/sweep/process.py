@@ -114,7 +114,8 @@ class Processes:
                     for future in wait_for(running, left, FIRST_COMPLETED).done:
                         yield running.pop(future), future
             except BaseException:
-                self.stop()  # nothing goes on behind an error
+                if not self.is_stopping():  # nothing goes on behind an error, but what is saving its state may end
+                    self.stop()
                 raise
 
     def call(self, function: Callable[[], Any], environment: Mapping[str, str]) -> Any:

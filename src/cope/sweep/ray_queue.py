@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
@@ -62,10 +63,11 @@ def run_on_ray(
                     except ray.exceptions.RayError as error:
                         outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
                     yield call, outcome, None
-        except (KeyboardInterrupt, GeneratorExit):  # here, or while one was told of
-            for reference in running:
-                ray.cancel(reference)
-            ray.wait(list(running), num_returns=len(running), timeout=60)
+        except BaseException:  # Ctrl-C, here or while one was told of, or an error: nothing goes on behind it
+            with suppress(Exception):  # a cluster that is lost hears nothing
+                for reference in running:
+                    ray.cancel(reference)
+                ray.wait(list(running), num_returns=len(running), timeout=60)
             raise
 
     print(f"{len(calls)} for Ray; {jobs_at_once} at a time at most", flush=True)

@@ -8,7 +8,7 @@ bits with them as with the default ones, here, on this card. So a run's numbers 
 What was found is kept in a file for each kind of launch, in a folder for each card, version of Triton and state of the kernels'
 source, beside the compiled native kernel (``$COPE_CACHE``, or ``~/.cache/cope-lab``); to try again, delete it. Of several
 processes one tries, the others wait for it. Before it does, the default is put into the file: if the process ends over an
-option that the card or the compiler cannot bear, no other tries it again.
+option that the card or the compiler cannot bear, or for any other reason, no other tries it again.
 
 ``triton.autotune`` takes what is fastest without a look at what it computes, keeps no two cards of one architecture apart, and
 takes no heed of CUDA graphs, in which nothing can be timed.
