@@ -101,7 +101,7 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])
-    assert (tmp_path / "field" / "heat_map.svg").read_text().count("Navigation 1d, ") == 2
+    assert (tmp_path / "field" / "heat_map.svg").read_text().count("1-D navigation, ") == 2
 
 
 def test_cope_and_its_rivals_are_run_until_they_are_decided(
@@ -129,8 +129,8 @@ def test_cope_and_its_rivals_are_run_until_they_are_decided(
     seeds = {row: sum(run.row == row for run in ran) for row in errors}
     assert seeds == {"rope": 9, "cope": 9, "path": 9, "fox": 2}  # FoX is neither RoPE nor the best other
     said = capsys.readouterr().out
-    assert "- reproduced: Navigation 1d, in distribution: CoPE below RoPE with 9 of 9 seeds" in said
-    assert "- contradicted: Navigation 1d, in distribution: PaTH below CoPE with 9 of 9 seeds" in said
+    assert "- for CoPE: 1-D navigation, in distribution: CoPE below RoPE with 9 of 9 seeds" in said
+    assert "- against CoPE: 1-D navigation, in distribution: PaTH below CoPE with 9 of 9 seeds" in said
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
 from cope.metrics import METRICS
-from cope.report.comparisons import Margins, compare
+from cope.report.comparisons import Margins, Outcome, compare
 from cope.report.drawing import save
 from cope.report.findings import Findings
 from cope.report.names import encoding_name, split_name, task_name
@@ -44,6 +44,7 @@ RANKS = (
 LEVEL = 0.05
 LEAST_SEEDS = 3
 JUDGED = ("cope", "rope")
+DECIDED = {Outcome.HOLDS: "for CoPE", Outcome.CONTRADICTED: "against CoPE"}
 
 
 @cache
@@ -141,7 +142,11 @@ def field_claims(plan: Plan, findings: Findings, seeds: Collection[int]) -> list
 def by_the_rule(task: str, claims: Iterable[Mapping[str, Any]], findings: Findings, margins: Margins) -> list[str]:
     """What the rule of the plan says to the claims about a task."""
     relations = [relation for claim in claims for relation in claim["relations"] if relation["section"] == task]
-    lines = [f"- {found.outcome}: {found.text}" for relation in relations for found in compare(relation, margins, findings)]
+    lines = [
+        f"- {DECIDED.get(found.outcome, found.outcome)}: {found.text}"
+        for relation in relations
+        for found in compare(relation, margins, findings)
+    ]
     return ["By the rule:", *lines] if lines else []
 
 
