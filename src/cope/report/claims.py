@@ -115,7 +115,7 @@ class Verdict:
             return f"no difference over {', '.join(sorted(margins))}"
         if self.outcome == Outcome.OPEN:
             most = max(len(part.evidence.differences) for part in self.comparisons)
-            return f"not decided after {self.seeds}{f' to {most}' * (most > self.seeds)} seed{'s' * (most != 1)}"
+            return f"not decided after {most} seed{'s' * (most != 1)}"
         return str(self.outcome)
 
     @property
