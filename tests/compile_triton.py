@@ -78,7 +78,8 @@ def compiled(dtype: torch.dtype, masked: bool, every_option: bool) -> Iterator[t
         yield default, candidates[0]
         for options in candidates[1:] if every_option else ():
             found = kernel.warmup(*arguments, grid=(1,), **sizes | options)
-            assert order_of_sums(found) == order_of_sums(default), (name, options)
+            if options.get("QUERIES") == sizes.get("QUERIES"):
+                assert order_of_sums(found) == order_of_sums(default), (name, options)
             yield found, options
 
     forward = sizes_of.sizes("forward")

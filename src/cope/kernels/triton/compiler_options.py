@@ -1,9 +1,10 @@
 """The fastest of a few ways to compile a kernel: tried on the card it runs on, and kept on disk.
 
-**Only time may hang on it.** Sizes of tiles say in what order numbers are added up, and so does the number of warps: these are
-fixed. How many loads are made ahead of their use (``num_stages``) and how many registers a thread may have (``maxnreg``) say
-nothing of the kind; and since a compiler is not to be trusted with that, options are taken only if the kernel gives the same
-bits with them as with the default ones, here, on this card. So a run's numbers are the same whatever was measured.
+**Only time may hang on it.** Most sizes of tiles say in what order numbers are added up, and so does the number of warps: these
+are fixed. How many loads are made ahead of their use (``num_stages``), how many registers a thread may have (``maxnreg``) and
+how many queries come at a time where sums are over all of them (``QUERIES``) say nothing of the kind; and since a compiler is
+not to be trusted with that, options are taken only if the kernel gives the same bits with them as with the default ones, here,
+on this card. So a run's numbers are the same whatever was measured.
 
 What was found is kept in a file for each kind of launch, in a folder for each card, version of Triton and state of the kernels'
 source, beside the compiled native kernel (``$COPE_CACHE``, or ``~/.cache/cope-lab``); to try again, delete it. Of several
@@ -31,7 +32,7 @@ from cope.errors import UserError
 from cope.files import lock, read_json, write_json
 from cope.kernels.native.build import CannotBuild, cache_folder
 
-Options = dict[str, Any]  # of Triton's compiler
+Options = dict[str, Any]  # of Triton's compiler, or sizes of a tile
 
 UNFINISHED = "the trial did not end"
 OTHER_BITS = "gives other bits"

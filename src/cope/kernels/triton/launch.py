@@ -23,12 +23,15 @@ ROW_MULTIPLE = 128  # every block of queries fits into it
 # What the kernels keep beside inputs and outputs at a time, about. Small groups cost time: see docs/gpu.md.
 WORKSPACE_BYTES = 256 * 2**20
 # For each kernel, what may be faster than the default on another card or in another type: loads ahead of their use, and the
-# most registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four.
-STAGES_AND_REGISTERS: dict[str, list[tuple[int, int | None]]] = {
-    "forward": [(3, None), (2, 128)],
-    "queries": [(2, 168), (3, None)],
-    "keys": [(2, None)],
+# most registers of a thread (None: any), of which 168 let three blocks of 128 threads onto a multiprocessor, 128 let four. The
+# kernel of key gradients may take half as many queries at a time, which spills a tenth of the bytes: a tensor core adds sixteen
+# queries at a time to the same sums either way.
+ALTERNATIVES: dict[str, list[Options]] = {
+    "forward": [{"num_stages": 3, "maxnreg": None}, {"num_stages": 2, "maxnreg": 128}],
+    "queries": [{"num_stages": 2, "maxnreg": 168}, {"num_stages": 3, "maxnreg": None}],
+    "keys": [{"QUERIES": 32}, {"QUERIES": 32, "num_stages": 2}],
 }
+HALF_TILES_FROM = (3, 7)  # Triton 3.6 was seen to read outside shared memory with them, which ends the process
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
 
 
@@ -190,10 +193,22 @@ class Launch:
 
     def options(self, kernel: str, sizes: dict[str, Any]) -> list[Options]:
         """What a kernel may be compiled with, the default first. None of it changes a number: see ``compiler_options.py``."""
-        default = (sizes["num_stages"], sizes.get("maxnreg"))
+        default: Options = {"num_stages": sizes["num_stages"], "maxnreg": sizes.get("maxnreg")}
         # What goes through the scratch allows one stage, and these kernels spill with all registers that there are.
-        others = [] if self.given.relative is not None else STAGES_AND_REGISTERS.get(kernel, [])
-        return [{"num_stages": stages, "maxnreg": registers} for stages, registers in dict.fromkeys([default, *others])]
+        others = [] if self.given.relative is not None else ALTERNATIVES.get(kernel, [])
+        if kernel == "keys":
+            default["QUERIES"] = sizes["QUERIES"]
+            if not self.half or _triton_version() < HALF_TILES_FROM:  # float32's tiles are small already
+                others = [options for options in others if "QUERIES" not in options]
+        candidates = [default]
+        candidates += [default | options for options in others if default | options not in candidates]
+        return candidates
+
+
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def _padded(size: int) -> int:
