@@ -55,19 +55,20 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line(tmp_path: Path, m
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
-    ("arguments", "output", "status", "told"),
+    ("command", "output", "status", "told"),
     [
-        ("--cfg all", ">/dev/full", 1, "The output cannot be written: No space left on device.\n"),
-        ("--help", ">/dev/full", 1, "The output cannot be written: No space left on device.\n"),
-        ("--help", ">&-", 0, ""),
-        ("pe=nope", "2>&-", 1, ""),
-        ("pe=nope", "2>/dev/full", 1, ""),
-        ("--cfg all", "| true; exit ${PIPESTATUS[0]}", NO_READER, ""),
+        ("train.py --cfg all", ">/dev/full", 1, "The output cannot be written: No space left on device.\n"),
+        ("train.py --help", ">/dev/full", 1, "The output cannot be written: No space left on device.\n"),
+        ("train.py --help", ">&-", 0, ""),
+        ("train.py pe=nope", "2>&-", 1, ""),
+        ("train.py pe=nope", "2>/dev/full", 1, ""),
+        ("train.py --cfg all", "| true; exit ${PIPESTATUS[0]}", NO_READER, ""),
+        ("scripts/decide.py --help", "| true; exit ${PIPESTATUS[0]}", NO_READER, ""),
     ],
 )
-def test_output_that_nobody_takes(tmp_path: Path, arguments: str, output: str, status: int, told: str) -> None:
+def test_output_that_nobody_takes(tmp_path: Path, command: str, output: str, status: int, told: str) -> None:
     shown = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {TRAIN} {arguments} {output}"], capture_output=True, text=True, cwd=tmp_path,
+        ["bash", "-c", f"{sys.executable} {ROOT}/{command} {output}"], capture_output=True, text=True, cwd=tmp_path,
         env=clean_environment(), timeout=120,
     )  # fmt: skip
     assert (shown.returncode, shown.stderr) == (status, told)

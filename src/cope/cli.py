@@ -28,11 +28,10 @@ from cope.overrides import check_overrides, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
 from cope.signals import handled_by
-from cope.start import INTERRUPTED, STOPPED, end_at_once
+from cope.start import INTERRUPTED, NO_READER, STOPPED, end_at_once
 
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
-NO_READER = 141  # the shell's exit status of a program whose output nobody reads any more, as before "| head"
 
 Settings = TypeVar("Settings")
 

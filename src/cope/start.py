@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 
 INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
+NO_READER = 141  # that of a program whose output nobody reads any more, as before "| head"
 STOPPED = "Stopped; the same command goes on from there."
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
@@ -34,6 +35,8 @@ def start(documentation: str | None = None, doing: str = "") -> None:
     if documentation is not None and {"-h", "--help"} & set(sys.argv[1:]):
         try:
             print(documentation, flush=True)
+        except BrokenPipeError:
+            os._exit(NO_READER)
         except OSError as error:
             os.write(2, f"The output cannot be written: {error.strerror}.\n".encode())
             os._exit(1)  # nothing is to be written any more
