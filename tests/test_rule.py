@@ -88,6 +88,30 @@ def test_a_claim_of_several_parts_errs_no_more_than_one() -> None:
     assert share(["claimed"], sure, sure) == 1.0 == share(["equal"], sure, lambda: np.full(seeds, 0.01))
 
 
+def test_the_evidence_of_a_claim_by_hand() -> None:
+    """Two parts: one as claimed with each of three seeds, one that is close, and so far has two of them."""
+    above = Evidence({101: 9.0, 102: 9.0, 103: 9.0}, margin=0.05, equivalence=0.5)
+    close = Evidence({102: 0.01, 103: -0.02}, margin=0.05, equivalence=0.5)
+    assert (above.wins, above.losses, above.close) == (3, 0, 0)
+    assert (close.wins, close.losses, close.close) == (0, 0, 2)
+    found = claim_evidence([above, close])
+    assert list(found.index) == [101, 102, 103]
+    for wins, (_, evidence) in enumerate(found.iterrows(), start=1):
+        of_close = wins - 1  # seeds that it has
+        assert evidence["claimed"] == 1.0  # the least of both: nothing is known of the second
+        assert evidence["opposite"] == pytest.approx((e_value(0, wins) + 1.0) / 2)
+        of_above, of_second = (e_value(wins, 0) + e_value(0, wins)) / 2, (1.0 + e_value(of_close, 0)) / 2
+        assert evidence["equal"] == pytest.approx(min(of_above, of_second))
+    without = claim_evidence([Evidence({101: 9.0}, margin=0.05, equivalence=None)])
+    assert without.loc[101, "equal"] == pytest.approx(e_value(1, 0) / 2)  # where no difference is too small to matter
+
+
+def test_evidence_that_was_enough_once_counts_though_later_seeds_went_the_other_way() -> None:
+    part = Evidence({seed: 9.0 if seed < 109 else -9.0 for seed in range(100, 120)}, margin=0.05, equivalence=0.5)
+    assert claim_evidence([part]).loc[119, "claimed"] < 1
+    assert claim_evidence([part], ever=True).loc[119, "claimed"] == pytest.approx(e_value(9, 0))
+
+
 @pytest.mark.parametrize(
     ("wins", "losses", "expected"),
     [(0, 0, 1.0), (1, 0, 1.5), (0, 1, 0.5), (7, 0, 255 / 8), (8, 0, 511 / 9), (9, 0, 1023 / 10)],
