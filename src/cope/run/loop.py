@@ -178,10 +178,8 @@ class TrainingLoop:
                 if validates:
                     self._validate()
                 # Of several devices none knows by itself whether another was asked to stop.
-                if (looks or self.fabric.world_size == 1) and self._should_stop():
-                    self.look()
-                    self._save()
-                    raise self.interruption.error(self.step, self.stopping.last_step)
+                if looks or self.fabric.world_size == 1:
+                    self._end_if_asked()
 
     @contextmanager
     def batches_at_hand(self) -> Iterator[Callable[[int], StepBatch]]:
@@ -217,8 +215,11 @@ class TrainingLoop:
     def _learning_rate(self, step: int) -> float:
         return self.optimizer_settings.learning_rate(step, self.stopping.last_step, self.stopping.decay_from)
 
-    def _should_stop(self) -> bool:
-        return self.interruption.is_asked_for()
+    def _end_if_asked(self) -> None:
+        if self.interruption.is_asked_for():
+            self.look()
+            self._save()
+            raise self.interruption.error(self.step, self.stopping.last_step)
 
     def _diverged(self, loss: float, step: int) -> None:
         # The last checkpoint may be of a run that was stopped between a bad step and the loss that shows it.
