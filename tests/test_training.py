@@ -16,10 +16,10 @@ from runs import after_step, contents, folder_of, release, run, same_tensors, wi
 
 from cope.errors import Interrupted, UserError
 from cope.run import experiment
+from cope.run.evaluation import Validated, Validation
 from cope.run.folder import RunFolder
 from cope.run.loop import Diverged, TrainingLoop
 from cope.run.optimizer import OptimizerSettings
-from cope.run.validation import Validated, Validation
 from cope.tasks.flip_flop import FlipFlop
 
 Compose = Callable[..., DictConfig]

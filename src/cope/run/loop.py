@@ -26,6 +26,7 @@ from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import load_last, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.distributed import shared_out_optimizer, whole
+from cope.run.evaluation import Validation
 from cope.run.folder import RunFolder
 from cope.run.interruption import Interruption
 from cope.run.loggers import Logger
@@ -34,7 +35,6 @@ from cope.run.progress import ProgressLine
 from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.run.stopping import Stopping
-from cope.run.validation import Validation
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 
