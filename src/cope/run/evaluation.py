@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
-from cope.metrics import METRICS, shown
+from cope.metrics import METRICS, is_out_of_distribution, shown
 from cope.run.batches import Batch, evaluation_batches
 from cope.run.distributed import is_sharded
 from cope.tasks.base import IGNORE, ExampleSet, Task
@@ -108,7 +108,7 @@ class Validation:
         by_split = {"validation": shown(own) | watched_metrics(self.task, found)}
         for split, examples in self.watched.items() if with_watched else ():
             by_split[split] = watched_metrics(self.task, score(model, examples, self.fabric))
-        others = [one[self.task.headline] for split, one in by_split.items() if split.startswith(("ood_", "longer_"))]
+        others = [one[self.task.headline] for split, one in by_split.items() if is_out_of_distribution(split)]
         self.worst_elsewhere = max(others, default=self.worst_elsewhere)
         metrics = {f"eval/{split}/{name}": value for split, one in by_split.items() for name, value in one.items()}
         return Validated(found.loss, float(own[self.task.headline]), metrics)
