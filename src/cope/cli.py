@@ -54,17 +54,35 @@ def read_settings(arguments: Sequence[str], settings: type[Settings], example: s
     Raises:
         UserError: a key that is unknown, missing or given twice, a value of another type, or one that ``settings`` refuses.
     """
-    return split_settings(arguments, settings, example, further=())[0]
+    values, others = _values(arguments, settings)
+    for argument in others:
+        key = argument.partition("=")[0]
+        names = list(get_type_hints(settings))
+        raise UserError(f"{key} is not a setting; allowed: {', '.join(names)}.{nearest(key, names)}")
+    return _made(settings, values, example)
 
 
 def split_settings(
-    arguments: Sequence[str], settings: type[Settings], example: str, further: Sequence[str] | None = TOP_LEVEL_KEYS
+    arguments: Sequence[str], settings: type[Settings], example: str, others_are_settings: bool = True
 ) -> tuple[Settings, list[str]]:
     """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``.
 
     Args:
-        further: what others may begin with, beside ``hydra``; None is anything.
+        others_are_settings: refuse others that no run has.
     """
+    values, others = _values(arguments, settings)
+    own = list(get_type_hints(settings))
+    for argument in others if others_are_settings else []:
+        key = argument.partition("=")[0].lstrip("+~")
+        if re.split(r"[./@]", key)[0] not in (*TOP_LEVEL_KEYS, "hydra"):
+            raise UserError(
+                f"{key} is not a setting; allowed: {', '.join(own)}; and of train.py: {', '.join(TOP_LEVEL_KEYS)}."
+                f"{nearest(key, [*own, *TOP_LEVEL_KEYS])}"
+            )
+    return _made(settings, values, example), others
+
+
+def _values(arguments: Sequence[str], settings: type[Settings]) -> tuple[dict[str, Any], list[str]]:
     hints = get_type_hints(settings)
     values: dict[str, Any] = {}
     others = []
@@ -75,24 +93,24 @@ def split_settings(
                 f"{argument!r} is not of the form key=value; allowed keys: {', '.join(hints)}. Text with spaces needs quotes: "
                 f'key="...".{nearest(argument, hints)}'
             )
-        if key in values:
-            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
         if key not in hints:
             others.append(argument)
-        elif key == "run" and hints[key] is Path:
+            continue
+        if key in values:
+            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
+        may_be_null = type(None) in get_args(hints[key])
+        if key == "run" and hints[key] is Path:
             values[key] = run_path(text)
         else:
-            may_be_null = type(None) in get_args(hints[key])
             values[key] = None if may_be_null and text == "null" else converted(text, hints[key], key)
-    for argument in others if further is not None else []:
-        key = argument.partition("=")[0].lstrip("+~" if further else "")
-        if not further or re.split(r"[./@]", key)[0] not in (*further, "hydra"):
-            allowed = ", ".join(hints) + (f"; and of train.py: {', '.join(further)}" if further else "")
-            raise UserError(f"{key} is not a setting; allowed: {allowed}.{nearest(key, [*hints, *(further or ())])}")
+    return values, others
+
+
+def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Settings:
     required = [field.name for field in fields(settings) if field.default is MISSING]  # type: ignore[arg-type]  # a dataclass
     if missing := [f"{name}=..." for name in required if name not in values]:
         raise UserError(f"{' and '.join(missing)} must be given: {example}")
-    return settings(**values), others
+    return settings(**values)
 
 
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
