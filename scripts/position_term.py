@@ -18,7 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from cope.cli import run_command
+from cope.errors import UserError
 from cope.heads.position_term import measure
+from cope.overrides import Composer
 from cope.sweep.plan import composed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -31,6 +33,8 @@ COMPARED = {
 
 def main(arguments: list[str]) -> None:
     overrides = ("task=flip_flop", "pe=cope", "logger=none", *arguments)
+    if problems := Composer(CONFIGS).problems(overrides):
+        raise UserError("\n".join(problems))
     rows = []
     for values in itertools.product(*COMPARED.values()):
         own = dict(zip(COMPARED, values, strict=True))
