@@ -303,7 +303,7 @@ def test_the_command_measures_and_draws(trained, encoding):
 
 
 def test_share_and_excess_query_by_query(trained):
-    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
+    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 16, 96
     scores = read_json(
         measure_position_alone(MeasurementSettings(folder.path, num_windows=num_windows, num_shifts=160)) / SCORES
     )
