@@ -103,7 +103,9 @@ def check(settings: TuneSettings, others: list[str]) -> None:
     for encoding in settings.pe:
         overrides = (f"task={settings.task}", f"pe={encoding}", *others, f"output_dir={settings.folder}", "logger=none")
         with problems.collect():
-            Experiment(composed(CONFIGS, overrides))
+            config = composed(CONFIGS, overrides)
+            if not problems.messages:
+                Experiment(config)
     problems.messages = list(dict.fromkeys(problems.messages))
     problems.raise_if_any()
 
