@@ -68,10 +68,10 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
         name = row_name(row)
         cells = {"": name}
         for split in splits:
-            shown = _shown(findings.values(section, row, split), metric.factor, section, findings)
+            shown = _shown(findings.values(section, row, split), metric)
             cells[split_name(split, not metric.is_percentage)] = shown if runs else lost
         if equal_step is not None:
-            cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric.factor, section, findings)
+            cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric)
         cells["seeds"] = num_runs_text(len(runs), failed[row])
         if metric.is_percentage:
             cells["learned"] = "" if learned is None else f"{learned[0]} of {learned[1]}"
@@ -104,8 +104,8 @@ def num_runs_text(num_finished: int, num_failed: int) -> str:
     return f"{num_finished}" + (f", {num_failed} failed" if num_failed else "")
 
 
-def _shown(values: dict[int, float], factor: float, section: str, findings: Findings) -> str:
-    return spread([value / factor for value in values.values()], METRICS[findings.headline(section)])
+def _shown(values: dict[int, float], metric: Metric) -> str:
+    return spread([value / metric.factor for value in values.values()], metric)
 
 
 def published_text(figures: list[float] | None, metric: Metric) -> str:
