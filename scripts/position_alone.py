@@ -23,12 +23,12 @@ from cope.cli import read_settings, run_command
 
 
 def main(arguments: list[str]) -> None:
-    from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+    from cope.heads.draw import draw_position_alone, position_alone_tables
     from cope.heads.measure import MeasurementSettings, measure_position_alone
 
     example = "python scripts/position_alone.py run=<run folder> [key=value ...]"
     folder = measure_position_alone(read_settings(arguments, MeasurementSettings, example))
-    print(position_alone_tables(read_scores(folder)))
+    print(position_alone_tables(folder))
     print(f"\nwritten to: {folder / 'scores.json'}")
     print(f"picture:    {draw_position_alone(folder)}")
 

@@ -27,7 +27,6 @@ from pathlib import Path
 
 from cope.cli import LEFT_OVER, run_command, split_settings
 from cope.errors import check_at_least, check_choice
-from cope.overrides import Composer
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed
 from cope.sweep.trial import TrialRun
@@ -103,10 +102,10 @@ def check(settings: TuneSettings, others: list[str]) -> None:
             problems.messages.append(f"{key} is what trials set themselves; allowed: other settings (configs/tuning.yaml).")
     for encoding in settings.pe:
         overrides = (f"task={settings.task}", f"pe={encoding}", *others, f"output_dir={settings.folder}", "logger=none")
-        problems.messages += Composer(CONFIGS).problems(overrides)
-        if not problems.messages:
-            with problems.collect():
-                Experiment(composed(CONFIGS, overrides))
+        with problems.collect():
+            config = composed(CONFIGS, overrides)
+            if not problems.messages:
+                Experiment(config)
     problems.messages = list(dict.fromkeys(problems.messages))
     problems.raise_if_any()
 

@@ -66,16 +66,16 @@ def folder_of(config: DictConfig) -> RunFolder:
     return Experiment(config).folder
 
 
-def after_step(step: int, act: Callable[[TrainingLoop], None]) -> Callable[[TrainingLoop], bool]:
-    """A ``TrainingLoop._should_stop`` that calls ``act`` once that many steps are done, then answers as the real one does."""
-    real = TrainingLoop._should_stop
+def after_step(step: int, act: Callable[[TrainingLoop], None]) -> Callable[[TrainingLoop], None]:
+    """A ``TrainingLoop._end_if_asked`` that calls ``act`` once that many steps are done, then does what the real one does."""
+    real = TrainingLoop._end_if_asked
 
-    def should_stop(loop: TrainingLoop) -> bool:
+    def end_if_asked(loop: TrainingLoop) -> None:
         if loop.step == step:
             act(loop)
-        return real(loop)
+        real(loop)
 
-    return should_stop
+    return end_if_asked
 
 
 def without_times(folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -112,7 +112,7 @@ def test_interrupting_loses_nothing(
     step = int(found[1])
     assert step >= 5
     # The same settings again, here, for three steps more.
-    monkeypatch.setattr(TrainingLoop, "_should_stop", after_step(step + 3, lambda loop: loop.interruption.ask(signal.SIGINT)))
+    monkeypatch.setattr(TrainingLoop, "_end_if_asked", after_step(step + 3, lambda loop: loop.interruption.ask(signal.SIGINT)))
     with caplog.at_level("INFO"), pytest.raises(Interrupted, match=f"Stopped after step {step + 3} "):
         run(config)
     assert f"continuing at step {step} of 1000000" in caplog.text

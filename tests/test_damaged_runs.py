@@ -42,7 +42,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a run that was stopped after step 7."""
     config = composed_in(tmp_path_factory.mktemp("stopped"), *SHORT)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(7, lambda loop: loop.interruption.ask(signal.SIGINT)))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(7, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     return Path(config.output_dir)
 
@@ -172,7 +172,7 @@ def test_measurements_that_are_gone(stopped: tuple[DictConfig, RunFolder]) -> No
 def test_checkpoints_that_are_gone(compose: Compose, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config = compose(*SHORT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(12, lambda loop: loop.interruption.ask(signal.SIGINT)))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(12, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     folder = folder_of(config)
     (folder.last_checkpoint.parent / f"{name}.pt").unlink()

@@ -85,7 +85,7 @@ def test_a_broken_run_ends_as_an_unbroken_one(compose: Compose, like_a_gpu: list
     broken.output_dir += "_broken"
     whole, _ = run(unbroken)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(7, ask_to_stop))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(7, ask_to_stop))
         run(broken)
     resumed, _ = run(broken)
     for line, other in zip(without_times(whole)[0], without_times(resumed)[0], strict=True):

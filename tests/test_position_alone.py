@@ -16,9 +16,10 @@ from scipy.stats import binom
 from cope.cli import read_settings
 from cope.corpora.tokenizer import Tokenizer, printable
 from cope.errors import UserError
+from cope.files import read_json
 from cope.heads.boundaries import Line, find_lines, find_sentences
 from cope.heads.counted_tokens import LEAST_COUNT, CountedTokens
-from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+from cope.heads.draw import SCORES, draw_position_alone, position_alone_tables
 from cope.heads.measure import MeasurementSettings, measure_position_alone
 from cope.heads.shares import Segments, compare_shares, holm, running_shares, share_sums, shifted_segments
 from cope.heads.windows import Article, article_windows, chosen_windows
@@ -275,7 +276,7 @@ def test_the_command_measures_and_draws(trained, encoding):
     request = parse([f"run={folder.path}", "num_windows=40", "num_shifts=100", "document=1"])
     assert (request.num_windows, request.num_shifts, request.seed, request.document) == (40, 100, 1, 1)
     written = measure_position_alone(request)
-    scores = read_scores(written)
+    scores = read_json(written / SCORES)
     assert list(scores["kinds"]) == [
         "paragraph", "paragraph, shifted by sentences", "section", "section, shifted by lines",
     ]  # fmt: skip
@@ -295,15 +296,17 @@ def test_the_command_measures_and_draws(trained, encoding):
             best = scores["kinds"][kind]["heads"][0]
             expected = layers[best["layer"] - 1].attention[best["head"] - 1]
             np.testing.assert_array_equal(arrays["attention"][row], expected)
-    assert "shifted by lines: " in position_alone_tables(scores)
-    counts_something = "what each head counts" in position_alone_tables(scores)
+    assert "shifted by lines: " in position_alone_tables(written)
+    counts_something = "what each head counts" in position_alone_tables(written)
     assert counts_something == (len(scores["counted"]) == 4) == (encoding == "cope_sep_keys")
     assert draw_position_alone(written).stat().st_size > 10_000
 
 
 def test_share_and_excess_query_by_query(trained):
-    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 40, 96
-    scores = read_scores(measure_position_alone(MeasurementSettings(folder.path, num_windows=num_windows, num_shifts=160)))
+    folder, num_windows, context = trained("task=wikipedia", "pe=cope_sep_keys"), 16, 96
+    scores = read_json(
+        measure_position_alone(MeasurementSettings(folder.path, num_windows=num_windows, num_shifts=160)) / SCORES
+    )
     _, task, model, _ = load_trained(folder)
     windows = chosen_windows(article_windows(task, 1), num_windows, task, 1)
     attention, text, begins = [], [], []
@@ -328,11 +331,11 @@ def test_share_and_excess_query_by_query(trained):
 def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):
     folder = trained("task=wikipedia", "pe=relative")
     first = measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160))
-    scores, arrays = read_scores(first), (first / "arrays.npz").read_bytes()
+    scores, arrays = read_json(first / SCORES), (first / "arrays.npz").read_bytes()
     assert measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160, seed=2)) != first
-    assert (read_scores(first), (first / "arrays.npz").read_bytes()) == (scores, arrays)
+    assert (read_json(first / SCORES), (first / "arrays.npz").read_bytes()) == (scores, arrays)
     assert measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160)) == first
-    assert read_scores(first) == scores
+    assert read_json(first / SCORES) == scores
 
 
 def test_what_cannot_be_measured_is_said(trained):

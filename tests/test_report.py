@@ -361,7 +361,7 @@ def test_an_old_report_is_kept_when_a_new_one_cannot_be_made(
 
 
 @pytest.mark.parametrize("moment", ["while it wrote", "while it put it in place", "after that"])
-def test_a_report_clears_up_after_one_that_was_killed(report: Report, page: Path, moment: str) -> None:
+def test_a_report_clears_up_after_one_that_was_killed(report: Report, page: Path, undrawn: None, moment: str) -> None:
     folder = page.parent
     new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     (folder / "notes.txt").write_text("mine")

@@ -75,7 +75,7 @@ def test_a_broken_run_ends_when_an_unbroken_one_does(
     unbroken, broken = compose(*SETTINGS), compose(*SETTINGS)
     broken.output_dir = f"{tmp_path}/elsewhere"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(step, lambda loop: loop.interruption.ask(signal.SIGINT)))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(step, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(broken)
     found = run(broken)[0]
     assert without_times(found)[1]["steps"] == 18

@@ -16,10 +16,10 @@ from runs import after_step, contents, folder_of, release, run, same_tensors, wi
 
 from cope.errors import Interrupted, UserError
 from cope.run import experiment
+from cope.run.evaluation import Validated, Validation
 from cope.run.folder import RunFolder
 from cope.run.loop import Diverged, TrainingLoop
 from cope.run.optimizer import OptimizerSettings
-from cope.run.validation import Validated, Validation
 from cope.tasks.flip_flop import FlipFlop
 
 Compose = Callable[..., DictConfig]
@@ -88,7 +88,7 @@ def test_a_broken_run_ends_as_an_unbroken_one(
     whole, _ = run(unbroken)
     for step, act in breaks:
         with monkeypatch.context() as patch, pytest.raises((Interrupted, Killed)) as stopped:
-            patch.setattr(TrainingLoop, "_should_stop", after_step(step, act))
+            patch.setattr(TrainingLoop, "_end_if_asked", after_step(step, act))
             run(broken)
         if act is not kill:
             assert f"Stopped after step {step} of 18" in str(stopped.value)
@@ -119,7 +119,7 @@ def test_the_best_checkpoint_may_be_from_before_the_break(compose: Compose, monk
     monkeypatch.setattr(Validation, "is_best", worse_each_time)
     config = compose(*SHORT, "pe=none")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(7, ask_to_stop))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(7, ask_to_stop))
         run(config)
     folder, result = run(config)
     assert result["best_step"] == 5
@@ -253,10 +253,10 @@ def test_force_starts_over(compose: Compose) -> None:
 def test_force_starts_over_an_unfinished_run(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(*SHORT, "pe=none")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(12, ask_to_stop))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(12, ask_to_stop))
         run(config)
     steps: list[int] = []
-    monkeypatch.setattr(TrainingLoop, "_should_stop", lambda loop: steps.append(loop.step))
+    monkeypatch.setattr(TrainingLoop, "_end_if_asked", lambda loop: steps.append(loop.step))
     run(compose(*SHORT, "pe=none", "force=true"))
     assert steps == list(range(1, 19))
 
@@ -267,7 +267,7 @@ def test_a_second_interrupt_does_not_wait(compose: Compose, monkeypatch: pytest.
         signal.raise_signal(signal.SIGINT)
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(TrainingLoop, "_should_stop", after_step(2, twice))
+    monkeypatch.setattr(TrainingLoop, "_end_if_asked", after_step(2, twice))
     with pytest.raises(KeyboardInterrupt):
         run(compose(*SHORT))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import CONFIGS, ROOT
 from omegaconf import DictConfig
-from runs import clean_environment
+from runs import clean_environment, command_here
 
 from cope.errors import UserError
 from cope.run.folder import RunFolder
@@ -147,12 +147,8 @@ def test_a_trial_that_does_badly_is_broken_off_and_counts(tmp_path: Path, compos
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "tune.py"), f"folder={tmp_path}", f"to={tmp_path}", "task=counting"]
-
     def said(*arguments: str) -> str:
-        return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=clean_environment(), timeout=120
-        ).stderr
+        return command_here("scripts/tune.py", f"folder={tmp_path}", f"to={tmp_path}", "task=counting", *arguments).stderr
 
     assert "pe=cpe is not known; allowed: absolute," in said("pe=cpe")
     told = said("pe=cope", "trainer.stps=4", "optimizer.lr=0.1", "output_dir=elsewhere")

@@ -232,7 +232,7 @@ def test_a_continued_run_is_one_record(
     caplog.set_level("INFO")
     config = compose(*SHORT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingLoop, "_should_stop", after_step(5, lambda loop: loop.interruption.ask(signal.SIGINT)))
+        patch.setattr(TrainingLoop, "_end_if_asked", after_step(5, lambda loop: loop.interruption.ask(signal.SIGINT)))
         run(config)
     assert "upload later" not in caplog.text  # it is not finished
     run(config)
@@ -257,7 +257,7 @@ def test_a_run_outlives_the_process_of_wandb(
     config = compose(*SHORT)
     with monkeypatch.context() as patch:
         for step in (3, 5)[:times]:
-            patch.setattr(TrainingLoop, "_should_stop", after_step(step, kill))
+            patch.setattr(TrainingLoop, "_end_if_asked", after_step(step, kill))
         run(config)
     folder = folder_of(config)
     assert folder.read_result() is not None

@@ -27,6 +27,11 @@ class AlreadyRunning(UserError):
     """Another process has the folder."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what ``error`` says; its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(value: object, allowed: Iterable[object]) -> str:
     """`` Did you mean 'x'?`` for the closest of ``allowed``, or an empty string."""
     typed = str(value)

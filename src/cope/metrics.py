@@ -55,6 +55,11 @@ def percent(fraction: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def is_out_of_distribution(split: str) -> bool:
+    """What the name of a split says of it."""
+    return split.startswith(("ood_", "longer_"))
+
+
 def shown(metrics: dict[str, float]) -> dict[str, float]:
     """Those of ``metrics`` that are metrics, not counts."""
     return {name: value for name, value in metrics.items() if name in METRICS}

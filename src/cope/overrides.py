@@ -172,12 +172,9 @@ class Composer:
                     problems.append(f"{group}={value} is not known; allowed: {', '.join(choices)}.{nearest(value, choices)}")
         return problems
 
-    def _groups(self, overrides: Sequence[str]) -> list[Override]:
-        parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
-        return [override for override in parsed if self._choices(override.key_or_group) and not override.is_delete()]
-
     def _unknown_keys(self, overrides: Sequence[str]) -> list[str]:
-        groups = [_text(override) for override in self._groups(overrides)]
+        parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+        groups = [_text(o) for o in parsed if self._choices(o.key_or_group) and not o.is_delete()]
         try:
             known = _known_keys(self.composed([*self.search_path, *groups]))
         except HydraException:

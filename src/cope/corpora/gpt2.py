@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cope.corpora.hub import is_reachable
+from cope.corpora.hub import first_line, is_reachable
 from cope.corpora.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_encodable, printable
 from cope.errors import UserError
 
@@ -38,8 +38,9 @@ class Gpt2Tokenizer(Tokenizer):
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
         except Exception as error:  # those of requests, or a ValueError for a damaged file
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"task.tokenizer.kind=gpt2: the vocabulary cannot be loaded ({reason}). {INSTEAD}") from error
+            raise UserError(
+                f"task.tokenizer.kind=gpt2: the vocabulary cannot be loaded ({first_line(error)}). {INSTEAD}"
+            ) from error
         self.vocab_size = GPT2_VOCAB_SIZE
         self.separator = self._encoding.eot_token
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,19 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from cope.files import write_atomically
+from cope.files import read_json, write_atomically
 from cope.report.names import encoding_name, task_name
 from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
 
+SCORES = "scores.json"
 HEADS_IN_THE_TABLE = 10
 LABEL_CHARACTERS = 20
 LABEL_DISTANCE = 1 / 40  # of the window: closer labels would lie over each other
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """What was measured."""
-    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
-    return scores
-
-
-def position_alone_tables(scores: dict[str, Any]) -> str:
+def position_alone_tables(folder: Path) -> str:
     """What was measured and, for each kind of boundary, how many heads are significant, and the ten furthest above chance."""
+    scores = read_json(folder / SCORES)
     lines = [
         f"{scores['encoding']} on {scores['task']} (seed {scores['training_seed']}): attention by position alone in "
         f"{scores['num_windows']} windows of {scores['context']} tokens from {scores['num_documents']} test documents",
@@ -74,7 +69,7 @@ def draw_position_alone(folder: Path) -> Path:
 
     Best is the one furthest above chance where boundaries are shifted by whole sentences, or lines. Below each its gates.
     """
-    scores = read_scores(folder)
+    scores = read_json(folder / SCORES)
     with np.load(folder / "arrays.npz", allow_pickle=False) as content:
         arrays = dict(content)
     curves = [name for name in ("attention", "gates") if name in arrays]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from cope.errors import UserError
 from cope.files import read_json
-from cope.heads.draw import draw_position_alone, position_alone_tables, read_scores
+from cope.heads.draw import draw_position_alone, position_alone_tables
 from cope.report.findings import measurement
 from cope.sweep.plan import PlannedRun
 
@@ -41,5 +41,5 @@ def measure_heads(runs: Iterable[PlannedRun], num_windows: int) -> list[PlannedR
                 print(error, file=sys.stderr)
                 failed.append(run)
             else:
-                print(f"{position_alone_tables(read_scores(folder))}\npicture: {draw_position_alone(folder)}", flush=True)
+                print(f"{position_alone_tables(folder)}\npicture: {draw_position_alone(folder)}", flush=True)
     return failed

@@ -10,15 +10,12 @@ What ranks mean: ``RANKS``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
@@ -26,7 +23,7 @@ from cope.metrics import METRICS
 from cope.report.comparisons import Margins, Outcome, compare
 from cope.report.drawing import save
 from cope.report.findings import Findings
-from cope.report.names import encoding_name, split_name, task_name
+from cope.report.names import encoding_name, packaged, split_name, task_name
 from cope.report.provenance import provenance_line
 from cope.report.sheets import Sheet, as_text
 from cope.report.statistics import MISSING, spread
@@ -47,12 +44,9 @@ JUDGED = ("cope", "rope")
 DECIDED = {Outcome.HOLDS: "for CoPE", Outcome.CONTRADICTED: "against CoPE"}
 
 
-@cache
 def published() -> dict[str, dict[str, dict[str, float]]]:
     """``{task: {encoding: {split: error in percent}}}`` from ``field.yaml``."""
-    content: dict[str, dict[str, dict[str, float]]] = yaml.safe_load(
-        files("cope.report").joinpath("field.yaml").read_text(encoding="utf-8")
-    )
+    content: dict[str, dict[str, dict[str, float]]] = packaged("field.yaml")
     return content
 
 

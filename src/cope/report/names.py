@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
-_CONTENT = yaml.safe_load(files("cope.report").joinpath("names.yaml").read_text(encoding="utf-8"))
+
+@cache
+def packaged(name: str) -> Any:
+    """What a YAML file beside this one holds."""
+    return yaml.safe_load(files("cope.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+_CONTENT = packaged("names.yaml")
 FAMILIES: dict[str, dict[str, str]] = _CONTENT["encodings"]
 ENCODINGS = {name: label for family in FAMILIES.values() for name, label in family.items()}
 SPLITS = {"test": "in distribution", "test_disjoint": "test", "validation": "validation"}

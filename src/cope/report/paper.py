@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
-
-import yaml
+from cope.report.names import packaged
 
 # Sections that are judged by something else than errors of whole sequences.
 _HEADLINES = dict.fromkeys(("flip_flop", "flip-flop"), "token_error") | dict.fromkeys(
@@ -13,12 +10,9 @@ _HEADLINES = dict.fromkeys(("flip_flop", "flip-flop"), "token_error") | dict.fro
 )
 
 
-@cache
 def paper_values() -> dict[str, dict[str, dict[str, list[float]]]]:
     """``{section: {row: {split: [mean, standard deviation] or [value]}}}``: test error in percent, or perplexity."""
-    content: dict[str, dict[str, dict[str, list[float]]]] = yaml.safe_load(
-        files("cope.report").joinpath("paper.yaml").read_text(encoding="utf-8")
-    )
+    content: dict[str, dict[str, dict[str, list[float]]]] = packaged("paper.yaml")
     return content
 
 

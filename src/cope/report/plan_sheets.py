@@ -59,36 +59,36 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
     paper = paper_values().get(section, {})
     failed = findings.failures(section)
     equal_step, at_equal_step = findings.at_equal_steps(section, plan.rows(section))
-    rows: dict[str, dict[str, str]] = {}
+    rows: list[dict[str, str]] = []
     published = set()
     for row in plan.rows(section):
         runs, learned = findings.results(section, row), findings.learned(section, row)
         improving = findings.still_improving(section, row)
         lost = no_figure(failed[row])
-        cells = {}
+        name = row_name(row)
+        cells = {"": name}
         for split in splits:
-            shown = _shown(findings.values(section, row, split), metric.factor, section, findings)
+            shown = _shown(findings.values(section, row, split), metric)
             cells[split_name(split, not metric.is_percentage)] = shown if runs else lost
         if equal_step is not None:
-            cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric.factor, section, findings)
+            cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric)
         cells["seeds"] = num_runs_text(len(runs), failed[row])
         if metric.is_percentage:
             cells["learned"] = "" if learned is None else f"{learned[0]} of {learned[1]}"
         if any("still_improving" in run for run in runs):
             cells["still improving"] = str(improving)
         cells["seconds"] = f"{np.mean([run['time_s'] for run in runs]):.0f}" if runs else ""
-        name = row_name(row)
-        rows[name] = cells
+        rows.append(cells)
         if any(split in paper.get(row, {}) for split in splits):
             published.add(len(rows))
-            rows[f"  {name}, paper"] = {
-                split_name(split, not metric.is_percentage): published_text(paper[row].get(split), metric) for split in splits
-            }
-    columns = tuple(dict.fromkeys(column for cells in rows.values() for column in cells))
-    return Sheet(
+            figures = {split: published_text(paper[row].get(split), metric) for split in splits}
+            rows.append(
+                {"": f"  {name}, paper"}
+                | {split_name(split, not metric.is_percentage): figure for split, figure in figures.items()}
+            )
+    return Sheet.of(
         f"{section_name(section)}, {metric.label}",
-        ("", *columns),
-        tuple((name, *(cells.get(column, "") for column in columns)) for name, cells in rows.items()),
+        rows,
         faint=frozenset(published),
         aside=frozenset({"seeds", "learned", "still improving", "seconds"}),
     )
@@ -104,8 +104,8 @@ def num_runs_text(num_finished: int, num_failed: int) -> str:
     return f"{num_finished}" + (f", {num_failed} failed" if num_failed else "")
 
 
-def _shown(values: dict[int, float], factor: float, section: str, findings: Findings) -> str:
-    return spread([value / factor for value in values.values()], METRICS[findings.headline(section)])
+def _shown(values: dict[int, float], metric: Metric) -> str:
+    return spread([value / metric.factor for value in values.values()], metric)
 
 
 def published_text(figures: list[float] | None, metric: Metric) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,7 @@ def sweep_sheets(results: list[dict[str, Any]]) -> list[Sheet]:
             rows.append(row)
         title = f"{task}: {metric.label}, mean (standard deviation over seeds), scale {of_task[0]['scale']}"
         sheets.append(_sheet(title, rows))
-    last = sheets[-1]
-    sheets[-1] = Sheet(last.title, last.columns, last.rows, (provenance_line(results),))
-    return sheets
+    return [*sheets[:-1], replace(sheets[-1], notes=(provenance_line(results),))]
 
 
 def comparison_sheets(results: Sequence[dict[str, Any]], splits: Sequence[str] = ()) -> list[Sheet]:
@@ -110,7 +109,5 @@ def comparison_sheets(results: Sequence[dict[str, Any]], splits: Sequence[str] =
 
 
 def _sheet(title: str, rows: Sequence[dict[str, str]], notes: Iterable[str] = ()) -> Sheet:
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    cells = tuple(tuple(row.get(name, "") for name in columns) for row in rows)
     aside = frozenset({"seconds", "parameters", "context", "stride", "tokens"})
-    return Sheet(title, columns, cells, tuple(notes), words=frozenset({"differs in"}), aside=aside)
+    return Sheet.of(title, rows, notes, words=frozenset({"differs in"}), aside=aside)

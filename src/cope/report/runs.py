@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cope.errors import UserError, nearest
-from cope.metrics import METRICS
+from cope.metrics import METRICS, is_out_of_distribution
 from cope.report.collect import flatten
 from cope.report.sheets import Sheet
 from cope.run.folder import RunFolder
@@ -50,7 +50,7 @@ class FoundRun:
         values = {split: found[self.result["headline"]] for split, found in self.result["splits"].items()}
         if not ood:
             return float(values.get("test", next(iter(values.values()))))
-        return float(max((value for split, value in values.items() if _is_ood(split)), default=float("inf")))
+        return float(max((value for split, value in values.items() if is_out_of_distribution(split)), default=float("inf")))
 
     def score_text(self, ood: bool) -> str:
         value = self.score(ood)
@@ -129,10 +129,6 @@ def _settings(folder: RunFolder, result: dict[str, Any] | None) -> dict[str, Any
         return flatten(yaml.load(folder.config.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (yaml.YAMLError, OSError, AttributeError):
         return {}
-
-
-def _is_ood(split: str) -> bool:
-    return split.startswith(("ood_", "longer_"))
 
 
 def _kept(runs: list[FoundRun], text: str) -> list[FoundRun]:

@@ -7,8 +7,9 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -34,6 +35,13 @@ class Sheet:
     faint: frozenset[int] = field(default=frozenset())  # rows that are not ours, such as the paper's
     words: frozenset[str] = field(default=frozenset())  # columns of text, set to the left
     aside: frozenset[str] = field(default=frozenset())  # figures that go below their row where there is no room
+
+    @classmethod
+    def of(cls, title: str, rows: Sequence[Mapping[str, str]], notes: Iterable[str] = (), **marks: frozenset[Any]) -> Sheet:
+        """A sheet of ``rows``, each by column; what a row has not is left empty."""
+        columns = tuple(dict.fromkeys(name for row in rows for name in row))
+        cells = tuple(tuple(row.get(name, "") for name in columns) for row in rows)
+        return cls(title, columns, cells, tuple(notes), **marks)
 
 
 def show(sheets: Sequence[Sheet], form: str = "table", stream: io.TextIOBase | None = None) -> None:

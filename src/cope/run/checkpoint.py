@@ -6,12 +6,12 @@ import io
 import pickle
 from collections.abc import Set
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from cope.errors import UserError
+from cope.errors import UserError, reason_of
 from cope.files import write_atomically
 from cope.model.transformer import Transformer
 from cope.run.distributed import shared_out
@@ -31,12 +31,8 @@ def save_checkpoint(path: Path, state: dict[str, Any], copy_to: Path | None = No
     """
     content = io.BytesIO()
     torch.save(state, content)
-
-    def write(file: IO[bytes]) -> None:
-        file.write(content.getbuffer())
-
     for place in (path,) if copy_to is None else (path, copy_to):
-        write_atomically(place, write)
+        write_atomically(place, lambda file: file.write(content.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -53,8 +49,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise cannot_be_used(f"{path} cannot be read ({reason}). It is damaged or was cut off") from error
+        raise cannot_be_used(f"{path} cannot be read ({reason_of(error)}). It is damaged or was cut off") from error
     if not isinstance(state, dict) or not {"model", "step", "code", "data"} <= state.keys():
         raise cannot_be_used(f"{path} is not a checkpoint of this project")
     if type(state["step"]) is not int or state["step"] < 0:

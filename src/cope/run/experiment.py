@@ -113,14 +113,6 @@ class Experiment:
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
-    def tune(self, observe: Callable[[int, float], None]) -> dict[str, Any]:
-        """As :meth:`run`, for a trial of tuning: no split but ``validation`` is ever looked at.
-
-        Args:
-            observe: is told the step and the loss of each validation; what it raises ends the run.
-        """
-        return self.run(show_progress=False, splits=("validation",), observe=observe)
-
     def run(
         self,
         show_progress: bool,
@@ -131,7 +123,7 @@ class Experiment:
 
         Args:
             splits: those to score instead; without ``test`` nothing of the test split is looked at or drawn.
-            observe: see :meth:`tune`.
+            observe: is told the step and the loss of each validation; what it raises ends the run.
 
         Raises:
             UserError: another process has the folder, its config differs, or training could not end.

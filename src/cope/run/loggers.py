@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, check_choice, reason_of
 from cope.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class WandbLogger(Logger):
         try:
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         except Exception as error:  # W&B raises several kinds, which share no base class
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = reason_of(error)
             if self.is_demanded or self.mode == "offline":
                 raise UserError(
                     f"logger=wandb cannot start {self.mode}, at {self.host}: {reason}. Use logger.mode=offline or logger=none."
@@ -158,7 +158,7 @@ class WandbLogger(Logger):
 
     def _lost(self, error: Exception) -> None:
         """Begin again offline, the first time; say what became of it."""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         begin_again, self._begin_again, self._run = self._begin_again, None, None
         with suppress(Exception):  # there may be nobody left to be told
             self._wandb.teardown()

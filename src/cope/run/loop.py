@@ -26,6 +26,7 @@ from cope.run.batches import BatchesAhead, StepBatch, TrainingBatches
 from cope.run.checkpoint import load_last, load_weights, save_checkpoint
 from cope.run.device import TrainerSettings
 from cope.run.distributed import shared_out_optimizer, whole
+from cope.run.evaluation import Validation
 from cope.run.folder import RunFolder
 from cope.run.interruption import Interruption
 from cope.run.loggers import Logger
@@ -34,7 +35,6 @@ from cope.run.progress import ProgressLine
 from cope.run.provenance import code_fingerprint
 from cope.run.step import StepGraphs, TrainingStep
 from cope.run.stopping import Stopping
-from cope.run.validation import Validation
 from cope.seeding import seed_torch
 from cope.tasks.base import Task
 
@@ -178,10 +178,8 @@ class TrainingLoop:
                 if validates:
                     self._validate()
                 # Of several devices none knows by itself whether another was asked to stop.
-                if (looks or self.fabric.world_size == 1) and self._should_stop():
-                    self.look()
-                    self._save()
-                    raise self.interruption.error(self.step, self.stopping.last_step)
+                if looks or self.fabric.world_size == 1:
+                    self._end_if_asked()
 
     @contextmanager
     def batches_at_hand(self) -> Iterator[Callable[[int], StepBatch]]:
@@ -217,8 +215,11 @@ class TrainingLoop:
     def _learning_rate(self, step: int) -> float:
         return self.optimizer_settings.learning_rate(step, self.stopping.last_step, self.stopping.decay_from)
 
-    def _should_stop(self) -> bool:
-        return self.interruption.is_asked_for()
+    def _end_if_asked(self) -> None:
+        if self.interruption.is_asked_for():
+            self.look()
+            self._save()
+            raise self.interruption.error(self.step, self.stopping.last_step)
 
     def _diverged(self, loss: float, step: int) -> None:
         # The last checkpoint may be of a run that was stopped between a bad step and the loss that shows it.

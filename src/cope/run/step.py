@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
-from cope.errors import UserError
+from cope.errors import UserError, reason_of
 from cope.run.batches import Batch, StepBatch
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class StepGraphs:
             self._recorded[batch.shape] = batch, self._capture(partial(run, [batch]))
         except RuntimeError as error:
             self.forget()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             if self.required:
                 raise UserError(
                     f"trainer.cuda_graphs=true: a step cannot be recorded ({reason}); allowed for this model: false."

@@ -177,14 +177,14 @@ class NoRecipe(UserError):
 
 @cache
 def composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
-    """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows."""
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+    """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows.
 
-
-def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> DictConfig:
+    Raises:
+        UserError: all that is wrong with ``overrides``, a line each.
+    """
     try:
-        return composed(configs, overrides)
+        with initialize_config_dir(str(configs), version_base="1.3"):
+            return compose("train", overrides=list(overrides))
     except HydraException as error:
         composer = Composer(configs)
         if missing := composer.no_recipe(error):
@@ -192,7 +192,16 @@ def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> Dict
         problems = composer.problems(overrides)
         if not problems:
             raise
-        raise UserError("\n".join(f"{problem} ({place})" for problem in problems)) from error
+        raise UserError("\n".join(problems)) from error
+
+
+def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> DictConfig:
+    try:
+        return composed(configs, overrides)
+    except NoRecipe:
+        raise
+    except UserError as error:
+        raise UserError("\n".join(f"{problem} ({place})" for problem in str(error).splitlines())) from error
 
 
 def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:

@@ -45,7 +45,8 @@ class TrialRun:
             experiment = Experiment(config)
             output_to(experiment.folder.log)
             try:
-                result = experiment.tune(_observer(trial) if seed == self.seeds[0] else _ignore)
+                observe = _observer(trial) if seed == self.seeds[0] else None
+                result = experiment.run(show_progress=False, splits=("validation",), observe=observe)
             except optuna.TrialPruned:
                 return losses
             except Diverged:
@@ -73,6 +74,3 @@ def _observer(trial: Trial) -> Callable[[int, float], None]:
             raise optuna.TrialPruned
 
     return observe
-
-
-def _ignore(step: int, loss: float) -> None: ...

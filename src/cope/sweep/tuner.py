@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from optuna.trial import Trial, TrialState
 
@@ -57,16 +58,14 @@ class Tuner:
         return not self.processes.is_stopping()
 
     def _next_work(self) -> Work | None:
-        found = self._next_trial()
-        return None if found is None else Work(self.run_of(*found), self.environment, found)
-
-    def _next_trial(self) -> tuple[Tuning, Trial] | None:
-        if self.left:
-            return self.left.pop(0)
-        for tuning in sorted(self.tunings, key=lambda tuning: len(tuning.trials)):
-            if (trial := tuning.ask()) is not None:
-                return tuning, trial
-        return None
+        if not self.left:
+            fewest_first = sorted(self.tunings, key=lambda tuning: len(tuning.trials))
+            asked = ((tuning, trial) for tuning in fewest_first if (trial := tuning.ask()) is not None)
+            self.left = list(islice(asked, 1))
+        if not self.left:
+            return None
+        tuning, trial = self.left.pop(0)
+        return Work(self.run_of(tuning, trial), self.environment, (tuning, trial))
 
     def _tell(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> None:
         what = f"{tuning.encoding} trial {trial.number} ({' '.join(tuning.overrides(trial))})"
