@@ -13,9 +13,9 @@ and written to ``evaluations/`` in the run's folder.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "loading the run")  # before anything is imported that takes seconds
+    begin(__doc__, "loading the run", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass

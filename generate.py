@@ -17,9 +17,9 @@ trained with task.loss=answers has learned to give answers, not to write what th
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "loading the run")  # before anything is imported that takes seconds
+    begin(__doc__, "loading the run")  # before anything is imported that takes seconds
 
 import sys
 

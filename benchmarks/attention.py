@@ -18,9 +18,9 @@ every candidate runs once. Writes ``outputs/benchmark/attention.json`` and a pic
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import subprocess
 import sys

@@ -17,9 +17,9 @@ faults need Linux, some to be root (a disk of its own that can be full); others 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import os
 import platform

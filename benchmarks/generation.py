@@ -13,9 +13,9 @@ rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,9 +19,9 @@ than time.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import json
 import subprocess

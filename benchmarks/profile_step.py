@@ -12,9 +12,9 @@ Writes ``outputs/benchmark/profile.json``.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 

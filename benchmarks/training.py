@@ -13,9 +13,9 @@ Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

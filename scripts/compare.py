@@ -15,9 +15,9 @@ format=table     or markdown, csv, latex, json
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 

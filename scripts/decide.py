@@ -16,9 +16,9 @@ All else are settings of train.py, for every run, and of Hydra's launcher.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from collections.abc import Callable

@@ -8,9 +8,9 @@ heads=telling        whose gates to draw: the four that differ most from token t
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start()  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import re
 from dataclasses import dataclass

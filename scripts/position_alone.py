@@ -8,6 +8,7 @@ average to as many tokens from the same place; tested against the boundaries shi
 paragraphs and the best for sections. Writes to ``figures/position_alone/`` in the run's folder. For runs of language modelling
 whose encoding adds to the attention logits (cope and its variants, relative).
 
+    run=                the run: its folder, or the beginning of its hash
     num_windows=32      windows of test text, each as long as the model's context
     num_shifts=10000    how often the boundaries are shifted
     seed=1              of the choice of windows and shifts
@@ -15,9 +16,9 @@ whose encoding adds to the attention logits (cope and its variants, relative).
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "loading the run")  # before anything is imported that takes seconds
+    begin(__doc__, "loading the run")  # before anything is imported that takes seconds
 
 from cope.cli import read_settings, run_command
 

@@ -19,12 +19,14 @@ from omegaconf import DictConfig
 
 from cope.building import arguments, build
 from cope.cli import reporting_errors, run_hydra_command
-from cope.corpora.prepared import MANIFEST, prepare
-from cope.corpora.tokenizer import TokenizerSettings
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
 def main(config: DictConfig) -> None:
+    # Imported here, so that --help, and what is told of a slip, need not wait for them.
+    from cope.corpora.prepared import MANIFEST, prepare
+    from cope.corpora.tokenizer import TokenizerSettings
+
     with reporting_errors():
         settings = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
         prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)

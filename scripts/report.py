@@ -16,9 +16,9 @@ Nothing is run: `make decide` and `make tables figures` do that, `make reproduce
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import shlex
 import sys

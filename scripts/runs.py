@@ -41,7 +41,7 @@ class RunsSettings:
 
 
 def main(arguments: list[str]) -> None:
-    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", False)
+    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", None)
     folders = [user_path("runs", text) for text in settings.runs]
     show([list_runs(folders, filters, settings.sort)], settings.format)
 

@@ -16,9 +16,9 @@ with one another's memory, and what two calls from two threads of Python do; not
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import os
 import shutil

@@ -19,9 +19,9 @@ is left, 1 if the command was refused.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import runpy
 import sys

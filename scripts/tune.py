@@ -17,9 +17,9 @@ looked at. The exit status is 0 if every encoding has its trials, 3 if some are 
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass, replace

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cope.sweep.clock import Clock
-from cope.sweep.places import num_places
 from cope.sweep.plan import PlannedRun, composed
 
 
 def print_runs(configs: Path, runs: Sequence[PlannedRun], waiting: Sequence[PlannedRun]) -> None:
     """Print ``runs``, and how many are ``waiting``."""
+    from cope.sweep.places import num_places  # it imports PyTorch
+
     for run in runs:
         print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
     at_once, why = num_places(composed(configs, own) for own in dict.fromkeys(run.settings for run in waiting))
