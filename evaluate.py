@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, check_choice, counted
 from cope.overrides import Composer
 from cope.report.sheets import FORMATS
 from cope.run.folder import RunFolder
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
     scores, path = reevaluate(folder, overrides)
     show([scores_sheet(scores["headline"], scores["splits"])], settings.format)
     for split, num_tokens in scores["left_out"].items():
-        positions = scores["num_positions"]
-        print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {positions} positions", file=sys.stderr)
+        positions = counted(scores["num_positions"], "position")
+        print(f"left out: {split}, with {num_tokens:,} tokens; this run's encoding has {positions}", file=sys.stderr)
     print(f"\nwritten to: {path}", file=sys.stderr if settings.format != "table" else sys.stdout)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import read_settings, run_command
+from cope.errors import counted
 from cope.report.published import make_runs
 
 
@@ -28,7 +29,7 @@ class PublishedSettings:
 def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, PublishedSettings, "python scripts/published_runs.py")
     made, left_alone = make_runs(settings.report / "runs", settings.to)
-    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{made} runs in {settings.to}")
+    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{counted(made, 'run')} in {settings.to}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cope.cli import LEFT_OVER, run_command, split_settings
-from cope.errors import check_at_least, check_choice
+from cope.errors import check_at_least, check_choice, counted
 from cope.overrides import Composer
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed
@@ -119,9 +119,8 @@ def tell(tuning: Tuning) -> None:
         return
     ends = tuning.at_an_end()
     beyond = f"; at the end of what was tried: {', '.join(ends)}" if ends else ""
-    print(
-        f"{tuning.encoding}: {best.value:.5g} with {' '.join(tuning.overrides(best))}, of {len(tuning.trials)} trials{beyond}"
-    )
+    trials = counted(len(tuning.trials), "trial")
+    print(f"{tuning.encoding}: {best.value:.5g} with {' '.join(tuning.overrides(best))}, of {trials}{beyond}")
 
 
 if __name__ == "__main__":

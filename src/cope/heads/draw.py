@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from cope.errors import counted
 from cope.files import write_atomically
 from cope.report.names import encoding_name, task_name
 from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
@@ -30,7 +31,8 @@ def position_alone_tables(scores: dict[str, Any]) -> str:
     """What was measured and, for each kind of boundary, how many heads are significant, and the ten furthest above chance."""
     lines = [
         f"{scores['encoding']} on {scores['task']} (seed {scores['training_seed']}): attention by position alone in "
-        f"{scores['num_windows']} windows of {scores['context']} tokens from {scores['num_documents']} test documents",
+        f"{scores['num_windows']} windows of {scores['context']} tokens from "
+        f"{counted(scores['num_documents'], 'test document')}",
         "share: of a query's attention inside its segment; excess: beyond what the head gives on average to as many tokens",
         "from the same place; by chance: the excess with the boundaries shifted, mean and 95% interval",
     ]
