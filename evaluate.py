@@ -1,15 +1,17 @@
-"""Score the best checkpoint of a run again: on other splits, other settings of its task, or longer sequences.
+"""Score the best checkpoint of a run again: on other splits, other settings of its
+task, or longer sequences.
 
-    python evaluate.py run=1a2b3c4d                          # the beginning of a run's hash, or its folder
-    python evaluate.py run=outputs/counting/cope/1a2b3c4d/seed=1 '+task.splits.ood_rare={pass_weight: 400, context: 512}'
-    python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1 task.num_pairs=128
+    python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1
+    python evaluate.py run=1a2b3c4d task.num_pairs=128
+    python evaluate.py run=1a2b3c4d '+task.splits.rare={pass_weight: 400}'
 
     run=               the run: its folder, or the beginning of its hash
     format=table       or markdown, csv, latex, json
     task.KEY=VALUE     changes the task for this scoring
 
-Overrides change the task as the run's config.yaml has it; a ``+`` adds a split, a ``~`` removes one. The scores are printed
-and written to ``evaluations/`` in the run's folder.
+Overrides change the task as the run's config.yaml has it; a ``+`` adds a split,
+a ``~`` removes one. The scores are printed and written to ``evaluations/`` in
+the run's folder.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""MiB that one forward and backward pass of attention adds to this process at its peak, one thread; ``attention.py`` asks.
+"""MiB that one forward and backward pass of attention adds to this process at its
+peak, one thread; ``attention.py`` asks.
 
 python benchmarks/peak_memory.py candidate=native length=1024
 

@@ -1,7 +1,8 @@
-"""Where a training step's time goes, for several recipes: see ``profiling.py`` for what is measured.
+"""Where a training step's time goes, for several recipes: see ``profiling.py`` for
+what is measured.
 
     python benchmarks/profile_step.py
-    python benchmarks/profile_step.py recipes="task=counting pe=relative,task=code pe=cope" repeats=5
+    python benchmarks/profile_step.py recipes="task=code pe=cope" repeats=5
 
 Writes ``outputs/benchmark/profile.json``.
 

@@ -1,4 +1,5 @@
-"""What can stand where the cursor is: asked by completion.bash at each TAB, so with the standard library alone.
+"""What can stand where the cursor is: asked by completion.bash at each TAB, so
+with the standard library alone.
 
 python -S scripts/complete.py "python train.py pe=co"
 python -S scripts/complete.py "python evaluate.py run=outputs/"

@@ -1,12 +1,15 @@
 """What the runs behind the paper's tables and figures cost, before any is started.
 
-    python scripts/costs.py scale=paper                 # a row for each kind of run of every table: what one takes
+    # a row for each kind of run of every table: what one takes
+    python scripts/costs.py scale=paper
     python scripts/costs.py scale=paper table=table2
-    python scripts/costs.py slopes=true                 # how the time of a step grows with context, layers and dimension
+    # how the time of a step grows with context, layers and dimension
+    python scripts/costs.py slopes=true
     python scripts/costs.py scale=paper format=markdown
 
-Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
-that cost next to nothing are one row: the first.
+Time is measured by a few steps of each on this machine, on random tokens where
+a task reads text. Rows that differ in settings that cost next to nothing are
+one row: the first.
 
     table=all       files of configs/table, with commas between
     slopes=false    true: how the time of a step grows, instead

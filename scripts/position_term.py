@@ -1,9 +1,12 @@
-"""How much CoPE's position term weighs before training and what one step changes, by scale, start and gate bias.
+"""How much CoPE's position term weighs before training and what one step changes,
+by scale, start and gate bias.
 
-    python scripts/position_term.py                          # flip-flop at laptop scale
+    # flip-flop at laptop scale
+    python scripts/position_term.py
     python scripts/position_term.py task=wikipedia seed=3
 
-All are settings of train.py. Root mean squares over the pairs of query and key of the first batch.
+All are settings of train.py. Root mean squares over the pairs of query and key
+of the first batch.
 """
 
 if __name__ == "__main__":

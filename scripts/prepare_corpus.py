@@ -1,10 +1,12 @@
-"""Prepare a corpus ahead of training: read it, learn its vocabulary, and store it as tokens.
+"""Prepare a corpus ahead of training: read it, learn its vocabulary, and store it
+as tokens.
 
     python scripts/prepare_corpus.py corpus=enwiki_sample
-    python scripts/prepare_corpus.py corpus=files corpus.train='books/*.txt' tokenizer.vocab_size=8192 tokenizer.kind=unigram
+    python scripts/prepare_corpus.py corpus=files corpus.train='books/*.txt'
 
-``train.py`` does the same when it finds nothing prepared. Prints sizes, licence and speed. The same command again goes on with
-an interrupted preparation and shows a finished one.
+``train.py`` does the same when it finds nothing prepared. Prints sizes, licence
+and speed. The same command again goes on with an interrupted preparation and
+shows a finished one.
 """
 
 if __name__ == "__main__":

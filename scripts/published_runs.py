@@ -1,7 +1,10 @@
-"""Take the runs behind docs/results for finished ones, so that only others are run; they have no weights.
+"""Take the runs behind docs/results for finished ones, so that only others are
+run; they have no weights.
 
-python scripts/published_runs.py                                     # into outputs/
-python scripts/published_runs.py report=docs/results to=/tmp/runs    # elsewhere
+# into outputs/
+python scripts/published_runs.py
+# elsewhere
+python scripts/published_runs.py report=docs/results to=/tmp/runs
 
 report=docs/results    a report with its runs
 to=outputs             the folder of runs; what is there already is left alone

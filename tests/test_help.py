@@ -14,6 +14,7 @@ from runs import command_here
 
 FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks")
 COMMANDS = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text())
+TERMINAL = 80  # columns
 ASKED_BY_OTHERS = ("profiling", "peak_memory", "complete", "sanitize")  # which need no second example
 
 
@@ -21,7 +22,8 @@ ASKED_BY_OTHERS = ("profiling", "peak_memory", "complete", "sanitize")  # which 
 def test_a_commands_help_has_its_purpose_keys_and_examples(path: Path) -> None:
     tree = ast.parse(path.read_text())
     documentation = ast.get_docstring(tree) or ""
-    assert documentation.splitlines()[0].endswith((".", "?", ":")) or "." in documentation.splitlines()[0]
+    assert documentation.split("\n\n")[0].rstrip().endswith((".", "?", ":"))
+    assert max(map(len, documentation.splitlines())) <= TERMINAL
     called = path.relative_to(ROOT).as_posix()
     examples = re.findall(rf"python (?:-S )?{re.escape(called)}", documentation)
     assert len(examples) >= (1 if path.stem in ASKED_BY_OTHERS else 2)
@@ -43,8 +45,10 @@ def test_a_commands_help_has_its_purpose_keys_and_examples(path: Path) -> None:
 def test_help_of_what_hydra_configures_tells_each_keys_value_and_meaning(command: str, key: str, meaning: str) -> None:
     done = command_here(command, "--help")
     assert done.returncode == 0 and done.stderr == ""
-    line = next(line for line in done.stdout.splitlines() if line.strip().startswith(key))
-    assert meaning in line and "${" not in done.stdout
+    lines = done.stdout.splitlines()
+    place = next(place for place, line in enumerate(lines) if line.strip().startswith(key))
+    assert meaning in " ".join(line.strip() for line in lines[place : place + 3]) and "${" not in done.stdout
+    assert max(map(len, lines)) <= TERMINAL
 
 
 def test_a_command_that_takes_long_to_begin_says_what_it_does_in_a_pipe_too() -> None:
