@@ -2,7 +2,7 @@
 grows.
 
     python generate.py run=1a2b3c4d prompt="a = 0 ; a ++; print a" num_tokens=1
-    python generate.py run=outputs/wikipedia/cope/1a2b3c4d/seed=1 prompt="In 1904"
+    python generate.py run=outputs/wikipedia/cope/1a2b3c4d/seed=1 prompt="In"
     python generate.py run=1a2b3c4d prompt="In 1904" temperature=0.8 top_p=0.95
 
 For a language task the prompt is text; for a task with a vocabulary it is words

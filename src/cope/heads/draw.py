@@ -107,6 +107,7 @@ def draw_position_alone(folder: Path) -> Path:
             fontsize=8,
         )
         path = folder / "position_alone.png"
+        write_atomically(path.with_suffix(".svg"), lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=200))
         plt.close(figure)
     return path

@@ -64,6 +64,8 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
             path = folder / f"position_alone_{encoding}.png"
             shutil.copyfile(picture, path)
             in_few_colours(path)
+            if picture.with_suffix(".svg").exists():  # not of measurements made before there was one
+                path = Path(shutil.copyfile(picture.with_suffix(".svg"), path.with_suffix(".svg")))
             drawn[encoding] = Drawing(
                 path,
                 f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_name(task).lower()}, "
