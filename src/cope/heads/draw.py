@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from cope.errors import counted
 from cope.files import write_atomically
-from cope.report.names import encoding_name, task_name
+from cope.report.names import encoding_name, task_in_text
 from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
 
 HEADS_IN_THE_TABLE = 10
@@ -102,7 +102,7 @@ def draw_position_alone(folder: Path) -> Path:
         axes[-1, 0].set_xlabel("key (tokens); the query is the last one")
         drawn = scores["drawn"]
         figure.suptitle(
-            f"{encoding_name(scores['encoding'])}, {task_name(scores['task']).lower()}, seed {scores['training_seed']}: "
+            f"{encoding_name(scores['encoding'])}, {task_in_text(scores['task'])}, seed {scores['training_seed']}: "
             f"“{_safe(drawn['title'])}”, tokens {drawn['start']} to {drawn['start'] + scores['context'] - 1}",
             fontsize=8,
         )

@@ -24,6 +24,12 @@ def task_name(name: str) -> str:
     return str(_CONTENT["tasks"].get(name, _spaced(name)))
 
 
+def task_in_text(name: str) -> str:
+    """Within a sentence: counting, flip-flop, but Wikipedia and MQAR."""
+    label = task_name(name)
+    return label if name in _CONTENT["tasks_with_capitals"] else label.lower()
+
+
 def section_name(section: str) -> str:
     """Of a table's section: ``counting, 10000 programs`` -> Counting, 10,000 programs."""
     first, comma, rest = section.partition(", ")
