@@ -1,28 +1,30 @@
-"""Score the best checkpoint of a run again: on other splits, other settings of its task, or longer sequences.
+"""Score the best checkpoint of a run again: on other splits, other settings of its
+task, or longer sequences.
 
-    python evaluate.py run=1a2b3c4d                          # the beginning of a run's hash, or its folder
-    python evaluate.py run=outputs/counting/cope/1a2b3c4d/seed=1 '+task.splits.ood_rare={pass_weight: 400, context: 512}'
-    python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1 task.num_pairs=128
+    python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1
+    python evaluate.py run=1a2b3c4d task.num_pairs=128
+    python evaluate.py run=1a2b3c4d '+task.splits.rare={pass_weight: 400}'
 
     run=               the run: its folder, or the beginning of its hash
     format=table       or markdown, csv, latex, json
     task.KEY=VALUE     changes the task for this scoring
 
-Overrides change the task as the run's config.yaml has it; a ``+`` adds a split, a ``~`` removes one. The scores are printed
-and written to ``evaluations/`` in the run's folder.
+Overrides change the task as the run's config.yaml has it; a ``+`` adds a split,
+a ``~`` removes one. The scores are printed and written to ``evaluations/`` in
+the run's folder.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "loading the run")  # before anything is imported that takes seconds
+    begin(__doc__, "loading the run", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, check_choice, counted
 from cope.overrides import Composer
 from cope.report.sheets import FORMATS
 from cope.run.folder import RunFolder
@@ -51,8 +53,8 @@ def main(arguments: list[str]) -> None:
     scores, path = reevaluate(folder, overrides)
     show([scores_sheet(scores["headline"], scores["splits"])], settings.format)
     for split, num_tokens in scores["left_out"].items():
-        positions = scores["num_positions"]
-        print(f"left out: {split}, with {num_tokens} tokens; this run's encoding has {positions} positions", file=sys.stderr)
+        positions = counted(scores["num_positions"], "position")
+        print(f"left out: {split}, with {num_tokens:,} tokens; this run's encoding has {positions}", file=sys.stderr)
     print(f"\nwritten to: {path}", file=sys.stderr if settings.format != "table" else sys.stdout)
 
 

@@ -1,25 +1,31 @@
-"""Continue a prompt with the best checkpoint of a run, and print the text as it grows.
+"""Continue a prompt with the best checkpoint of a run, and print the text as it
+grows.
 
-    python generate.py run=outputs/counting/cope/1a2b3c4d/seed=1 prompt="a = 0 ; a ++; pass; a ++; print a" num_tokens=1
-    python generate.py run=outputs/<task>/<pe>/<hash>/seed=1 prompt="..." temperature=0.8 top_p=0.95
+    python generate.py run=1a2b3c4d prompt="a = 0 ; a ++; print a" num_tokens=1
+    python generate.py run=outputs/wikipedia/cope/1a2b3c4d/seed=1 prompt="In"
+    python generate.py run=1a2b3c4d prompt="In 1904" temperature=0.8 top_p=0.95
 
-For a language task the prompt is text; for a task with a vocabulary it is words of it, with spaces between. A model that was
-trained with task.loss=answers has learned to give answers, not to write what they are asked about.
+For a language task the prompt is text; for a task with a vocabulary it is words
+of it, with spaces between. A model that was trained with task.loss=answers has
+learned to give answers, not to write what they are asked about.
 
     run=              the run: its folder, or the beginning of its hash
     prompt=           what it continues
     num_tokens=200    how many tokens to add
-    temperature=1.0   divides the logits: below 1 less is left to chance, 0 takes the most probable token
+    temperature=1.0   divides the logits: below 1 less is left to chance, 0
+                      takes the most probable token
     top_k=null        draw from so many of the most probable tokens alone
-    top_p=null        draw from the fewest most probable tokens whose probabilities reach this together
+    top_p=null        draw from the fewest most probable tokens whose
+                      probabilities reach this together
     seed=1            the same seed gives the same text
-    stream=true       print each token as it comes; false: all of them at the end
+    stream=true       print each token as it comes; false: all of them at the
+                      end
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "loading the run")  # before anything is imported that takes seconds
+    begin(__doc__, "loading the run")  # before anything is imported that takes seconds
 
 import sys
 

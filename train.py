@@ -1,10 +1,12 @@
-"""Train a Transformer with one position encoding on one task, and score it in and out of distribution.
+"""Train a Transformer with one position encoding on one task, and score it in and
+out of distribution.
 
     python train.py pe=cope task=counting
     python train.py -m pe=absolute,relative,rope,cope task=counting seed=1,2,3
 
-The same command again goes on with an unfinished run and shows a finished one. ``python train.py task=flip_flop --help`` lists
-the settings of flip-flop; ``--cfg job`` shows all that a command composes to.
+The same command again goes on with an unfinished run and shows a finished one.
+``python train.py task=flip_flop --help`` lists the settings of flip-flop;
+``--cfg job`` shows all that a command composes to.
 """
 
 import sys

@@ -1,12 +1,18 @@
-"""What CoPE attention costs beside ordinary attention, measured in one process, in turn, on this machine.
+"""What CoPE attention costs beside ordinary attention, measured in one process, in
+turn, on this machine.
 
-    python benchmarks/attention.py                               time and memory of every backend that can be had
-    python benchmarks/attention.py threads=1,2                   with one thread, then with two
-    python benchmarks/attention.py candidates=native,blockwise   leaves out the slow ones
-    python benchmarks/attention.py released=PATH                 and the authors' code, a copy of their context_position.py
+    # time and memory of every backend that can be had
+    python benchmarks/attention.py
+    # with one thread, then with two
+    python benchmarks/attention.py threads=1,2
+    # leaves out the slow ones
+    python benchmarks/attention.py candidates=native,blockwise
+    # and the authors' code, a copy of their context_position.py
+    python benchmarks/attention.py released=PATH
 
-Ratios count, not times: machines differ and are shared. Each figure is the median of ``repeats`` (7) rounds, in each of which
-every candidate runs once. Writes ``outputs/benchmark/attention.json`` and a picture beside it.
+Ratios count, not times: machines differ and are shared. Each figure is the
+median of ``repeats`` (7) rounds, in each of which every candidate runs once.
+Writes ``outputs/benchmark/attention.json`` and a picture beside it.
 
     repeats=7        rounds
     threads=1        numbers of threads, with commas between
@@ -18,9 +24,9 @@ every candidate runs once. Writes ``outputs/benchmark/attention.json`` and a pic
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import subprocess
 import sys

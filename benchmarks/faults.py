@@ -1,12 +1,16 @@
-"""Breaks real runs in many ways, gives the same command again, and counts those that came out as unbroken ones.
+"""Breaks real runs in many ways, gives the same command again, and counts those
+that came out as unbroken ones.
 
-    make faults                                         # a table, as in docs/faults.md
+    # a table, as in docs/faults.md
+    make faults
     python benchmarks/faults.py tries=50 faults=killed,killed_preparing
     python benchmarks/faults.py faults=disk_full_run format=json
 
-A run survives if its result, its metrics (times aside) and the weights of its checkpoints are those of a run that nobody broke,
-if nothing else is left in its folder, no process goes on, and what it said on the way was a message and no stack trace. Some
-faults need Linux, some to be root (a disk of its own that can be full); others are left out, and the table says so.
+A run survives if its result, its metrics (times aside) and the weights of its
+checkpoints are those of a run that nobody broke, if nothing else is left in its
+folder, no process goes on, and what it said on the way was a message and no
+stack trace. Some faults need Linux, some to be root (a disk of its own that can
+be full); others are left out, and the table says so.
 
     tries=10           of each fault
     faults=all         or some, with commas between
@@ -17,9 +21,9 @@ faults need Linux, some to be root (a disk of its own that can be full); others 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import os
 import platform

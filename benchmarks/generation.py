@@ -1,21 +1,25 @@
-"""What the cache of keys and values saves when text is generated, and how the time of a token grows with those before it.
+"""What the cache of keys and values saves when text is generated, and how the time
+of a token grows with those before it.
 
     python benchmarks/generation.py
-    python benchmarks/generation.py context=64 lengths=128,256     a shorter sequence, fewer lengths
+    # a shorter sequence, fewer lengths
+    python benchmarks/generation.py context=64 lengths=128,256
 
-Measured in one process with one thread, in turn, on this machine; ratios count, not times. Each figure is the median of five
-rounds, after one to warm up. Writes ``outputs/benchmark/generation.json``.
+Measured in one process with one thread, in turn, on this machine; ratios count,
+not times. Each figure is the median of five rounds, after one to warm up.
+Writes ``outputs/benchmark/generation.json``.
 
-    context=256                     tokens of the sequence that is generated from its first token on
+    context=256                     tokens of the sequence that is generated
+                                    from its first token on
     lengths=128,256,512,...,4096    tokens before the one that is timed
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,27 +1,34 @@
-"""Is this GPU right and how fast is it? One command of at most eight minutes, one page to paste into docs/benchmarks.md.
+"""Is this GPU right and how fast is it? One command of at most eight minutes, one
+page to paste into docs/benchmarks.md.
 
-    python benchmarks/gpu_check.py to=outputs/gpu-check                     (make gpu-check)
-    python benchmarks/gpu_check.py to=FOLDER parts=kernels limit=120        only some parts, in at most two minutes
+    # (make gpu-check)
+    python benchmarks/gpu_check.py to=outputs/gpu-check
+    # only some parts, in at most two minutes
+    python benchmarks/gpu_check.py to=FOLDER parts=kernels limit=120
 
-Parts, in this order: ``kernels`` (errors of the Triton kernels, in each type), ``attention`` (time and memory beside
-PyTorch's), ``training`` (tokens a second beside RoPE's), ``run`` (the paper's flip-flop model for 1,000 steps). They share
-``limit`` seconds; what one leaves is the next one's. Whatever fails says so in its cell and the rest goes on. At the end stand
-the options that kernels were compiled with, which ``attention`` and ``training`` try on a new card. Writes ``results.json`` and
-``results.md`` into the folder, again after every cell. Exit status 1 if kernels are wrong or anything failed for another reason
+Parts, in this order: ``kernels`` (errors of the Triton kernels, in each type),
+``attention`` (time and memory beside PyTorch's), ``training`` (tokens a second
+beside RoPE's), ``run`` (the paper's flip-flop model for 1,000 steps). They
+share ``limit`` seconds; what one leaves is the next one's. Whatever fails says
+so in its cell and the rest goes on. At the end stand the options that kernels
+were compiled with, which ``attention`` and ``training`` try on a new card.
+Writes ``results.json`` and ``results.md`` into the folder, again after every
+cell. Exit status 1 if kernels are wrong or anything failed for another reason
 than time.
 
     to=            the folder to write
     parts=         only these, with commas between
     limit=450      seconds of everything
-    device=cuda    cpu tries out what can be without a GPU: kernels in Triton's interpreter, attention with backend=native
+    device=cuda    cpu tries out what can be without a GPU: kernels in Triton's
+                   interpreter, attention with backend=native
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import json
 import subprocess

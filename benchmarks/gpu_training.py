@@ -1,13 +1,18 @@
-"""Training on one GPU: tokens a second by encoding, precision and way of running a step, alone and side by side.
+"""Training on one GPU: tokens a second by encoding, precision and way of running a
+step, alone and side by side.
 
     python benchmarks/gpu_training.py to=outputs/benchmark/gpu_training
-    python benchmarks/gpu_training.py to=FOLDER parts=check,alone limit=120     only some parts, in at most two minutes
+    # only some parts, in at most two minutes
+    python benchmarks/gpu_training.py to=FOLDER parts=check,alone limit=120
 
-Parts, in this order: ``check`` (graphs compute what plain steps compute; nothing waits for the GPU), ``alone`` (recipes of
-``scale``, one run at a time), ``gpt2`` (the shape of GPT-2 on random tokens), ``together`` (several runs on the card at once),
-``compile`` (``torch.compile``). Each figure is the median of windows of steps of the project's own training loop, after two to
-warm up. Cells run in a process of their own, which is replaced when one fails: what failed says why in the table, what time did
-not suffice for says so. Writes ``results.json`` and ``results.md`` into the folder, again after every cell.
+Parts, in this order: ``check`` (graphs compute what plain steps compute;
+nothing waits for the GPU), ``alone`` (recipes of ``scale``, one run at a time),
+``gpt2`` (the shape of GPT-2 on random tokens), ``together`` (several runs on
+the card at once), ``compile`` (``torch.compile``). Each figure is the median of
+windows of steps of the project's own training loop, after two to warm up. Cells
+run in a process of their own, which is replaced when one fails: what failed
+says why in the table, what time did not suffice for says so. Writes
+``results.json`` and ``results.md`` into the folder, again after every cell.
 
     to=            the folder to write
     parts=         only these, with commas between
@@ -21,9 +26,9 @@ not suffice for says so. Writes ``results.json`` and ``results.md`` into the fol
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import json
 import statistics

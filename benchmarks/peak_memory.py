@@ -1,14 +1,18 @@
-"""MiB that one forward and backward pass of attention adds to this process at its peak, one thread; ``attention.py`` asks.
+"""MiB that one forward and backward pass of attention adds to this process at its
+peak, one thread; ``attention.py`` asks.
 
 python benchmarks/peak_memory.py candidate=native length=1024
+
+candidate=    of attention.py's table
+length=       tokens of the one sequence
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path

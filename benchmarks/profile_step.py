@@ -1,7 +1,8 @@
-"""Where a training step's time goes, for several recipes: see ``profiling.py`` for what is measured.
+"""Where a training step's time goes, for several recipes: see ``profiling.py`` for
+what is measured.
 
     python benchmarks/profile_step.py
-    python benchmarks/profile_step.py recipes="task=counting pe=relative,task=code pe=cope" repeats=5
+    python benchmarks/profile_step.py recipes="task=code pe=cope" repeats=5
 
 Writes ``outputs/benchmark/profile.json``.
 
@@ -12,9 +13,9 @@ Writes ``outputs/benchmark/profile.json``.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 

@@ -1,13 +1,18 @@
-"""Where the time of a training step goes, and what keeping freed memory saves: the project's own step, of real recipes.
+"""Where the time of a training step goes, and what keeping freed memory saves: the
+project's own step, of real recipes.
 
-Everything here runs in one thread on the CPU and is counted in processor time, which on an idle machine is what the clock shows
-and on a shared one leaves out what others take. Shares come from torch.profiler, which makes small operators look slower than
-they are; milliseconds a step come from steps without it. Each figure is a median of rounds over the same few batches.
+Everything here runs in one thread on the CPU and is counted in processor time,
+which on an idle machine is what the clock shows and on a shared one leaves out
+what others take. Shares come from torch.profiler, which makes small operators
+look slower than they are; milliseconds a step come from steps without it. Each
+figure is a median of rounds over the same few batches.
 
-    python benchmarks/profile_step.py       asks this file, in processes of their own
+    # asks this file, in processes of their own
+    python benchmarks/profile_step.py
     python benchmarks/profiling.py --help
 
-With dropout PyTorch's own attention has no kernel for CPUs: it is made of plain operators, and each counts as what it is.
+With dropout PyTorch's own attention has no kernel for CPUs: it is made of plain
+operators, and each counts as what it is.
 """
 
 from __future__ import annotations

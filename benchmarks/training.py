@@ -1,9 +1,11 @@
-"""What CoPE costs in a whole training step of the project's own model, beside RoPE.
+"""What CoPE costs in a whole training step of the project's own model, beside
+RoPE.
 
     python benchmarks/training.py
     python benchmarks/training.py threads=1,2 repeats=5
 
-Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in each of which every encoding runs once. Writes
+Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in
+each of which every encoding runs once. Writes
 ``outputs/benchmark/training.json``.
 
     repeats=7    rounds
@@ -13,9 +15,9 @@ Ratios count, not times. Each figure is the median of ``repeats`` (7) rounds, in
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from collections.abc import Callable
 from dataclasses import dataclass

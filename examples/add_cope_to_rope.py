@@ -1,18 +1,23 @@
-"""Add CoPE to a model that was trained with RoPE, and go on with training: what is gained, and does the table do anything?
+"""Add CoPE to a model that was trained with RoPE, and go on with training: what is
+gained, and does the table do anything?
 
     python examples/add_cope_to_rope.py
     python examples/add_cope_to_rope.py steps=1000 table_lr=0.001
 
-A model with RoPE learns to count (`python train.py pe=rope task=counting`). It gets a table of counted positions that starts
-at 0, so that nothing changes at first; then it trains on, beside a copy that trains on without a table. Shown are the errors
-before and after, within the trained length and at four times of it, and the meter: the share of the attention logits' variance
-that comes from the table, and the positions that nothing reads.
+A model with RoPE learns to count (`python train.py pe=rope task=counting`). It
+gets a table of counted positions that starts at 0, so that nothing changes at
+first; then it trains on, beside a copy that trains on without a table. Shown
+are the errors before and after, within the trained length and at four times of
+it, and the meter: the share of the attention logits' variance that comes from
+the table, and the positions that nothing reads.
 
     steps=500         of further training, for both
     lr=1e-3           of all weights but the table, falling to 0
-    table_lr=0.03     of the table; with too low a one it stays inert, and only the meter shows it
+    table_lr=0.03     of the table; with too low a one it stays inert, and only
+                      the meter shows it
     num_positions=16  vectors in the table
-    key=value         any other setting of train.py, for the run with RoPE: seed=2, output_dir=...
+    key=value         any other setting of train.py, for the run with RoPE:
+                      seed=2, output_dir=...
 """
 
 from __future__ import annotations

@@ -1,11 +1,16 @@
-"""Finished runs side by side: the settings in which they differ, their scores, time and size.
+"""Finished runs side by side: the settings in which they differ, their scores,
+time and size.
 
-python scripts/compare.py                                           # what there is: the list of scripts/runs.py
-python scripts/compare.py runs=outputs/counting                     # every finished run below a folder
-python scripts/compare.py runs=1a2b3c4d/seed=1,5e6f7a8b/seed=1      # two of them, by the beginnings of their hashes
-python scripts/compare.py runs=outputs pe=cope,rope split=test,ood_shorter seed=1
+# what there is: the list of scripts/runs.py
+python scripts/compare.py
+# every finished run below a folder
+python scripts/compare.py runs=outputs/counting
+# two of them, by the beginnings of their hashes
+python scripts/compare.py runs=1a2b3c4d/seed=1,5e6f7a8b/seed=1
+python scripts/compare.py runs=outputs pe=cope,rope split=test seed=1
 
-runs=            folders of runs, or any above them, or beginnings of hashes, with commas between
+runs=            folders of runs, or any above them, or beginnings of hashes,
+                 with commas between
 task=            only runs of these tasks, with commas between
 pe=              only runs of these encodings
 seed=            only runs of these seeds
@@ -15,9 +20,9 @@ format=table     or markdown, csv, latex, json
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""What can stand where the cursor is: asked by completion.bash at each TAB, so with the standard library alone.
+"""What can stand where the cursor is: asked by completion.bash at each TAB, so
+with the standard library alone.
 
 python -S scripts/complete.py "python train.py pe=co"
 python -S scripts/complete.py "python evaluate.py run=outputs/"
@@ -14,16 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
-COMPOSED = (
-    "train.py",
-    "table.py",
-    "report.py",
-    "decide.py",
-    "field.py",
-    "costs.py",
-    "tune.py",
-    "position_term.py",
-)  # which take settings of train.py too
+COMPOSED = ("train", "table", "report", "decide", "field", "costs", "tune", "position_term", "runs")  # of train.py's settings
+CONFIG = {"prepare_corpus": "prepare_corpus.yaml", "probe_llm": "probe/llm.yaml"} | dict.fromkeys(COMPOSED, "train.yaml")
 
 
 def candidates(line: str) -> list[str]:
@@ -46,10 +39,11 @@ def candidates(line: str) -> list[str]:
 
 def keys(script: Path, chosen: dict[str, str]) -> Iterator[str]:
     yield from (f"{key}=" for key in SETTING.findall(script.read_text(encoding="utf-8").split('"""')[1]))
-    if script.name not in COMPOSED:
+    if script.stem in CONFIG:
+        yield from (f"{key}=" for key in yaml_keys(CONFIGS / CONFIG[script.stem]))
+    if script.stem not in COMPOSED:
         return
     yield from (f"{group}=" for group in groups())
-    yield from (f"{key}=" for key in yaml_keys(CONFIGS / "train.yaml"))
     for group in ("pe", "task", "corpus"):
         path = CONFIGS / group / f"{chosen.get(group, 'cope' if group == 'pe' else 'counting')}.yaml"
         if path.exists():
@@ -74,7 +68,7 @@ def values(key: str, value: str) -> Iterator[str]:
 
 def runs(value: str) -> Iterator[str]:
     """Folders, and the hashes that ``value`` begins."""
-    yield from paths(value)
+    yield from (path for path in paths(value) if path.endswith("/"))
     if re.fullmatch(r"[0-9a-f]{1,8}", value):
         yield from sorted({path.name for path in Path("outputs").glob(f"*/*/{value}*")})
 

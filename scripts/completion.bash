@@ -4,17 +4,18 @@
 #
 # python train.py pe=<TAB>   python evaluate.py run=<TAB>   python scripts/compare.py runs=outputs/<TAB>
 _cope_complete() {
-  local folder candidates word
+  local folder typed
   folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  COMPREPLY=()
   case "$COMP_LINE" in
     *train.py\ *|*evaluate.py\ *|*generate.py\ *|*scripts/*.py\ *|*benchmarks/*.py\ *) ;;
-    *) COMPREPLY=(); return ;;
+    *) return ;;
   esac
-  candidates=$("${COMP_WORDS[0]}" -S "$folder/complete.py" "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
-  # What bash takes for the word begins after the last = or :, which part words for it.
-  word="${COMP_LINE:0:COMP_POINT}"; word="${word##* }"
-  case "$COMP_WORDBREAKS" in *=*) [ "${word%=*}" = "$word" ] || candidates=$(printf '%s\n' "$candidates" | sed 's/^[^=]*=//') ;; esac
+  typed="${COMP_LINE:0:COMP_POINT}"
   local IFS=$'\n'
-  COMPREPLY=($candidates)
+  COMPREPLY=($("${COMP_WORDS[0]}" -S "$folder/complete.py" "$typed" 2>/dev/null))
+  # Bash replaces $2, which begins after the last = or :, as those part words for it.
+  typed="${typed##* }"
+  COMPREPLY=("${COMPREPLY[@]#"${typed%"$2"}"}")
 }
 complete -o nospace -o default -F _cope_complete python python3 .venv/bin/python

@@ -1,12 +1,15 @@
 """What the runs behind the paper's tables and figures cost, before any is started.
 
-    python scripts/costs.py scale=paper                 # a row for each kind of run of every table: what one takes
+    # a row for each kind of run of every table: what one takes
+    python scripts/costs.py scale=paper
     python scripts/costs.py scale=paper table=table2
-    python scripts/costs.py slopes=true                 # how the time of a step grows with context, layers and dimension
+    # how the time of a step grows with context, layers and dimension
+    python scripts/costs.py slopes=true
     python scripts/costs.py scale=paper format=markdown
 
-Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
-that cost next to nothing are one row: the first.
+Time is measured by a few steps of each on this machine, on random tokens where
+a task reads text. Rows that differ in settings that cost next to nothing are
+one row: the first.
 
     table=all       files of configs/table, with commas between
     slopes=false    true: how the time of a step grows, instead
@@ -18,22 +21,23 @@ All else are settings of train.py, for every run.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import run_command, split_settings
 from cope.errors import check_choice
-from cope.report.cost_sheets import costs_sheet
 from cope.report.sheets import FORMATS, Sheet, show
-from cope.run.cost import Cost
-from cope.run.experiment import Experiment
 from cope.sweep.plan import composed, read_plans
+
+if TYPE_CHECKING:
+    from cope.run.cost import Cost
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROWING = {
@@ -57,7 +61,7 @@ class CostSettings:
 def main(arguments: list[str]) -> None:
     settings, overrides = split_settings(arguments, CostSettings, "python scripts/costs.py scale=paper")
     if settings.slopes:
-        show([slopes()], settings.format)
+        show([slopes(overrides)], settings.format)
         return
     plans, _ = read_plans(CONFIGS, overrides, (1,), None if settings.table == ("all",) else settings.table)
     kinds: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
@@ -70,6 +74,8 @@ def main(arguments: list[str]) -> None:
         config = composed(CONFIGS, runs[0])
         name = " ".join(text for text in runs[0] if not text.startswith(("scale=", "corpus=", "logger=")))
         rows.append((name, len(runs), cost(config), str(config.trainer.precision)))
+    from cope.report.cost_sheets import costs_sheet  # it imports PyTorch, for which a slip need not wait
+
     show([costs_sheet(rows)], settings.format)
 
 
@@ -77,21 +83,23 @@ def cost(config: DictConfig) -> Cost:
     """Of the run that ``config`` is of."""
     dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
     assert isinstance(dry, DictConfig)
+    from cope.run.experiment import Experiment
+
     return Experiment(dry).cost()
 
 
-def slopes() -> Sheet:
+def slopes(overrides: list[str]) -> Sheet:
     """The time of a step as one setting is doubled, and the exponent that it grows with between the last two."""
     import math
 
     rows = []
     for key, values in GROWING.items():
-        times = [cost(composed(CONFIGS, (*BASE, f"{key}={value}"))).step_s for value in values]
+        times = [cost(composed(CONFIGS, (*BASE, *overrides, f"{key}={value}"))).step_s for value in values]
         exponent = math.log(times[-1] / times[-2]) / math.log(values[-1] / values[-2])
         told = ", ".join(f"{value}: {seconds:.3g}" for value, seconds in zip(values, times, strict=True))
         rows.append((key, told, f"{exponent:.2f}"))
     columns = ("setting", "seconds a step", "exponent of the last doubling")
-    return Sheet(f"{' '.join(BASE)}, else as the recipe", columns, tuple(rows))
+    return Sheet(f"{' '.join((*BASE, *overrides))}, else as the recipe", columns, tuple(rows))
 
 
 if __name__ == "__main__":

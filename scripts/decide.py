@@ -1,12 +1,17 @@
-"""Run what claims of the paper still need until each is decided, or its seeds are used up: configs/plan.yaml is the plan.
+"""Run what claims of the paper still need until each is decided, or its seeds are
+used up: configs/plan.yaml is the plan.
 
-    python scripts/decide.py                              # all claims, in the queue that the tables use, on every core
-    python scripts/decide.py claims=1,2,17 seeds=12       # some of them, with fewer seeds than the plan has
-    python scripts/decide.py scale=smoke logger=none output_dir=/tmp/outputs claims=9 seeds=2
+    # all claims, in the queue that the tables use, on every core
+    python scripts/decide.py
+    # some of them, with fewer seeds than the plan has
+    python scripts/decide.py claims=1,2,17 seeds=12
+    python scripts/decide.py scale=smoke output_dir=/tmp/o claims=9 seeds=2
     python scripts/decide.py hydra/launcher=submitit_slurm
 
-After each batch it prints a line for each claim. The same command goes on from there. The exit status is 0 when nothing more
-can be decided, 3 if runs or measurements failed, 1 if the command was refused. Fewer than nine seeds decide nothing.
+After each batch it prints a line for each claim. The same command goes on from
+there. The exit status is 0 when nothing more can be decided, 3 if runs or
+measurements failed, 1 if the command was refused. Fewer than nine seeds decide
+nothing.
 
     claims=         by number, with commas between; all without it
     seeds=null      at most so many, from the plan's first on
@@ -16,9 +21,9 @@ All else are settings of train.py, for every run, and of Hydra's launcher.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from collections.abc import Callable

@@ -1,10 +1,15 @@
-"""The field beside CoPE: encodings x tasks of configs/field.yaml, run, ranked and drawn.
+"""The field beside CoPE: encodings x tasks of configs/field.yaml, run, ranked and
+drawn.
 
-    python scripts/field.py                                         # from finished runs; what has not been run is "missing"
-    python scripts/field.py action=run                              # first runs what is not finished, one a core
-    python scripts/field.py action=run tasks=mqar,a5 encodings=rope,cope,path seeds=2
-    python scripts/field.py action=decide                           # and then further seeds of CoPE, RoPE and the best other
-    python scripts/field.py action=list scale=smoke                 # the runs, and which are finished
+    # from finished runs; what has not been run is "missing"
+    python scripts/field.py
+    # first runs what is not finished, one a core
+    python scripts/field.py action=run
+    python scripts/field.py action=run tasks=mqar,a5 encodings=rope,cope
+    # and then further seeds of CoPE, RoPE and the best other
+    python scripts/field.py action=decide
+    # the runs, and which are finished
+    python scripts/field.py action=list scale=smoke
 
     action=show        or run, decide, list
     tasks=all          of configs/field.yaml, with commas between
@@ -13,15 +18,16 @@
     to=outputs/field   the folder to write
     with_runs=false    true: copy the runs' results beside it, without weights
 
-All else are settings of train.py, for every run, and of Hydra's launcher. A run that fails does not stop the others, and the
-same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something is left, 1 if the
-command was refused.
+All else are settings of train.py, for every run, and of Hydra's launcher. A run
+that fails does not stop the others, and the same command runs only what is not
+finished. The exit status is 0 if everything is finished, 3 if something is
+left, 1 if the command was refused.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import shlex
 import sys

@@ -1,16 +1,18 @@
-"""Draw a run's pictures again, from the files in its folder: learning curves, and what CoPE's heads count.
+"""Draw a run's pictures again, from the files in its folder: learning curves, and
+what CoPE's heads count.
 
 python scripts/pictures.py run=outputs/counting/cope/1a2b3c4d/seed=1
-python scripts/pictures.py run=outputs/counting/cope/1a2b3c4d/seed=1 heads=1.2,2.1
+python scripts/pictures.py run=1a2b3c4d heads=1.2,2.1
 
 run=                 the run's folder
-heads=telling        whose gates to draw: the four that differ most from token to token; all; or some, as layer.head
+heads=telling        whose gates to draw: the four that differ most from token
+                     to token; all; or some, as layer.head
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start()  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import re
 from dataclasses import dataclass

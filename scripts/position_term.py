@@ -1,15 +1,18 @@
-"""How much CoPE's position term weighs before training and what one step changes, by scale, start and gate bias.
+"""How much CoPE's position term weighs before training and what one step changes,
+by scale, start and gate bias.
 
-    python scripts/position_term.py                          # flip-flop at laptop scale
+    # flip-flop at laptop scale
+    python scripts/position_term.py
     python scripts/position_term.py task=wikipedia seed=3
 
-All are settings of train.py. Root mean squares over the pairs of query and key of the first batch.
+All are settings of train.py. Root mean squares over the pairs of query and key
+of the first batch.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "measuring")  # before anything is imported that takes seconds
+    begin(__doc__, "measuring", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import itertools
 from dataclasses import asdict
@@ -19,7 +22,6 @@ import pandas as pd
 
 from cope.cli import run_command
 from cope.errors import UserError
-from cope.heads.position_term import measure
 from cope.overrides import Composer
 from cope.sweep.plan import composed
 
@@ -35,6 +37,8 @@ def main(arguments: list[str]) -> None:
     overrides = ("task=flip_flop", "pe=cope", "logger=none", *arguments)
     if problems := Composer(CONFIGS).problems(overrides):
         raise UserError("\n".join(problems))
+    from cope.heads.position_term import measure  # it imports PyTorch, for which a slip need not wait
+
     rows = []
     for values in itertools.product(*COMPARED.values()):
         own = dict(zip(COMPARED, values, strict=True))

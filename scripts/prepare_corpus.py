@@ -1,10 +1,12 @@
-"""Prepare a corpus ahead of training: read it, learn its vocabulary, and store it as tokens.
+"""Prepare a corpus ahead of training: read it, learn its vocabulary, and store it
+as tokens.
 
     python scripts/prepare_corpus.py corpus=enwiki_sample
-    python scripts/prepare_corpus.py corpus=files corpus.train='books/*.txt' tokenizer.vocab_size=8192 tokenizer.kind=unigram
+    python scripts/prepare_corpus.py corpus=files corpus.train='books/*.txt'
 
-``train.py`` does the same when it finds nothing prepared. Prints sizes, licence and speed. The same command again goes on with
-an interrupted preparation and shows a finished one.
+``train.py`` does the same when it finds nothing prepared. Prints sizes, licence
+and speed. The same command again goes on with an interrupted preparation and
+shows a finished one.
 """
 
 if __name__ == "__main__":
@@ -19,12 +21,14 @@ from omegaconf import DictConfig
 
 from cope.building import arguments, build
 from cope.cli import reporting_errors, run_hydra_command
-from cope.corpora.prepared import MANIFEST, prepare
-from cope.corpora.tokenizer import TokenizerSettings
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
 def main(config: DictConfig) -> None:
+    # Imported here, so that --help, and what is told of a slip, need not wait for them.
+    from cope.corpora.prepared import MANIFEST, prepare
+    from cope.corpora.tokenizer import TokenizerSettings
+
     with reporting_errors():
         settings = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
         prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)

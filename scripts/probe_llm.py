@@ -1,11 +1,12 @@
-"""Ask a language model how many times a word is mentioned in a sentence: Table 1 of arXiv 2405.18719, and more of the kind.
+"""Ask a language model how many times a word is mentioned in a sentence: Table 1
+of arXiv 2405.18719, and more of the kind.
 
     python scripts/probe_llm.py endpoint=http://localhost:8000/v1 model=NAME
-    python scripts/probe_llm.py endpoint=https://host/v1 model=NAME temperature=0.6 top_p=0.9 samples=5
+    python scripts/probe_llm.py endpoint=https://host/v1 model=NAME samples=5
     python scripts/probe_llm.py local=/path/to/model
 
-A server's key is read from the environment variable OPENAI_API_KEY and stored nowhere. The same command again asks only what is
-not answered yet.
+A server's key is read from the environment variable OPENAI_API_KEY and stored
+nowhere. The same command again asks only what is not answered yet.
 """
 
 if __name__ == "__main__":

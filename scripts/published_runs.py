@@ -1,21 +1,25 @@
-"""Take the runs behind docs/results for finished ones, so that only others are run; they have no weights.
+"""Take the runs behind docs/results for finished ones, so that only others are
+run; they have no weights.
 
-python scripts/published_runs.py                                     # into outputs/
-python scripts/published_runs.py report=docs/results to=/tmp/runs    # elsewhere
+# into outputs/
+python scripts/published_runs.py
+# elsewhere
+python scripts/published_runs.py report=docs/results to=/tmp/runs
 
 report=docs/results    a report with its runs
 to=outputs             the folder of runs; what is there already is left alone
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start()  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import read_settings, run_command
+from cope.errors import counted
 from cope.report.published import make_runs
 
 
@@ -28,7 +32,7 @@ class PublishedSettings:
 def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, PublishedSettings, "python scripts/published_runs.py")
     made, left_alone = make_runs(settings.report / "runs", settings.to)
-    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{made} runs in {settings.to}")
+    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{counted(made, 'run')} in {settings.to}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
-"""The report of everything that is finished: verdicts on the paper's claims, tables, figures, and one page.
+"""The report of everything that is finished: verdicts on the paper's claims,
+tables, figures, and one page.
 
-    python scripts/report.py to=outputs/report                     # writes it there
-    python scripts/report.py claims=true                           # prints a line for each claim
-    python scripts/report.py claims=true why=9                     # all there is to know of one
-    python scripts/report.py to=docs/results with_runs=true        # writes elsewhere, with the runs behind it
-    python scripts/report.py to=/tmp/report scale=smoke output_dir=/tmp/runs    # of other runs: settings of train.py say which
+    # writes it there
+    python scripts/report.py to=outputs/report
+    # prints a line for each claim
+    python scripts/report.py claims=true
+    # all there is to know of one
+    python scripts/report.py claims=true why=9
+    # writes elsewhere, with the runs behind it
+    python scripts/report.py to=docs/results with_runs=true
+    # of other runs: settings of train.py say which
+    python scripts/report.py to=/tmp/report scale=smoke output_dir=/tmp/runs
 
-Nothing is run: `make decide` and `make tables figures` do that, `make reproduce` all of it.
+Nothing is run: `make decide` and `make tables figures` do that, `make
+reproduce` all of it.
 
     to=outputs/report    the folder to write
     with_runs=false      true: the runs' results beside it, without weights
     claims=false         true: print the verdicts and write nothing
     why=null             with claims=true: the claim to tell in full
-    first_seed=null      of other runs than the plan's, such as results from before there was a plan (1): these decide nothing
+    first_seed=null      of other runs than the plan's, such as results from
+                         before there was a plan (1): these decide nothing
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import shlex
 import sys

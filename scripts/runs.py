@@ -1,18 +1,23 @@
-"""What has been run: task, encoding, what differs, seed, state, errors, age and folder of every run.
+"""What has been run: task, encoding, what differs, seed, state, errors, age and
+folder of every run.
 
-    python scripts/runs.py                                       # all of outputs/
-    python scripts/runs.py task=counting pe=cope,rope seed=1     # those that are asked for
-    python scripts/runs.py pe.init_std=0 sort=ood                # any setting filters
+    # all of outputs/
+    python scripts/runs.py
+    # those that are asked for
+    python scripts/runs.py task=counting pe=cope,rope seed=1
+    # any setting filters
+    python scripts/runs.py pe.init_std=0 sort=ood
     python scripts/runs.py runs=docs/results/runs format=csv
 
     runs=outputs     folders of runs, or any above them, with commas between
     sort=task        or pe, seed, state, error, ood, age
     format=table     or markdown, csv, latex, json
-    KEY=VALUE,...    only runs with one of these values: task, pe, seed, scale, state (finished, failed, begun), or any setting
-                     of train.py by its whole name, such as optimizer.lr=1e-3
+    KEY=VALUE,...    only runs with one of these values: task, pe, seed, scale,
+                     state (finished, failed, begun), or any setting of train.py
+                     by its whole name, such as optimizer.lr=1e-3
 
-A column that all runs share is not shown but said above. `run=` of other commands takes the folder, or the beginning of its
-hash.
+A column that all runs share is not shown but said above. `run=` of other
+commands takes the folder, or the beginning of its hash.
 """
 
 if __name__ == "__main__":
@@ -41,7 +46,7 @@ class RunsSettings:
 
 
 def main(arguments: list[str]) -> None:
-    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", False)
+    settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", None)
     folders = [user_path("runs", text) for text in settings.runs]
     show([list_runs(folders, filters, settings.sort)], settings.format)
 

@@ -1,24 +1,29 @@
-"""Runs the native kernel under sanitizers of memory, undefined behaviour and threads.
+"""Runs the native kernel under sanitizers of memory, undefined behaviour and
+threads.
 
     make sanitize
     python scripts/sanitize.py
     python scripts/sanitize.py tool=threads
 
-AddressSanitizer and UndefinedBehaviorSanitizer, for every kind of processor this one can be; ThreadSanitizer with two threads.
-Python itself is not instrumented, so the sanitizers' libraries are loaded before it. ThreadSanitizer knows nothing of OpenMP's
-barriers, so that for it the kernel starts threads of C++ instead (``in_parallel`` in attention.cpp): it sees all that they do
-with one another's memory, and what two calls from two threads of Python do; not OpenMP itself.
+AddressSanitizer and UndefinedBehaviorSanitizer, for every kind of processor
+this one can be; ThreadSanitizer with two threads. Python itself is not
+instrumented, so the sanitizers' libraries are loaded before it. ThreadSanitizer
+knows nothing of OpenMP's barriers, so that for it the kernel starts threads of
+C++ instead (``in_parallel`` in attention.cpp): it sees all that they do with
+one another's memory, and what two calls from two threads of Python do; not
+OpenMP itself.
 
     tool=            memory or threads: one of the two alone
-    instructions=    of one kind of processor, in a process that has the sanitizers loaded: asked by the command itself
+    instructions=    of one kind of processor, in a process that has the
+                     sanitizers loaded: asked by the command itself
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__)  # before anything is imported that takes seconds
 
 import os
 import shutil

@@ -1,27 +1,36 @@
-"""Tables of the paper: which runs they need, what is there, and each table itself beside the paper's figures.
+"""Tables of the paper: which runs they need, what is there, and each table itself
+beside the paper's figures.
 
-    python scripts/table.py table=table2                       # from finished runs; what has not been run is "missing"
-    python scripts/table.py table=table2 action=run            # first runs what is not finished, one a core
-    python scripts/table.py table=table2,table5 action=list    # the runs, which are finished, how long the others may take
-    python scripts/table.py table=all action=run seeds=3       # all of them with seed 1 first, then seed 2, ...
-    python scripts/table.py table=table2 action=run scale=smoke output_dir=/tmp/outputs hydra.launcher.jobs=2
-    python scripts/table.py table=table2 action=run hydra/launcher=submitit_slurm
+    # from finished runs; what has not been run is "missing"
+    python scripts/table.py table=table2
+    # first runs what is not finished, one a core
+    python scripts/table.py table=table2 action=run
+    # the runs, which are finished, how long the others may take
+    python scripts/table.py table=table2,table5 action=list
+    # all of them with seed 1 first, then seed 2, ...
+    python scripts/table.py table=all action=run seeds=3
+    python scripts/table.py table=table2 action=run hydra.launcher.jobs=2
+    # on a cluster
+    python scripts/table.py table=all action=run hydra/launcher=submitit_slurm
 
-    table=        files of configs/table, with commas between, or all; and others, as ablations/flip_flop
+    table=        files of configs/table, with commas between, or all; and
+                  others, as ablations/flip_flop
     action=show   or run, list
-    seeds=3       to run: so many, from the first of configs/plan.yaml on; what is finished of others is shown too
+    seeds=3       to run: so many, from the first of configs/plan.yaml on; what
+                  is finished of others is shown too
     windows=300   of text, over which figure4 measures heads
     format=table  or markdown, csv, latex, json
 
-All else are settings of train.py, for every run, and of Hydra's launcher. A table is a sweep: a run that fails does not stop
-the others, and the same command runs only what is not finished. The exit status is 0 if everything is finished, 3 if something
-is left, 1 if the command was refused.
+All else are settings of train.py, for every run, and of Hydra's launcher. A
+table is a sweep: a run that fails does not stop the others, and the same
+command runs only what is not finished. The exit status is 0 if everything is
+finished, 3 if something is left, 1 if the command was refused.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import runpy
 import sys

@@ -1,32 +1,38 @@
-"""Tune encodings on a task: as many trials for each, over the same ranges, by the validation loss of seeds never reported.
+"""Tune encodings on a task: as many trials for each, over the same ranges, by the
+validation loss of seeds never reported.
 
     python scripts/tune.py task=flip_flop pe=cope,rope,absolute,relative
-    python scripts/tune.py task=flip_flop pe=cope,rope jobs=12 limit=420       # as much as 12 processes do in 7 minutes
+    # as much as 12 processes do in 7 minutes
+    python scripts/tune.py task=flip_flop pe=cope,rope jobs=12 limit=420
     python scripts/tune.py task=counting pe=cope trials=8 trainer.steps=1000
 
     task=                      one task
     pe=                        encodings, with commas between
-    trials=null                of each encoding; null: what configs/tuning.yaml says, where the ranges are
+    trials=null                of each encoding; null: what configs/tuning.yaml
+                               says, where the ranges are
     jobs=null                  trials at once; null: one a core
-    limit=null                 seconds after which to stop; the same command goes on from there
-    folder=outputs/tuning      for the trials' runs, and their SQLite file for Optuna
+    limit=null                 seconds after which to stop; the same command
+                               goes on from there
+    folder=outputs/tuning      for the trials' runs, and their SQLite file for
+                               Optuna
     to=docs/results/tuning     for <task>.csv: every trial
 
-All else are settings of train.py, for every trial. A trial that does badly is broken off, and counts. No test split is ever
-looked at. The exit status is 0 if every encoding has its trials, 3 if some are left.
+All else are settings of train.py, for every trial. A trial that does badly is
+broken off, and counts. No test split is ever looked at. The exit status is 0 if
+every encoding has its trials, 3 if some are left.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.begin import begin
 
-    start(__doc__, "reading configs and runs")  # before anything is imported that takes seconds
+    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cope.cli import LEFT_OVER, run_command, split_settings
-from cope.errors import check_at_least, check_choice
+from cope.errors import check_at_least, check_choice, counted
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed
 from cope.sweep.trial import TrialRun
@@ -118,9 +124,8 @@ def tell(tuning: Tuning) -> None:
         return
     ends = tuning.at_an_end()
     beyond = f"; at the end of what was tried: {', '.join(ends)}" if ends else ""
-    print(
-        f"{tuning.encoding}: {best.value:.5g} with {' '.join(tuning.overrides(best))}, of {len(tuning.trials)} trials{beyond}"
-    )
+    trials = counted(len(tuning.trials), "trial")
+    print(f"{tuning.encoding}: {best.value:.5g} with {' '.join(tuning.overrides(best))}, of {trials}{beyond}")
 
 
 if __name__ == "__main__":

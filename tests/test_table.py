@@ -400,6 +400,12 @@ def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]
         check_jobs([config], Answers())
 
 
+@pytest.mark.parametrize("name", ["table2", "table7"])
+def test_the_runs_of_a_table_can_be_made(name: str, tmp_path: Path) -> None:
+    """Rows of Table 7 name what their recipe has: ``model.dim=${recipe.half_dim}``."""
+    check_jobs([composed_settings(CONFIGS, run.settings) for run in plan_in(tmp_path, name, 1).runs], Answers())
+
+
 def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> None:
     overrides = ["scale=smoke", f"output_dir={tmp_path}"]
 

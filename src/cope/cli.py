@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -24,7 +24,7 @@ from cope.building import converted
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
 from cope.memory import is_out_of_memory
-from cope.overrides import check_overrides, prints_only
+from cope.overrides import check_overrides, given_twice, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
 from cope.signals import handled_by
@@ -32,6 +32,7 @@ from cope.start import INTERRUPTED, NO_READER, STOPPED, end_at_once
 
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
+OF_TRAIN = (*TOP_LEVEL_KEYS, "hydra")  # what settings of train.py begin with
 
 Settings = TypeVar("Settings")
 
@@ -53,69 +54,71 @@ def read_settings(arguments: Sequence[str], settings: type[Settings], example: s
     Raises:
         UserError: a key that is unknown, missing or given twice, a value of another type, or one that ``settings`` refuses.
     """
-    values, others = _values(arguments, settings)
-    for argument in others:
-        key = argument.partition("=")[0]
-        names = list(get_type_hints(settings))
-        raise UserError(f"{key} is not a setting; allowed: {', '.join(names)}.{nearest(key, names)}")
-    return _made(settings, values, example)
+    return split_settings(arguments, settings, example, others=())[0]
 
 
 def split_settings(
-    arguments: Sequence[str], settings: type[Settings], example: str, others_are_settings: bool = True
+    arguments: Sequence[str], settings: type[Settings], example: str, others: Collection[str] | None = OF_TRAIN
 ) -> tuple[Settings, list[str]]:
     """The settings that some of ``arguments`` make, see :func:`read_settings`, and the others, which are for ``train.py``.
 
     Args:
-        others_are_settings: refuse others that no run has.
+        others: what else a key may begin with; None takes any.
     """
-    values, others = _values(arguments, settings)
-    own = list(get_type_hints(settings))
-    for argument in others if others_are_settings else []:
-        key = argument.partition("=")[0].lstrip("+~")
-        if re.split(r"[./@]", key)[0] not in (*TOP_LEVEL_KEYS, "hydra"):
-            raise UserError(
-                f"{key} is not a setting; allowed: {', '.join(own)}; and of train.py: {', '.join(TOP_LEVEL_KEYS)}."
-                f"{nearest(key, [*own, *TOP_LEVEL_KEYS])}"
-            )
-    return _made(settings, values, example), others
-
-
-def _values(arguments: Sequence[str], settings: type[Settings]) -> tuple[dict[str, Any], list[str]]:
     hints = get_type_hints(settings)
-    values: dict[str, Any] = {}
-    others = []
+    _check_keys(arguments, list(hints), others)
+    typed = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in hints}
+    required = [field.name for field in fields(settings) if field.default is MISSING]  # type: ignore[arg-type]  # a dataclass
+    if missing := [f"{name}=..." for name in required if name not in typed]:
+        raise UserError(f"{' and '.join(missing)} must be given: {example}")
+    made = settings(**{key: _value(key, text, hints[key]) for key, text in typed.items()})
+    return made, [argument for argument in arguments if argument.partition("=")[0] not in hints]
+
+
+def _value(key: str, text: str, hint: Any) -> Any:
+    if key == "run" and hint is Path:
+        return run_path(text)
+    return None if type(None) in get_args(hint) and text == "null" else converted(text, hint, key)
+
+
+def check_keys(documentation: str | None, others: Collection[str] = ()) -> None:
+    """Refuse arguments whose keys a command's documentation has no line for, before anything is imported that takes seconds.
+
+    Args:
+        others: as for :func:`split_settings`.
+    """
+    if documentation is not None:  # python -OO leaves none
+        with reporting_errors():
+            _check_keys(_typed(), re.findall(r"^ *(\w+)=", documentation, re.MULTILINE), others)
+
+
+def _check_keys(arguments: Sequence[str], own: Sequence[str], others: Collection[str] | None) -> None:
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        key, equals, _ = argument.partition("=")
         if not key or not (equals or argument.startswith("~")):  # Hydra's, which removes a key
             raise UserError(
-                f"{argument!r} is not of the form key=value; allowed keys: {', '.join(hints)}. Text with spaces needs quotes: "
-                f'key="...".{nearest(argument, hints)}'
+                f"{argument!r} is not of the form key=value; allowed keys: {', '.join([*own, *(others or ())])}. Text with "
+                f'spaces needs quotes: key="...".{nearest(argument, own)}'
             )
-        if key not in hints:
-            others.append(argument)
+        if key in own or others is None:
             continue
-        if key in values:
-            raise UserError(f"{argument} is one {key} too many; allowed: one {key}=... in a command.")
-        may_be_null = type(None) in get_args(hints[key])
-        if key == "run" and hints[key] is Path:
-            values[key] = run_path(text)
-        else:
-            values[key] = None if may_be_null and text == "null" else converted(text, hints[key], key)
-    return values, others
+        key = key.lstrip("+~")
+        if re.split(r"[./@]", key)[0] not in others:
+            of_train = f"{'; and ' if own else ''}of train.py: {', '.join(TOP_LEVEL_KEYS)}" if others else ""
+            allowed = f"{', '.join(own)}{of_train}"
+            raise UserError(f"{key} is not a setting; allowed: {allowed}.{nearest(key, [*own, *others])}")
+    if twice := given_twice(arguments):
+        raise UserError("\n".join(twice))
 
 
-def _made(settings: type[Settings], values: dict[str, Any], example: str) -> Settings:
-    required = [field.name for field in fields(settings) if field.default is MISSING]  # type: ignore[arg-type]  # a dataclass
-    if missing := [f"{name}=..." for name in required if name not in values]:
-        raise UserError(f"{' and '.join(missing)} must be given: {example}")
-    return settings(**values)
+def _typed() -> list[str]:
+    """What was typed; other programs' ``--format csv`` is taken for ``format=csv``."""
+    return re.sub(r"(^|\0)--format(=|\0)", r"\1format=", "\0".join(sys.argv[1:])).split("\0") if sys.argv[1:] else []
 
 
 def run_command(main: Callable[[list[str]], None], documentation: str | None) -> None:
     """Run a command that is not configured by Hydra with what was typed, or show what may be typed."""
-    # Other programs' --format csv is taken for format=csv.
-    arguments = re.sub(r"(^|\0)--format(=|\0)", r"\1format=", "\0".join(sys.argv[1:])).split("\0") if sys.argv[1:] else []
+    arguments = _typed()
     with reporting_errors():
         if {"-h", "--help"} & set(arguments):
             print(documentation or "python -OO leaves no texts to show.")

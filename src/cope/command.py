@@ -1,11 +1,13 @@
-"""The command ``cope-lab``: train.py, evaluate.py and generate.py wherever the package is installed, without a checkout.
+"""The command ``cope-lab``: train.py, evaluate.py and generate.py wherever the
+package is installed, without a checkout.
 
-    cope-lab train pe=cope task=counting          as python train.py pe=cope task=counting
-    cope-lab evaluate run=outputs/...             as python evaluate.py run=outputs/...
-    cope-lab generate run=outputs/... prompt=...  as python generate.py run=outputs/... prompt=...
+    cope-lab train pe=cope task=counting
+    cope-lab evaluate run=outputs/...
+    cope-lab generate run=outputs/... prompt=...
 
-``cope-lab train --help`` lists the settings. Data and runs go to the folder that the command is typed in.
-Encodings and tasks of your own: docs/add-your-own.md.
+``cope-lab train --help`` lists the settings. Data and runs go to the folder
+that the command is typed in. Encodings and tasks of your own:
+docs/add-your-own.md.
 """
 
 from __future__ import annotations

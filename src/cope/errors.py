@@ -42,6 +42,11 @@ def nearest(value: object, allowed: Iterable[object]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 run``, ``2 runs``, ``1,000 runs``."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
     """Raise UserError unless ``value`` is one of ``allowed``."""
     allowed = list(allowed)

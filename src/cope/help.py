@@ -11,8 +11,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-KEY_WIDTH = 44
-WIDTH = 100
+KEY_WIDTH = 36  # what is said of a key begins there
+WIDTH = 80  # of a small terminal
 SHOWN_GROUPS = ("pe", "task", "corpus", "scale", "logger", "recipe")
 
 
@@ -50,13 +50,18 @@ def _keys(configs: Path, config_name: str, config: DictConfig) -> str:
     for key in _leaves(config):
         if key.startswith(("recipe.", "task.corpus.")) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
             continue
-        setting = f"  {key}={_value(config, key)}"
-        comment = comments.get(key, "")
-        if len(setting) >= KEY_WIDTH or not comment:
-            lines.append(setting if not comment else f"{setting}  {comment}")
-        else:
-            lines.append(f"{setting:{KEY_WIDTH}}{comment}")
+        lines += _entry(f"{key}={_value(config, key)}", comments.get(key, ""))
     return "Keys, with their values here\n" + "\n".join(lines)
+
+
+def _entry(setting: str, comment: str) -> list[str]:
+    """In two columns; a setting that is wider than its own has its comment below."""
+    told = textwrap.wrap(comment, WIDTH - KEY_WIDTH, break_on_hyphens=False)
+    setting = textwrap.fill(setting, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    if not told or len(setting) >= KEY_WIDTH:
+        return [setting, *(f"{'':{KEY_WIDTH}}{line}" for line in told)]
+    first, *others = told
+    return [f"{setting:{KEY_WIDTH}}{first}", *(f"{'':{KEY_WIDTH}}{line}" for line in others)]
 
 
 def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -45,7 +45,7 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
         return  # which Hydra tells
     composer = Composer(folder, typed.config_name or config_name, typed.config_dir)
     sweeps = typed.multirun or any(text.startswith("hydra.mode=MULTIRUN") for text in typed.overrides)
-    if problems := composer.problems(typed.overrides, sweeps):
+    if problems := given_twice(typed.overrides) or composer.problems(typed.overrides, sweeps):
         raise UserError("\n".join(problems))
     if not sweeps and any(text.startswith("hydra.run.dir=") for text in typed.overrides):
         run_folder = composer.composed(typed.overrides).hydra.run.dir
@@ -53,6 +53,18 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
             Path(run_folder).mkdir(parents=True, exist_ok=True)  # as Hydra does, which shows a stack trace if it cannot
         except OSError as error:
             raise UserError(f"hydra.run.dir={run_folder} cannot be made: {error.strerror}.") from error
+
+
+def given_twice(arguments: Sequence[str]) -> list[str]:
+    """What to tell of keys that several of ``arguments`` set: only one of them could have an effect."""
+    first: dict[str, str] = {}
+    problems = []
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+")
+        if key in first:
+            problems.append(f"{argument} is one {key} too many after {first[key]}; allowed: one {key}=... in a command.")
+        first.setdefault(key, argument)
+    return problems
 
 
 def prints_only(arguments: Sequence[str]) -> bool:

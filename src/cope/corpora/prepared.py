@@ -38,7 +38,7 @@ from cope.corpora.base import SPLITS, Corpus
 from cope.corpora.documents import read_texts, sample_lines
 from cope.corpora.encoding import ARRAYS, array_path, encode, load_tokenizer, token_type, train_tokenizer, write_arrays
 from cope.corpora.tokenizer import Tokenizer, TokenizerSettings
-from cope.errors import UserError
+from cope.errors import UserError, counted
 from cope.files import digest_of, lock, user_path
 
 log = logging.getLogger(__name__)
@@ -217,8 +217,8 @@ def _summary(corpus: Corpus, manifest: dict[str, Any]) -> str:
     for split in SPLITS:
         sizes = manifest["splits"][split]
         lines.append(
-            f"  {split}: {sizes['num_documents']:,} documents, {sizes['num_tokens']:,} tokens, {sizes['num_words']:,} words, "
-            f"{sizes['num_bytes']:,} bytes"
+            f"  {split}: {counted(sizes['num_documents'], 'document')}, {sizes['num_tokens']:,} tokens, "
+            f"{sizes['num_words']:,} words, {sizes['num_bytes']:,} bytes"
         )
     lines += [f"  left out: {number:,} {reason}" for reason, number in sorted(manifest["left_out"].items())]
     return "\n".join(lines)

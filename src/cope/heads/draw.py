@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from cope.errors import counted
 from cope.files import read_json, write_atomically
-from cope.report.names import encoding_name, task_name
+from cope.report.names import encoding_name, task_in_text
 from cope.report.style import BOUNDARY, PAGE, look_of, picture_style
 
 SCORES = "scores.json"
@@ -25,7 +26,8 @@ def position_alone_tables(folder: Path) -> str:
     scores = read_json(folder / SCORES)
     lines = [
         f"{scores['encoding']} on {scores['task']} (seed {scores['training_seed']}): attention by position alone in "
-        f"{scores['num_windows']} windows of {scores['context']} tokens from {scores['num_documents']} test documents",
+        f"{scores['num_windows']} windows of {scores['context']} tokens from "
+        f"{counted(scores['num_documents'], 'test document')}",
         "share: of a query's attention inside its segment; excess: beyond what the head gives on average to as many tokens",
         "from the same place; by chance: the excess with the boundaries shifted, mean and 95% interval",
     ]
@@ -95,11 +97,12 @@ def draw_position_alone(folder: Path) -> Path:
         axes[-1, 0].set_xlabel("key (tokens); the query is the last one")
         drawn = scores["drawn"]
         figure.suptitle(
-            f"{encoding_name(scores['encoding'])}, {task_name(scores['task']).lower()}, seed {scores['training_seed']}: "
+            f"{encoding_name(scores['encoding'])}, {task_in_text(scores['task'])}, seed {scores['training_seed']}: "
             f"“{_safe(drawn['title'])}”, tokens {drawn['start']} to {drawn['start'] + scores['context'] - 1}",
             fontsize=8,
         )
         path = folder / "position_alone.png"
+        write_atomically(path.with_suffix(".svg"), lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=200))
         plt.close(figure)
     return path

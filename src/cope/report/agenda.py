@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+from cope.errors import counted
 from cope.report.claims import ClaimsPlan, Verdict
 from cope.report.comparisons import Comparison, Outcome
 from cope.report.rule import e_value
@@ -95,6 +96,6 @@ def progress_line(verdict: Verdict, agenda: Agenda) -> str:
     )
     state = f"{evidence.wins} won, {evidence.losses} lost, E {verdict.e_now:.3g}"
     if verdict.outcome in (Outcome.OPEN, Outcome.MISSING):
-        left, needed = len(agenda.waiting(verdict)), agenda.seeds_needed(verdict)
-        state += f"; needs {needed} of {left} seeds left" if needed else f"; {left} seeds left cannot decide"
+        left, needed = counted(len(agenda.waiting(verdict)), "seed"), agenda.seeds_needed(verdict)
+        state += f"; needs {needed} of {left} left" if needed else f"; {left} left cannot decide"
     return f"{verdict.number:2} {verdict.outcome:13} {verdict.topic:24} {state}"

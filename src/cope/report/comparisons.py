@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cope.errors import UserError
+from cope.errors import UserError, counted
 from cope.metrics import METRICS
 from cope.report.findings import Findings
 from cope.report.names import row_name, section_name, split_name
@@ -251,7 +251,7 @@ def _way(value: float) -> str:
 
 def of_seeds(some: int, number: int) -> str:
     """``some`` of so many seeds, in words."""
-    return f"{some} of {number} seed{'s' * (number != 1)}"
+    return f"{some} of {counted(number, 'seed')}"
 
 
 def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str, ...]:

@@ -98,4 +98,4 @@ def key_of_marks(has_paper: bool = True) -> list[Any]:
 
 def paper_mark() -> Line2D:
     """For a legend."""
-    return Line2D([], [], marker="D", linestyle="", color=INK, markerfacecolor="white", markersize=3.6, label="paper")
+    return Line2D([], [], marker="D", linestyle="", color=INK, markerfacecolor="none", markersize=3.6, label="paper")

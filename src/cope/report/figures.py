@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from cope.errors import UserError
 from cope.files import write_atomically
 from cope.metrics import METRICS
 from cope.report.drawing import value_axis
-from cope.report.names import encoding_name, split_name, task_name
+from cope.report.names import encoding_name, split_name, task_in_text
 from cope.report.style import GATE, INK, PAGE, SOFT, STRONG, look_of, picture_style
 from cope.run.folder import RunFolder
 
@@ -43,7 +44,7 @@ def run_title(folder: RunFolder) -> str:
     """``CoPE, counting, seed 1, laptop scale``."""
     scale = (folder.read_config() or {}).get("scale")
     seed = folder.place.name.replace("=", " ")
-    parts = [encoding_name(folder.encoding), task_name(folder.task).lower(), seed, f"{scale} scale" if scale else ""]
+    parts = [encoding_name(folder.encoding), task_in_text(folder.task), seed, f"{scale} scale" if scale else ""]
     return ", ".join(part for part in parts if part)
 
 
@@ -58,7 +59,11 @@ def draw_learning_curves(folder: RunFolder) -> Path:
         figure, (loss, scores) = plt.subplots(1, 2, figsize=(PAGE, 2.5), layout="constrained")
         loss.plot(*_series(lines, "train/loss"), color=SOFT, linewidth=0.8, label="training")
         loss.plot(*_series(lines, "eval/validation/loss"), "o--", color=colour, markersize=3, label="validation")
-        loss.set(xlabel="step", ylabel="loss (nats per predicted token)", yscale="log", title="Loss")
+        loss.set(xlabel="step", ylabel="loss (nats per predicted token)", yscale="log", title="Loss", xlim=(0, None))
+        loss.yaxis.set_major_formatter("{x:g}")
+        lowest, highest = loss.get_ylim()
+        loss.yaxis.set_minor_formatter("{x:g}" if highest < 10 * lowest else NullFormatter())
+        loss.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.legend()
         _draw_scores(scores, lines, colour)
         figure.suptitle(run_title(folder), fontsize=8)
@@ -82,7 +87,7 @@ def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None
             continue  # one answer token a sequence: both errors are the same line
         axis.plot(
             steps, values, "o-" if not drawn else "o:", color=colour if not drawn else SOFT, markersize=3,
-            label=f"validation, {metric.label}",
+            label=f"validation, {metric.label}", zorder=3,
         )  # fmt: skip
         drawn.append(values)
         last = max(last, float(steps[-1]))
@@ -110,7 +115,8 @@ def _draw_scores(axis: Axes, lines: list[dict[str, float]], colour: str) -> None
         if METRICS[headline].is_percentage:
             value_axis(axis, shown, along="y")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axis.set(xlabel="step", title="Scores", xticks=[tick for tick in axis.get_xticks() if 0 <= tick <= last])
+    axis.set(xlabel="step", title="Scores", xlim=(0, None))
+    axis.set_xticks([tick for tick in MaxNLocator(integer=True).tick_values(0, last) if tick <= last])
 
 
 def _series(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

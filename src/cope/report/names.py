@@ -33,10 +33,16 @@ def task_name(name: str) -> str:
     return str(_CONTENT["tasks"].get(name, _spaced(name)))
 
 
+def task_in_text(name: str) -> str:
+    """Within a sentence: counting, flip-flop, but Wikipedia and MQAR."""
+    label = task_name(name)
+    return label if name in _CONTENT["tasks_with_capitals"] else label.lower()
+
+
 def section_name(section: str) -> str:
-    """Of a table's section: ``counting, 3 variables`` -> Counting, 3 variables."""
+    """Of a table's section: ``counting, 10000 programs`` -> Counting, 10,000 programs."""
     first, comma, rest = section.partition(", ")
-    return task_name(first) + comma + rest
+    return task_name(first) + comma + re.sub(r"\d{4,}", lambda number: f"{int(number[0]):,}", rest)
 
 
 def row_name(row: str) -> str:
@@ -55,7 +61,9 @@ def split_name(split: str, of_text: bool = False) -> str:
 
 
 def table_title(name: str) -> str:
-    """``table2`` -> Table 2."""
+    """``table2`` -> Table 2; the runs of ``figure4`` are those of two figures."""
+    if name == "figure4":
+        return "Figures 4 and 6"
     return re.sub(r"^(table|figure)(\d+)$", lambda found: f"{found[1].capitalize()} {found[2]}", name)
 
 

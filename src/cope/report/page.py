@@ -166,7 +166,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("cope.report").joinpath("page.html").read_text(encoding="utf-8")
     )
-    shown = tables(report.plans, table, beside_cope, drawings, runs)
+    shown = tables(report.plans, report.verdicts, table, beside_cope, drawings, runs)
     names = {entry["name"] for entry in shown}
     by_name = {drawing.path.stem: drawing for drawing in drawings}
     return template.render(

@@ -156,9 +156,14 @@ def _spark(curve: Sequence[tuple[int, float]]) -> str:
 
 
 def tables(
-    plans: Sequence[Plan], cells: pd.DataFrame, differences: pd.DataFrame, drawings: Sequence[Drawing], runs: RunList
+    plans: Sequence[Plan],
+    verdicts: Sequence[Verdict],
+    cells: pd.DataFrame,
+    differences: pd.DataFrame,
+    drawings: Sequence[Drawing],
+    runs: RunList,
 ) -> list[dict[str, Any]]:
-    """Each table that has runs: its sections in the paper's form, its pictures, and every number of it."""
+    """Each table that has runs: its claims, its sections in the paper's form, its pictures, and every number of it."""
     found = []
     for plan in sorted(plans, key=lambda plan: (not plan.name.startswith("table"), plan.name)):
         own = cells[(cells["table"] == plan.name) & cells["section"].isin(_with_runs(cells, plan))]
@@ -172,6 +177,7 @@ def tables(
                 "label": table_title(plan.name),
                 "title": plan.title,
                 "command": table_command([plan.name]),
+                "claims": [verdict for verdict in verdicts if anchor(verdict.source) == plan.name],
                 "sections": [_matrix(section, rows, runs) for section, rows in own.groupby("section", sort=False)],
                 "details": _sections(own, lambda cell: _cell(cell, runs)),
                 "differences": _sections(beside, lambda cell: _difference(cell, runs)),

@@ -91,6 +91,7 @@ def _draw_programs(axes: Any, findings: Findings) -> bool:
         drawn += [value for several in values for value in several] + paper
     value_axis(axis, drawn, along="y")
     axis.set(xlabel="training programs", ylabel="validation error (%)", title="Counting", xlim=(0, None))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(axis="y")
     return found
 
@@ -130,6 +131,7 @@ def _draw_speed(axes: Any, findings: Findings) -> bool:
         drawn += [value for several in values.values() for value in several]
     value_axis(axis, drawn, along="y")
     axis.set(xlabel="step", ylabel="validation error (%)", title="Flip-flop", xlim=(0, None))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(axis="y")
     return found
 
@@ -150,6 +152,6 @@ def _curve(axis: Axes, points: Mapping[int, list[float]] | Mapping[float, list[f
 def _paper_curve(axis: Axes, places: Sequence[float], values: Sequence[float], row: str) -> None:
     look = look_of(row)
     axis.plot(
-        places, values, ":", marker="D", markersize=3.6, markerfacecolor="white", markeredgewidth=0.9, linewidth=0.8,
+        places, values, ":", marker="D", markersize=3.6, markerfacecolor="none", markeredgewidth=0.9, linewidth=0.8,
         color=look.colour, zorder=look.order, label=look.label,
     )  # fmt: skip

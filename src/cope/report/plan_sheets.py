@@ -110,5 +110,6 @@ def _shown(values: dict[int, float], metric: Metric) -> str:
 
 def published_text(figures: list[float] | None, metric: Metric) -> str:
     """The paper's mean and, where it has one, standard deviation, in its digits."""
-    texts = [percent(value / 100) if metric.is_percentage else f"{value:g}" for value in figures or []]
+    digits = max((len(f"{value:g}".partition(".")[2]) for value in figures or []), default=0)
+    texts = [percent(value / 100) if metric.is_percentage else f"{value:.{max(1, digits)}f}" for value in figures or []]
     return texts[0] + (f" ({texts[1]})" if len(texts) > 1 else "") if texts else ""

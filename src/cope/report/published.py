@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cope.errors import UserError
+from cope.errors import UserError, counted
 from cope.files import write_text
 from cope.report.findings import Findings
 from cope.run.folder import RunFolder
@@ -31,14 +31,15 @@ def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> 
     """Raise UserError if ``folder`` holds a run, or what was measured of one, that would not be there again."""
     there = {path.relative_to(folder) for path in folder.rglob("*.json")}
     if there and not with_runs:
-        raise UserError(f"{folder} holds {len(there)} files and would lose them; allowed: with_runs=true, or another folder.")
+        files = counted(len(there), "file")
+        raise UserError(f"{folder} holds {files} that would be lost; allowed: with_runs=true, or another folder.")
     if any(run.folder.path.resolve().is_relative_to(folder.resolve()) for run, _ in findings.runs()):
         raise UserError(f"the runs are those of {folder} itself, which is to be replaced; allowed: another folder.")
     if lost := sorted(there - _files(findings).keys()):
         raise UserError(
-            f"{folder} holds {len(lost)} files that this report has not, such as {lost[0]}, and would lose them. If these "
-            "runs are not finished here: make published-runs. What heads attend to: make figure4. If nothing asks for them: "
-            "delete them there first."
+            f"{folder} holds {counted(len(lost), 'file')} that this report has not, such as {lost[0]}, and that would be lost. "
+            "If these runs are not finished here: make published-runs. What heads attend to: make figure4. If nothing asks "
+            "for them: delete them there first."
         )
 
 

@@ -12,7 +12,7 @@ from cope.report.cells import BASELINE
 from cope.report.drawing import Drawing, in_few_colours, save
 from cope.report.figures import gates_figure
 from cope.report.findings import Findings, measurement
-from cope.report.names import encoding_name, row_name, section_name, task_name
+from cope.report.names import encoding_name, row_name, section_name, task_in_text
 from cope.report.style import picture_style
 from cope.sweep.plan import PlannedRun
 
@@ -44,7 +44,7 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
         drawn.append(
             Drawing(
                 path,
-                f"What CoPE counts in {task_name(task).lower()}",
+                f"What CoPE counts in {task_in_text(task)}",
                 f"{section_name(run.section)}: {row_name(run.row)}, seed {run.seed}, on one test example. Bars (left axis): "
                 "gates; line (right axis): the positions that they add up to, from each token to the last one shown.",
                 run_folders=(run.folder.path,),
@@ -64,9 +64,11 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
             path = folder / f"position_alone_{encoding}.png"
             shutil.copyfile(picture, path)
             in_few_colours(path)
+            if picture.with_suffix(".svg").exists():  # not of measurements made before there was one
+                path = Path(shutil.copyfile(picture.with_suffix(".svg"), path.with_suffix(".svg")))
             drawn[encoding] = Drawing(
                 path,
-                f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_name(task).lower()}, "
+                f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_in_text(task)}, "
                 f"seed {run.seed}",
                 "The head that is furthest above chance for paragraphs (above) and for sections (below): attention by position "
                 "alone, divided by its largest, and gates where the encoding has them.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cope.errors import UserError, check_at_least
+from cope.errors import UserError, check_at_least, counted
 from cope.model.generate import check_sampling, generate
 from cope.run.folder import RunFolder
 from cope.run.trained import load_trained
@@ -72,7 +72,8 @@ def text_pieces(settings: GenerationSettings) -> Iterator[str]:
             generator=torch.Generator().manual_seed(stream_seed(settings.seed, "generation")),
         )
     except UserError as error:
-        raise UserError(f"num_tokens={settings.num_tokens} after a prompt of {len(prompt)} token(s): {error}") from error
+        read = counted(len(prompt), "token")
+        raise UserError(f"num_tokens={settings.num_tokens} after a prompt of {read}: {error}") from error
     num_read, trained_length = len(prompt) + settings.num_tokens - 1, trained.model.encoding.shape.context
     if trained.model.encoding.num_untrained and num_read > trained_length:
         log.warning(

@@ -15,6 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
 from cope.errors import UserError, check_choice, reason_of
 from cope.run.folder import RunFolder
 
@@ -133,7 +136,8 @@ class WandbLogger(Logger):
             self.mode = "offline"
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         self._tell(lambda run: self._hand_over(run, folder, run_id, measured))
-        if self._run is not None and self.mode == "online":  # of an offline one its end tells, with the command that uploads it
+        # Of an offline one its end tells, with the command that uploads it; of a sweep's runs the first.
+        if self._run is not None and self.mode == "online" and not _job_of_sweep():
             log.info("W&B: %s", self._run.url)
 
     def _hand_over(self, run: Any, folder: Path, run_id: str, measured: list[dict[str, Any]]) -> None:
@@ -232,8 +236,16 @@ class WandbLogger(Logger):
                 "W&B: not everything reached %s in %.0f s; upload the rest later with: %s", self.host, FINISH_SECONDS, upload
             )
             return
-        if self.mode == "offline" and summary is not None:
+        job = _job_of_sweep()
+        if self.mode == "offline" and summary is not None and not job:
+            if job is not None:  # the first tells how to upload all
+                upload = f"wandb sync {shlex.quote(str(Path(run.settings.sync_dir).parents[5]))}/*/*/*/*/wandb/offline-run-*"
             log.info("W&B: offline; upload later with: %s", upload)
+
+
+def _job_of_sweep() -> int | None:
+    """Which of a sweep's jobs this process runs; None if it runs one by itself."""
+    return OmegaConf.select(HydraConfig.get(), "job.num") if HydraConfig.initialized() else None
 
 
 def _complaint(error: Exception) -> str:

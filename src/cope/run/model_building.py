@@ -19,7 +19,9 @@ def model_shape(config: DictConfig, task: Task) -> ModelShape:
     Raises:
         UserError: a shape that no Transformer can have.
     """
-    asked = arguments(OmegaConf.masked_copy(config.model, SHAPE_KEYS), ModelShape, "model", ("context", "longest"))
+    # Read one by one: a copy of a part would be cut off from what ``model.dim=${recipe.half_dim}`` names.
+    own = OmegaConf.create({str(key): config.model[key] for key in config.model if key in SHAPE_KEYS})
+    asked = arguments(own, ModelShape, "model", ("context", "longest"))
     check_shape(**asked)
     return ModelShape(**asked, context=task.context_of("train"), longest=task.longest_context)
 
@@ -33,5 +35,5 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape | None = None)
     seed_torch(config.seed, "initialisation of the encoding")
     encoding: PositionEncoding = build(config.pe, "pe", shape=shape)
     seed_torch(config.seed, "initialisation of the Transformer")
-    rest = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in SHAPE_KEYS])
+    rest = OmegaConf.create({str(key): config.model[key] for key in config.model if key not in SHAPE_KEYS})
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))

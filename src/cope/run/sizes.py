@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from omegaconf import DictConfig
 
-from cope.errors import UserError
+from cope.errors import UserError, counted
 from cope.memory import machine_bytes
 from cope.model.transformer import Transformer
 from cope.positions.base import ModelShape
@@ -32,7 +32,7 @@ def check_data_fits(task: Task) -> None:
         num = getattr(task, key) or task.epoch_size
         lengths = [task.variant(name).longest_drawn for name in names]
         _check(
-            f"task.{key}={getattr(task, key)} examples of up to {max(lengths):,} tokens, in {len(names)} split(s)",
+            f"task.{key}={getattr(task, key)} examples of up to {max(lengths):,} tokens, in {counted(len(names), 'split')}",
             num * TOKEN_BYTES * sum(lengths),
         )
 

@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import message_of
-from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.errors import AlreadyRunning, Interrupted, UserError, counted
 from cope.files import user_path, write_text
 from cope.run.configuration import Problems, run_folder
 from cope.run.folder import RunFolder
@@ -115,7 +115,7 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     if len(different) < len(jobs):
         print(f"{len(jobs)} jobs, {len(different)} of them different: equal ones are run once", flush=True)
     waiting = [job for job in different if again or job.result() is None]
-    print(f"{len(different) - len(waiting)} of {len(different)} runs are finished", flush=True)
+    print(f"{len(different) - len(waiting)} of {_runs_are(len(different))} finished", flush=True)
     for job in waiting:
         job.folder.failure.unlink(missing_ok=True)
     returned = _launched(launcher, waiting) if waiting else []
@@ -133,9 +133,13 @@ def _launched(launcher: Launcher, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         raise UserError(f"hydra/launcher: {type(launcher).__name__} cannot run these jobs: {message_of(error)}") from error
 
 
+def _runs_are(number: int) -> str:
+    return f"{counted(number, 'run')} {'is' if number == 1 else 'are'}"
+
+
 def tell_left_over(left_over: dict[Path, str], num_jobs: int) -> None:
     """Say at the end what is not finished."""
     for told in left_over.values():
         print(told, file=sys.stderr)
     if left_over:
-        print(f"{len(left_over)} of {num_jobs} runs are not finished; the same command runs only those.", file=sys.stderr)
+        print(f"{len(left_over)} of {_runs_are(num_jobs)} not finished; the same command runs only those.", file=sys.stderr)

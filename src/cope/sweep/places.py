@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from omegaconf import DictConfig
 
 from cope.building import build
+from cope.errors import counted
 from cope.tasks.base import Task
 from cope.threads import num_cores
 
@@ -33,12 +34,13 @@ def num_places(configs: Iterable[DictConfig]) -> tuple[int, str]:
     cores = num_cores()
     gpus = gpu_names()
     if not gpus:
-        return cores, f"{cores} runs at once, one a core {ANOTHER_NUMBER}"
+        return cores, f"{counted(cores, 'run')} at once, one a core {ANOTHER_NUMBER}"
     needed = max((memory_gib(config) for config in configs), default=BASE_GIB)
     there = smallest_gpu_gib(len(gpus))
     each = max(1, min(math.floor(there / needed), cores // len(gpus) // CORES_PER_RUN))
     room = f"it has {there:.0f} GiB, of which a run may need {needed:.0f}, and {cores // len(gpus)} cores, of which it needs"
-    return each * len(gpus), (f"{each * len(gpus)} runs at once, {each} a GPU: {room} {CORES_PER_RUN} {ANOTHER_NUMBER}")
+    at_once = each * len(gpus)
+    return at_once, f"{counted(at_once, 'run')} at once, {each} a GPU: {room} {CORES_PER_RUN} {ANOTHER_NUMBER}"
 
 
 def smallest_gpu_gib(number: int) -> float:
