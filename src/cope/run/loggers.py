@@ -245,7 +245,10 @@ class WandbLogger(Logger):
 
 def _job_of_sweep() -> int | None:
     """Which of a sweep's jobs this process runs; None if it runs one by itself."""
-    return OmegaConf.select(HydraConfig.get(), "job.num") if HydraConfig.initialized() else None
+    if not HydraConfig.initialized():
+        return None
+    number: int | None = OmegaConf.select(HydraConfig.get(), "job.num")  # type: ignore[arg-type]  # a DictConfig in truth
+    return number
 
 
 def _complaint(error: Exception) -> str:
