@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from typing import Any
 import datasets  # noqa: F401
 import hydra._internal.core_plugins  # noqa: F401
 import torch
+from hydra import compose, initialize_config_dir
 
 import cope.report.page
 import cope.report.run_sheets
@@ -151,6 +153,9 @@ class Harness:
         self.text = folder / "text.txt"
         self.text.write_text(TEXT)
         self.kernels = cache_folder()  # the user's, for all but those who break the compilation
+        # Hydra's grammar learns from what it parses, which all processes forked from now on begin with.
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            compose("train", overrides=self.run(*COUNTING, "logger=none", place=folder))
         self._jobs = {
             "counting": Job("counting", "train.py", lambda place: self.run(*COUNTING, "logger=none", place=place), of_run),
             "wandb": Job("wandb", "train.py", lambda place: self.run(*COUNTING, "logger=wandb", place=place), of_run),
@@ -210,6 +215,29 @@ class Harness:
         command = self.started(job, place, *more, before=before, **environment)
         command.wait()
         return command
+
+    @cached_property
+    def seconds_with_start(self) -> float:
+        """That a run takes in a Python of its own, which first imports everything."""
+        place = self.folder / "with-start"
+        place.mkdir()
+        command = self.in_python(self.job("counting"), place)
+        began = time.monotonic()
+        subprocess.run(command, cwd=place, check=True, capture_output=True)
+        return time.monotonic() - began
+
+    @cached_property
+    def seconds_with_compiling(self) -> float:
+        """That a run takes which finds no kernel."""
+        began = time.monotonic()
+        self.finished(
+            self.job("counting"), self.folder / "with-compiling", COPE_CACHE=str(self.folder / "with-compiling-kernels")
+        )
+        return time.monotonic() - began
+
+    def in_python(self, job: Job, place: Path) -> list[str]:
+        """The command, for a Python of its own."""
+        return [sys.executable, str(ROOT / job.script), *job.arguments(place)]
 
     def moment(self, job: Job) -> float:
         """Seconds after which to break it."""
