@@ -2,7 +2,7 @@
 
     python scripts/costs.py scale=paper                 # a row for each kind of run of every table: what one takes
     python scripts/costs.py scale=paper table=table2
-    python scripts/costs.py slopes=true                 # how the time of a step grows with context, layers and dimension
+    python scripts/costs.py slopes=true                 # how a step grows with context, layers, dimension and vocabulary
     python scripts/costs.py scale=paper format=markdown
 
 Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
@@ -40,6 +40,7 @@ GROWING = {
     "task.context": (128, 256, 512, 1024),
     "model.num_layers": (2, 4, 8),
     "model.dim": (64, 128, 256),
+    "task.tokenizer.vocab_size": (2048, 8192, 32768),
 }
 BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "trainer.threads=1", "logger=none")
 
