@@ -3,12 +3,13 @@
     python scripts/costs.py scale=paper                 # a row for each kind of run of every table: what one takes
     python scripts/costs.py scale=paper table=table2
     python scripts/costs.py slopes=true                 # how a step grows with context, layers, dimension and vocabulary
-    python scripts/costs.py scale=paper format=markdown
+    python scripts/costs.py scale=paper measured=false format=markdown    # as in docs/costs.md
 
-Time is measured by a few steps of each on this machine, on random tokens where a task reads text. Rows that differ in settings
-that cost next to nothing are one row: the first.
+Time is measured by a few steps of each on this machine, on random tokens where a task reads text, unless measured=false. Rows
+that differ in settings that cost next to nothing are one row: the first.
 
     table=all       files of configs/table, with commas between
+    measured=true   false: all but the time here, which takes a moment
     slopes=false    true: how the time of a step grows, instead
     format=table    or markdown, csv, latex, json
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import run_command, split_settings
-from cope.errors import check_choice
+from cope.errors import UserError, check_choice
 from cope.report.cost_sheets import costs_sheet
 from cope.report.sheets import FORMATS, Sheet, show
 from cope.run.cost import Cost
@@ -48,10 +49,13 @@ BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "tr
 @dataclass(frozen=True)
 class CostSettings:
     table: tuple[str, ...] = ("all",)
+    measured: bool = True
     slopes: bool = False
     format: str = "table"
 
     def __post_init__(self) -> None:
+        if self.slopes and not self.measured:
+            raise UserError("measured=false has no effect with slopes=true, which are times; allowed: one of the two.")
         check_choice("format", self.format, FORMATS)
 
 
@@ -70,15 +74,15 @@ def main(arguments: list[str]) -> None:
     for runs in kinds.values():
         config = composed(CONFIGS, runs[0])
         name = " ".join(text for text in runs[0] if not text.startswith(("scale=", "corpus=", "logger=")))
-        rows.append((name, len(runs), cost(config), str(config.trainer.precision)))
+        rows.append((name, len(runs), cost(config, settings.measured), str(config.trainer.precision)))
     show([costs_sheet(rows)], settings.format)
 
 
-def cost(config: DictConfig) -> Cost:
+def cost(config: DictConfig, measured: bool = True) -> Cost:
     """Of the run that ``config`` is of."""
     dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
     assert isinstance(dry, DictConfig)
-    return Experiment(dry).cost()
+    return Experiment(dry).cost(measured)
 
 
 def slopes() -> Sheet:

@@ -165,9 +165,10 @@ def test_eight_evaluations_are_made_or_refused_in_one_message(folder: Path, over
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))  # shared out over processes: each evaluation takes a third of a second
 @given(overrides=evaluations())
-@FEW(max_examples=1000)
-def test_a_thousand_evaluations_are_made_or_refused_in_one_message(folder: Path, overrides: list[str]) -> None:
+@FEW(max_examples=125)
+def test_a_thousand_evaluations_are_made_or_refused_in_one_message(folder: Path, part: int, overrides: list[str]) -> None:
     check_evaluation(folder, overrides)
 
 

@@ -47,7 +47,8 @@ def costs_sheet(costs: Iterable[tuple[str, int, Cost, str]]) -> Sheet:
     rows = [
         (
             *(name, f"{number}", f"{cost.parameters:,}", f"{cost.tokens:.2e}", f"{cost.flops:.1e}", size(cost.memory_bytes)),
-            *(size(cost.disk_bytes), duration(cost.here_s), duration(cost.on_gpu_s(GPU_OF_TABLES, precision))),
+            *(size(cost.disk_bytes), duration(cost.here_s) if cost.sequences else "not measured"),
+            duration(cost.on_gpu_s(GPU_OF_TABLES, precision)),
         )
         for name, number, cost, precision in costs
     ]
