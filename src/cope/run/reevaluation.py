@@ -18,6 +18,7 @@ from cope.run.device import launched
 from cope.run.evaluation import score_split
 from cope.run.folder import RunFolder
 from cope.run.provenance import commit
+from cope.run.sizes import check_data_fits
 from cope.run.trained import as_now, load_trained
 from cope.tasks.base import Task
 
@@ -44,6 +45,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
+    check_data_fits(task, ["num_test"])
     model.encoding.check_length(task.context_of("test"))
     limit = model.encoding.max_tokens
     too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.context_of(s)) > limit}
