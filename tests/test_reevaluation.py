@@ -65,6 +65,7 @@ def test_a_split_longer_than_the_encoding_is_defined_for_is_left_out_and_named(f
     [
         ("task.num_tests=1", "Did you mean 'task.num_test'"),
         ("trainer.steps=1", "trainer.steps cannot be changed after training"),
+        ("task.name=1e400", "task.name cannot be changed after training"),
         ("task.context=400", "399 tokens is longer than the"),
         ("task.splits.ood_longr={}", "Did you mean 'task.splits.ood_longer'"),
         ("task.overflow=panic", "allowed: cut_left, drop, error"),

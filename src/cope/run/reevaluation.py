@@ -38,7 +38,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     """
     config, trained, model, _ = load_trained(folder)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.key_or_group.startswith("task."):
+        if not override.key_or_group.startswith("task.") or override.key_or_group == "task.name":
             raise UserError(f"{override.key_or_group} cannot be changed after training; allowed: run and task.<key>.")
     with initialize_config_dir(str(folder.path.resolve()), version_base="1.3"):
         asked = as_now(compose(folder.config.stem, overrides=list(overrides)))
