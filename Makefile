@@ -13,7 +13,7 @@ help: ## List the targets
 install: $(INSTALLED) ## Create .venv with the tested versions of everything
 
 # The stamp is written last, so an installation that was interrupted is taken up again.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -23,8 +23,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "error: '$(PYTHON)' cannot create environments: its venv or ensurepip module is missing." >&2; \
 		echo "       On Debian and Ubuntu both are in the package python3-venv (apt install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# All of it but PyTorch, which has a build of its own for each kind of device, and what its build for NVIDIA GPUs brings.
+OF_PYTORCH := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13
+.PHONY: lock
+lock: $(INSTALLED) ## Write requirements.lock anew, with the hashes of what `make install` installs; needs a network
+	$(BIN)/python -m pip install -q uv
+	printf '%s\n' $(OF_PYTORCH) | $(BIN)/uv pip compile -q pyproject.toml --extra dev --constraints constraints.txt --excludes - \
+		--no-emit-package torch --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" -o requirements.lock
 
 .PHONY: demo
 demo: $(INSTALLED) ## Train CoPE on the counting task and print its error
@@ -39,10 +49,13 @@ IS_DRY := $(filter-out 0,$(DRY))
 $(if $(filter-out 0 1,$(DRY)),$(error DRY=$(DRY) is not known; allowed: 1, 0))
 COMMA := ,
 SPACE := $(subst ,, )
-SETTINGS = scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(SET)
-QUEUE = $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(JOBS),hydra.launcher.jobs=$(JOBS))
-TABLE = $(BIN)/python scripts/table.py table=$(subst $(SPACE),$(COMMA),$(1)) action=$(if $(IS_DRY),list,run) $(SETTINGS) \
-	$(QUEUE) $(if $(WINDOWS),windows=$(WINDOWS))
+# Whatever is typed is one word for the shell; SET, TUNE and PROBE are several, as they would be typed after a command.
+quoted = '$(subst ','\'',$(1))'
+SETTINGS = scale=$(call quoted,$(SCALE)) $(if $(SEEDS),seeds=$(call quoted,$(SEEDS))) $(SET)
+QUEUE = $(if $(LAUNCHER),hydra/launcher=$(call quoted,$(LAUNCHER))) $(if $(JOBS),hydra.launcher.jobs=$(call quoted,$(JOBS)))
+OF_HEADS = $(if $(WINDOWS),windows=$(call quoted,$(WINDOWS)))
+TABLE = $(BIN)/python scripts/table.py table=$(call quoted,$(subst $(SPACE),$(COMMA),$(1))) action=$(if $(IS_DRY),list,run) \
+	$(SETTINGS) $(QUEUE) $(OF_HEADS)
 TABLES := table2 table3 table4 table5 table7 table8
 FIGURES := figure2 figure3 figure4 figure5 figure6
 
@@ -70,7 +83,7 @@ ablations: $(INSTALLED) ## What CoPE's scale, start, positions and gate bias cha
 
 .PHONY: tune
 tune: $(INSTALLED) ## Tune encodings on a task, equally: make tune TUNE="task=flip_flop pe=cope,rope" (JOBS=)
-	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(JOBS))
+	$(BIN)/python scripts/tune.py $(TUNE) $(if $(JOBS),jobs=$(call quoted,$(JOBS)))
 
 .PHONY: field
 field: $(INSTALLED) ## CoPE among the encodings published before and after it: tables, rankings and a heat map in outputs/field (SCALE=, SEEDS=, JOBS=, DRY=1)
@@ -81,23 +94,24 @@ table1: $(INSTALLED) ## Ask a language model the paper's counting questions: mak
 	$(BIN)/python scripts/probe_llm.py $(PROBE)
 
 NO_SEEDS = $(if $(SEEDS),$(error SEEDS= has no effect here: what is finished of the seeds in configs/plan.yaml is read))
-DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(CLAIMS)) $(SETTINGS) \
-	$(QUEUE) $(if $(WINDOWS),windows=$(WINDOWS))
+DECIDE = $(BIN)/python scripts/decide.py $(if $(CLAIMS),claims=$(call quoted,$(CLAIMS))) $(SETTINGS) $(QUEUE) $(OF_HEADS)
 
 .PHONY: decide
 decide: $(INSTALLED) ## Run what claims of the paper still need until each is decided (configs/plan.yaml): CLAIMS=1,2 SCALE= SEEDS= JOBS=
 	$(if $(IS_DRY),$(error DRY=1 is not for make decide; allowed: make reproduce DRY=1, make claims))
 	$(DECIDE)
 
+WRITE = $(BIN)/python scripts/report.py to=$(call quoted,$(1)) scale=$(call quoted,$(SCALE)) $(SET)
+
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
 	$(NO_SEEDS)
-	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(WHY)) scale=$(SCALE) $(SET)
+	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(call quoted,$(WHY))) scale=$(call quoted,$(SCALE)) $(SET)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page
 	$(NO_SEEDS)
-	$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET)
+	$(call WRITE,$(REPORT))
 
 .PHONY: published-runs
 published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished ones (in outputs/), so that only others are run
@@ -106,7 +120,7 @@ published-runs: $(INSTALLED) ## Take the runs behind docs/results for finished o
 .PHONY: publish
 publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=night) from the runs in outputs/, with what each run found
 	$(NO_SEEDS)
-	$(BIN)/python scripts/report.py to=docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE)) with_runs=true scale=$(SCALE) $(SET)
+	$(call WRITE,docs/results$(if $(filter-out laptop,$(SCALE)),-$(SCALE))) with_runs=true
 
 # Claims first, then what tables and figures have beside them. A failed run (exit status 3) does not keep the report from being
 # written; a refused command does.
@@ -114,7 +128,7 @@ publish: $(INSTALLED) ## Write docs/results/ (docs/results-night/ for SCALE=nigh
 reproduce: $(INSTALLED) ## Decide the claims, run the rest of every table and figure, then write the report
 	$(if $(IS_DRY),$(call TABLE,all),$(DECIDE); decided=$$?; [ $$decided -eq 0 ] || [ $$decided -eq 3 ] || exit $$decided; \
 		$(call TABLE,all); status=$$?; [ $$status -eq 0 ] || [ $$status -eq 3 ] || exit $$status; \
-		$(BIN)/python scripts/report.py to="$(REPORT)" scale=$(SCALE) $(SET) && [ $$decided -eq 0 ] && exit $$status || exit 3)
+		$(call WRITE,$(REPORT)) && [ $$decided -eq 0 ] && exit $$status || exit 3)
 
 .PHONY: native
 native: $(INSTALLED) ## Compile the C++ kernel ahead of time (else the first run does)
@@ -136,7 +150,7 @@ sanitize: $(INSTALLED) ## Run the C++ kernel under AddressSanitizer and UBSan, a
 
 .PHONY: faults
 faults: $(INSTALLED) ## Break runs in many ways and count those that came out as unbroken ones; minutes to hours (TRIES=10)
-	$(BIN)/python benchmarks/faults.py $(if $(TRIES),tries=$(TRIES))
+	$(BIN)/python benchmarks/faults.py $(if $(TRIES),tries=$(call quoted,$(TRIES)))
 
 .PHONY: audit
 audit: $(INSTALLED) ## Ask the vulnerability database about the installed packages; needs a network

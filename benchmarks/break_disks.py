@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from break_processes import NUM_WRITES, at_write
+from break_processes import NUM_WRITES, at_write, wait_for
+from break_surroundings import clients
 from broken_runs import NEEDS_ROOT, Command, Fault, Harness, run_folder, small_disk
 
 # Which folder of a job is written, and the sizes in KiB of which a disk is drawn: too small for some of it.
@@ -69,6 +70,19 @@ def quota(kind: str, harness: Harness, place: Path) -> bool:
     return told(command, kind) and harness.recovers(job, place)
 
 
+def quota_of_wandb(harness: Harness, place: Path) -> bool:
+    """W&B's own process alone: its file is smaller than the run's."""
+    job = harness.job("wandb")
+    size = harness.random.randrange(1, 6) * 1024
+    command = harness.started(job, place)
+    if not wait_for(lambda: clients(place), command):
+        print(command.said, file=sys.stderr)
+        return False
+    for process in clients(place):
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (size, size))
+    return told(command, "wandb") and harness.recovers(job, place)
+
+
 def quota_used_up(harness: Harness, place: Path) -> bool:
     job = harness.job("counting")
 
@@ -121,7 +135,7 @@ FAULTS = {
     "disk_full_report": Fault(FULL.format("a report"), partial(disk_full, "report"), NEEDS_ROOT),
     "quota_run": Fault("a quota that is used up (EDQUOT) when a file of a run is written", quota_used_up),
     "quota_text": Fault(QUOTA.format("a prepared text"), partial(quota, "text")),
-    "quota_wandb": Fault(QUOTA.format("W&B's file"), partial(quota, "wandb")),
+    "quota_wandb": Fault(QUOTA.format("W&B's file"), quota_of_wandb),
     "quota_report": Fault(QUOTA.format("a report"), partial(quota, "report")),
     "read_only_run": Fault("a disk that turns read-only during a run, then not", partial(read_only, "run"), NEEDS_ROOT),
     "read_only_text": Fault("likewise while a text is prepared", partial(read_only, "text"), NEEDS_ROOT),

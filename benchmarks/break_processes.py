@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from broken_runs import ROOT, Command, Fault, Harness, processes_in
+from broken_runs import Command, Fault, Harness, processes_in
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 NUM_WRITES = 9  # of files that are put in place in one step, in a run of this length
@@ -47,10 +47,12 @@ def killed(name: str, harness: Harness, place: Path) -> bool:
 def killed_at_start(harness: Harness, place: Path) -> bool:
     """A Python of its own, while it imports PyTorch and the rest."""
     job = harness.job("counting")
+    moment = harness.random.uniform(0, harness.seconds_with_start - job.seconds)
     place.mkdir()
-    command = [sys.executable, str(ROOT / job.script), *job.arguments(place)]
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-        time.sleep(harness.random.uniform(0, job.seconds))  # which takes about as long as a run without it
+    with subprocess.Popen(
+        harness.in_python(job, place), cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as started:
+        time.sleep(moment)
         started.kill()
     return harness.leaves_nobody(place) and harness.recovers(job, place)
 
@@ -58,9 +60,10 @@ def killed_at_start(harness: Harness, place: Path) -> bool:
 def killed_while_compiling(harness: Harness, place: Path) -> bool:
     job = harness.job("counting")
     cache = place / "kernels"
+    moment = harness.random.uniform(0, harness.seconds_with_compiling - job.seconds)
     command = harness.started(job, place, COPE_CACHE=str(cache))
     wait_for(lambda: cache.exists() and any(cache.iterdir()), command)
-    time.sleep(harness.moment(job))
+    time.sleep(moment)
     command.send(signal.SIGKILL)
     command.wait()
     if not harness.leaves_nobody(place, seconds=120):  # a compiler may end what it has begun
@@ -108,11 +111,10 @@ def clock_set_back(harness: Harness, place: Path) -> bool:
     clock.write_text("+0")
     faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     faked |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "COPE_CACHE": str(harness.kernels)}
-    command = [sys.executable, str(ROOT / job.script), *job.arguments(place)]
-    with subprocess.Popen(
-        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | faked
-    ) as started:
-        time.sleep(harness.random.uniform(1, 2) * job.seconds)
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = harness.in_python(job, place)
+    with subprocess.Popen(command, cwd=place, **both, text=True, env=os.environ | faked) as started:
+        time.sleep(harness.random.uniform(0.5, 1) * harness.seconds_with_start)
         clock.write_text("-1d")
         told, _ = started.communicate(timeout=300)
     if started.returncode != 0 or "Traceback" in told:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from typing import Any
 import datasets  # noqa: F401
 import hydra._internal.core_plugins  # noqa: F401
 import torch
+from hydra import compose, initialize_config_dir
 
 import cope.report.page
 import cope.report.run_sheets
@@ -29,7 +31,7 @@ import cope.sweep.preload  # noqa: F401
 from cope.kernels.native.build import cache_folder
 from cope.report.claims import ClaimsPlan
 from cope.run.folder import RunFolder
-from cope.sweep.plan import read_plans
+from cope.sweep.plan import planned_seeds, read_plans
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("scale=smoke", "trainer.steps=30", "trainer.eval_every=10", "pe=cope")
@@ -151,6 +153,9 @@ class Harness:
         self.text = folder / "text.txt"
         self.text.write_text(TEXT)
         self.kernels = cache_folder()  # the user's, for all but those who break the compilation
+        # Hydra's grammar learns from what it parses, which all processes forked from now on begin with.
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            compose("train", overrides=self.run(*COUNTING, "logger=none", place=folder))
         self._jobs = {
             "counting": Job("counting", "train.py", lambda place: self.run(*COUNTING, "logger=none", place=place), of_run),
             "wandb": Job("wandb", "train.py", lambda place: self.run(*COUNTING, "logger=wandb", place=place), of_run),
@@ -169,15 +174,23 @@ class Harness:
                 "logger=none"]  # fmt: skip
 
     def report(self, place: Path) -> list[str]:
-        runs = self.folder / "counting-unbroken" / "outputs"
-        return [f"to={place / 'report'}", "scale=smoke", "logger=none", f"output_dir={runs}"]
+        return [f"to={place / 'report'}", "scale=smoke", "logger=none", f"output_dir={self.folder / 'reported' / 'outputs'}"]
+
+    def _make_runs_to_report(self) -> None:
+        """Two, of a seed and settings that the paper's tables have."""
+        seed = planned_seeds(ROOT / "configs")[0]
+        for encoding in ("cope", "relative"):
+            settings = ["scale=smoke", "task=counting", f"pe={encoding}", f"seed={seed}", "logger=none"]
+            run = Job("reported", "train.py", lambda place, own=settings: [*own, f"output_dir={place / 'outputs'}"], of_run)
+            ended = self.finished(run, self.folder / "reported")
+            assert ended.status == 0, ended.said
 
     def job(self, name: str) -> Job:
         """The job, which has been done once, undisturbed."""
         job = self._jobs[name]
         if job.unbroken is None:
             if name == "report":
-                self.job("counting")
+                self._make_runs_to_report()
                 self._read_plans()
             place = self.folder / f"{name}-unbroken"
             self.finished(job, place)
@@ -210,6 +223,29 @@ class Harness:
         command = self.started(job, place, *more, before=before, **environment)
         command.wait()
         return command
+
+    @cached_property
+    def seconds_with_start(self) -> float:
+        """That a run takes in a Python of its own, which first imports everything."""
+        place = self.folder / "with-start"
+        place.mkdir()
+        command = self.in_python(self.job("counting"), place)
+        began = time.monotonic()
+        subprocess.run(command, cwd=place, check=True, capture_output=True)
+        return time.monotonic() - began
+
+    @cached_property
+    def seconds_with_compiling(self) -> float:
+        """That a run takes which finds no kernel."""
+        began = time.monotonic()
+        self.finished(
+            self.job("counting"), self.folder / "with-compiling", COPE_CACHE=str(self.folder / "with-compiling-kernels")
+        )
+        return time.monotonic() - began
+
+    def in_python(self, job: Job, place: Path) -> list[str]:
+        """The command, for a Python of its own."""
+        return [sys.executable, str(ROOT / job.script), *job.arguments(place)]
 
     def moment(self, job: Job) -> float:
         """Seconds after which to break it."""

@@ -3,15 +3,17 @@
     # a row for each kind of run of every table: what one takes
     python scripts/costs.py scale=paper
     python scripts/costs.py scale=paper table=table2
-    # how the time of a step grows with context, layers and dimension
+    # how a step grows with context, layers, dimension and vocabulary
     python scripts/costs.py slopes=true
-    python scripts/costs.py scale=paper format=markdown
+    # as in docs/costs.md
+    python scripts/costs.py scale=paper measured=false format=markdown
 
 Time is measured by a few steps of each on this machine, on random tokens where
-a task reads text. Rows that differ in settings that cost next to nothing are
-one row: the first.
+a task reads text, unless measured=false. Rows that differ in settings that cost
+next to nothing are one row: the first.
 
     table=all       files of configs/table, with commas between
+    measured=true   false: all but the time here, which takes a moment
     slopes=false    true: how the time of a step grows, instead
     format=table    or markdown, csv, latex, json
 
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import run_command, split_settings
-from cope.errors import check_choice
+from cope.errors import UserError, check_choice
 from cope.report.sheets import FORMATS, Sheet, show
 from cope.sweep.plan import composed, read_plans
 
@@ -44,6 +46,7 @@ GROWING = {
     "task.context": (128, 256, 512, 1024),
     "model.num_layers": (2, 4, 8),
     "model.dim": (64, 128, 256),
+    "task.tokenizer.vocab_size": (2048, 8192, 32768),
 }
 BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "trainer.threads=1", "logger=none")
 
@@ -51,10 +54,13 @@ BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "tr
 @dataclass(frozen=True)
 class CostSettings:
     table: tuple[str, ...] = ("all",)
+    measured: bool = True
     slopes: bool = False
     format: str = "table"
 
     def __post_init__(self) -> None:
+        if self.slopes and not self.measured:
+            raise UserError("measured=false has no effect with slopes=true, which are times; allowed: one of the two.")
         check_choice("format", self.format, FORMATS)
 
 
@@ -73,19 +79,19 @@ def main(arguments: list[str]) -> None:
     for runs in kinds.values():
         config = composed(CONFIGS, runs[0])
         name = " ".join(text for text in runs[0] if not text.startswith(("scale=", "corpus=", "logger=")))
-        rows.append((name, len(runs), cost(config), str(config.trainer.precision)))
+        rows.append((name, len(runs), cost(config, settings.measured), str(config.trainer.precision)))
     from cope.report.cost_sheets import costs_sheet  # it imports PyTorch, for which a slip need not wait
 
     show([costs_sheet(rows)], settings.format)
 
 
-def cost(config: DictConfig) -> Cost:
+def cost(config: DictConfig, measured: bool = True) -> Cost:
     """Of the run that ``config`` is of."""
     dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
     assert isinstance(dry, DictConfig)
     from cope.run.experiment import Experiment
 
-    return Experiment(dry).cost()
+    return Experiment(dry).cost(measured)
 
 
 def slopes(overrides: list[str]) -> Sheet:

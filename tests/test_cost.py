@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from cope.errors import UserError
-from cope.report.cost_sheets import cost_sheet
+from cope.report.cost_sheets import cost_sheet, costs_sheet
 from cope.run.configuration import definition
 from cope.run.cost import flops_of_step
 from cope.run.experiment import Experiment
@@ -36,6 +38,14 @@ def test_a_dry_run_tells_costs_and_leaves_nothing(compose: Compose, tmp_path: ob
     shown = cost_sheet("cope", cost, "h100", "32-true")
     assert shown.rows[0] == ("parameters", f"{cost.parameters:,}") and "training on one h100" in shown.rows[-1][0]
     assert not experiment.folder.path.exists()
+
+
+def test_all_but_the_time_is_told_without_a_step(compose: Compose) -> None:
+    measured, told = (Experiment(dry(compose())).cost(measured) for measured in (True, False))
+    assert measured.sequences > 0 == told.sequences and math.isnan(told.here_s)
+    assert replace(told, step_s=0, sequences=0) == replace(measured, step_s=0, sequences=0)
+    with_time, without = (costs_sheet([("cope", 1, cost, "32-true")]).columns for cost in (measured, told))
+    assert set(with_time) - set(without) == {"each, on this CPU"}
 
 
 def test_tokens_are_those_that_a_run_reads(compose: Compose) -> None:

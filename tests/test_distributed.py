@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,56 @@ def test_a_lost_process_ends_all_and_the_run_goes_on_on_others(
         shutil.copytree(began, folder)
         resumed = command(*RUN, folder=folder) if number == 1 else several(number, strategy, folder=folder)
         assert_same_to_rounding(alone, run(resumed, folder))
+
+
+# ---- several machines, each a network namespace of this one ----------------------------------------------------------------
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+CABLE = "cable"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """The names of two network namespaces with a cable between them, each with nothing else."""
+    names = [f"cope-test-{os.getpid()}-{number}" for number in range(2)]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces can be made here: {error}")
+    try:
+        ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
+        for name, address in zip(names, ADDRESSES, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", CABLE)
+            for device in ("lo", CABLE):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def test_two_machines_have_the_curve_of_one(tmp_path: Path, alone: RunFolder, machines: list[str]) -> None:
+    """One process on each, which find each other by torchrun's rendezvous at the first machine's address."""
+    _, *typed = command(*RUN, "trainer.num_nodes=2", "trainer.strategy=fsdp", folder=tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    environment = clean_environment() | {"GLOO_SOCKET_IFNAME": CABLE}
+    started = []
+    for name, address in zip(machines, ADDRESSES, strict=True):
+        where = [f"--rdzv-endpoint={ADDRESSES[0]}:29500", f"--local-addr={address}"]
+        # Who is the first machine torchrun tells by the host's name, of which these two have one.
+        where.append(f"--rdzv-conf=is_host={name == machines[0]}")
+        started.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", name, *torchrun, *where, *typed], env=environment, cwd=tmp_path, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    told = [one.communicate(timeout=300)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0], "\n".join(told)
+    assert "".join(told).count("run folder:") == 1
+    assert_same_to_rounding(alone, found(tmp_path))

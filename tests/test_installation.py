@@ -1,4 +1,7 @@
-"""What `pip install` brings along is enough to train, in any folder: the wheel in an environment of its own."""
+"""What `pip install` brings along is enough to train, in any folder: the wheel in an environment of its own.
+
+What `make install` installs is locked.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_add_your_own import commands_of_the_page, write_files
 
 SOURCES = (
@@ -93,3 +100,32 @@ def test_the_page_on_ones_own_encodings_to_the_letter(installed: Installed, tmp_
     tried = {("backwards", pe) for pe in ("decay", "rope", "cope")}
     assert runs == tried | {("counting", "cope"), ("flip_flop", "decay")}
     assert list((tmp_path / "outputs").glob("backwards/decay/*/seed=1/evaluations/*"))
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = [Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()]
+    return {canonicalize_name(one.name): str(one.specifier) for one in found}
+
+
+def named(project: dict[str, Any], extra: str = "") -> Iterator[str]:
+    """The packages that the project asks for, by itself or with an extra."""
+    for text in project["optional-dependencies"][extra] if extra else project["dependencies"]:
+        asked = Requirement(text)
+        if asked.name == project["name"]:
+            for other in asked.extras:
+                yield from named(project, other)
+        else:
+            yield canonicalize_name(asked.name)
+
+
+def test_what_make_installs_is_locked_by_hashes() -> None:
+    """Every package that is named has the version of constraints.txt, and a hash; PyTorch has builds for each device."""
+    entries = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    lines = [line for line in entries if not line.startswith("#")]
+    assert all("--hash=sha256:" in line for line in lines)
+    locked = pins([line.partition(" --hash")[0] for line in lines])
+    pinned = pins((ROOT / "constraints.txt").read_text().splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = {*named(project), *named(project, "dev")} - {"torch"}
+    assert len(direct) > 20 and "torch" not in locked
+    assert {name: locked[name] for name in direct} == {name: pinned[name] for name in direct}

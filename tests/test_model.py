@@ -135,6 +135,11 @@ def test_impossible_models_are_refused(make_model, overrides, message):
         make_model(*overrides)
 
 
+def test_a_shape_may_refer_to_the_recipe(make_model):
+    """As the halved models of Table 7 do."""
+    assert make_model("pe=none", "model.dim=${recipe.num_positions}").encoding.shape.dim == 8
+
+
 def test_heads_that_divide_are_accepted():
     for num_heads in (1, 2, 3, 4, 6, 12):
         check_shape(12, 1, num_heads)

@@ -65,9 +65,12 @@ def test_a_split_longer_than_the_encoding_is_defined_for_is_left_out_and_named(f
     [
         ("task.num_tests=1", "Did you mean 'task.num_test'"),
         ("trainer.steps=1", "trainer.steps cannot be changed after training"),
+        ("task.name=1e400", "task.name cannot be changed after training"),
         ("task.context=400", "399 tokens is longer than the"),
         ("task.splits.ood_longr={}", "Did you mean 'task.splits.ood_longer'"),
         ("task.overflow=panic", "allowed: cut_left, drop, error"),
+        ("task.max_value=100000000000", "task.max_value=100000000000 is out of range; allowed: 1 to 32000"),
+        ("task.num_test=100000000000", "task.num_test=100000000000 examples"),
     ],
 )
 def test_what_cannot_be_done_is_said(finished, argument, said):

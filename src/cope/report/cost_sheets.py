@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
@@ -37,17 +37,21 @@ def cost_sheet(name: str, cost: Cost, dry: str | bool, precision: str) -> Sheet:
     return Sheet(f"{name}: what it would cost; nothing was started", ("", "costs"), tuple(rows), ("", *notes))
 
 
-def costs_sheet(costs: Iterable[tuple[str, int, Cost, str]]) -> Sheet:
-    """A row for each kind of run: its name, how many there are of it, its cost, its precision."""
+def costs_sheet(costs: Sequence[tuple[str, int, Cost, str]]) -> Sheet:
+    """A row for each kind of run: its name, how many there are of it, its cost, its precision; its time here if measured."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
+    is_measured = any(cost.sequences for _, _, cost, _ in costs)
     columns = (
         *("runs of", "number a seed", "parameters", "tokens", "FLOPs", "memory, at least", "disk"),
-        *(f"each, on {device}", f"each, on an {GPU_OF_TABLES}, a guess"),
+        *((f"each, on {device}",) if is_measured else ()),
+        f"each, on an {GPU_OF_TABLES}, a guess",
     )
     rows = [
         (
             *(name, f"{number}", f"{cost.parameters:,}", f"{cost.tokens:.2e}", f"{cost.flops:.1e}", size(cost.memory_bytes)),
-            *(size(cost.disk_bytes), duration(cost.here_s), duration(cost.on_gpu_s(GPU_OF_TABLES, precision))),
+            size(cost.disk_bytes),
+            *((duration(cost.here_s),) if is_measured else ()),
+            duration(cost.on_gpu_s(GPU_OF_TABLES, precision)),
         )
         for name, number, cost, precision in costs
     ]

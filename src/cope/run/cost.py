@@ -5,6 +5,7 @@ Nothing is written, and no corpus is read: a task on text is measured on random 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import fmean
@@ -50,9 +51,9 @@ class Cost:
         flops: of training: forward and backward.
         memory_bytes: at least, on each device: weights, gradients, the optimiser's averages, what the backward pass needs.
         disk_bytes: of both checkpoints.
-        step_s: of one step, measured here; on one device.
+        step_s: of one step, measured here; on one device. NaN where it was not to be measured.
         steps: of training.
-        sequences: of those that were measured at once.
+        sequences: of those that were measured at once; 0 where none was to be.
     """
 
     parameters: int
@@ -80,12 +81,15 @@ def check_dry(dry: object) -> None:
         check_choice("dry", dry, ["false", "true", *GPUS])
 
 
-def cost_of(model: Any, task: Task, seed: int, trainer: TrainerSettings, optimizer: OptimizerSettings, hidden: int) -> Cost:
+def cost_of(
+    model: Any, task: Task, seed: int, trainer: TrainerSettings, optimizer: OptimizerSettings, hidden: int, measured: bool
+) -> Cost:
     """What training ``model`` will cost.
 
     Args:
         model: on the CPU; trained a little, so not to be used afterwards.
         hidden: units of the feed-forward, in multiples of the model's dimension.
+        measured: the time, by a few steps; else all but the time.
     """
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
     shards = trainer.devices * trainer.num_nodes if trainer.strategy == "fsdp" else 1
@@ -98,7 +102,7 @@ def cost_of(model: Any, task: Task, seed: int, trainer: TrainerSettings, optimiz
         memory_bytes=TRAINED_BYTES * sum(weight.numel() for weight in model.parameters()) // shards
         + kept_bytes(shape, hidden, round(tokens / parts), trainer.precision),
         disk_bytes=2 * CHECKPOINT_BYTES * sum(weight.numel() for weight in model.parameters()),
-        **_measured(model, batch.parts, parts, trainer, optimizer),
+        **(_measured(model, batch.parts, parts, trainer, optimizer) if measured else {"step_s": math.nan, "sequences": 0}),
         steps=trainer.steps,
     )
 

@@ -106,10 +106,10 @@ class Experiment:
                 "splits that fit."
             )
 
-    def cost(self) -> Cost:
-        """What the run will cost; the experiment is of no use afterwards."""
+    def cost(self, measured: bool = True) -> Cost:
+        """What the run will cost, its time where it is to be measured; the experiment is of no use afterwards."""
         hidden = int(self.config.model.feed_forward_multiple)
-        return cost_of(self.model, self.task, self.config.seed, self.trainer, self.optimizer, hidden)
+        return cost_of(self.model, self.task, self.config.seed, self.trainer, self.optimizer, hidden, measured)
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 

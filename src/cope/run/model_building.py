@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from omegaconf import DictConfig, OmegaConf
 
 from cope.building import arguments, build
@@ -19,9 +21,7 @@ def model_shape(config: DictConfig, task: Task) -> ModelShape:
     Raises:
         UserError: a shape that no Transformer can have.
     """
-    # Read one by one: a copy of a part would be cut off from what ``model.dim=${recipe.half_dim}`` names.
-    own = OmegaConf.create({str(key): config.model[key] for key in config.model if key in SHAPE_KEYS})
-    asked = arguments(own, ModelShape, "model", ("context", "longest"))
+    asked = arguments(_part(config, SHAPE_KEYS), ModelShape, "model", ("context", "longest"))
     check_shape(**asked)
     return ModelShape(**asked, context=task.context_of("train"), longest=task.longest_context)
 
@@ -35,5 +35,12 @@ def build_model(config: DictConfig, task: Task, shape: ModelShape | None = None)
     seed_torch(config.seed, "initialisation of the encoding")
     encoding: PositionEncoding = build(config.pe, "pe", shape=shape)
     seed_torch(config.seed, "initialisation of the Transformer")
-    rest = OmegaConf.create({str(key): config.model[key] for key in config.model if key not in SHAPE_KEYS})
+    rest = _part(config, [key for key in config.model if key not in SHAPE_KEYS])
     return Transformer(task.vocab_size, encoding, **arguments(rest, Transformer, "model", ("vocab_size", "encoding")))
+
+
+def _part(config: DictConfig, keys: Collection[object]) -> DictConfig:
+    """Some keys of ``config.model``, resolved: apart from ``config`` nothing is found that they refer to."""
+    model = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(model, dict)
+    return OmegaConf.create({key: value for key, value in model.items() if key in keys})

@@ -18,6 +18,7 @@ from cope.run.device import launched
 from cope.run.evaluation import score_split
 from cope.run.folder import RunFolder
 from cope.run.provenance import commit
+from cope.run.sizes import check_data_fits
 from cope.run.trained import as_now, load_trained
 from cope.tasks.base import Task
 
@@ -37,13 +38,14 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str]) -> tuple[dict[str, A
     """
     config, trained, model, _ = load_trained(folder)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.key_or_group.startswith("task."):
+        if not override.key_or_group.startswith("task.") or override.key_or_group == "task.name":
             raise UserError(f"{override.key_or_group} cannot be changed after training; allowed: run and task.<key>.")
     with initialize_config_dir(str(folder.path.resolve()), version_base="1.3"):
         asked = as_now(compose(folder.config.stem, overrides=list(overrides)))
     task: Task = build(asked.task, "task")
     if task.vocabulary != trained.vocabulary:
         raise UserError("these settings change the task's vocabulary, which the run's model does not know.")
+    check_data_fits(task, ["num_test"])
     model.encoding.check_length(task.context_of("test"))
     limit = model.encoding.max_tokens
     too_long = {} if limit is None else {s: n for s in task.test_splits if (n := task.context_of(s)) > limit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -23,12 +24,13 @@ TRAINED_BYTES = 4 * 4  # a weight, its gradient and the optimiser's two averages
 KEPT_FLOATS = 8  # for the backward pass, for each token, layer and dimension: norms, queries, keys, values; beside hidden units
 
 
-def check_data_fits(task: Task) -> None:
-    """Raise UserError if a set of generated examples is larger than the machine's memory."""
+def check_data_fits(task: Task, keys: Sequence[str] = ("num_train", "num_validation", "num_test")) -> None:
+    """Raise UserError if a set of generated examples, of those that ``keys`` number, is larger than the machine's memory."""
     if not isinstance(task, SyntheticTask):
         return
     splits = {"num_train": ["train"], "num_validation": ["validation"], "num_test": list(task.test_splits)}
-    for key, names in splits.items():
+    for key in keys:
+        names = splits[key]
         num = getattr(task, key) or task.epoch_size
         lengths = [task.variant(name).longest_drawn for name in names]
         _check(

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.errors import UserError, check_between, check_choice
 from cope.tasks.base import Examples
 from cope.tasks.synthetic import SyntheticTask, check_mapping, check_number, check_whole_number, smallest_integer
 
@@ -42,6 +42,7 @@ PRINT_TOKENS = 3  # "print a 3"
 SYMBOLS = ("<pad>", "=", ";", "++;", "pass;", "print")
 ASSIGN, END, PLUS, IDLE, PRINT, ZERO = range(1, 7)  # token ids; the value v is ZERO + v
 UNSET = -1
+LARGEST_VALUE = 32_000  # token ids are made in 16 bits
 MAX_ROUNDS = 1000  # of drawing programs again that set no variable, before we say that the weights make them too rare
 
 
@@ -78,7 +79,7 @@ class Counting(SyntheticTask):
             key = f"task.weights.{kind}" if where == "task" else f"{where}.{kind}_weight"
             # Without "set" no program has a variable to print, so its weight alone must not be zero.
             check_number(key, self.weights[kind], 1e-3 if kind == "set" else 0, 1e6)
-        check_at_least("task.max_value", self.max_value, 1)
+        check_between("task.max_value", self.max_value, 1, LARGEST_VALUE)
         check_whole_number(f"{where}.context", self.context, PRINT_TOKENS + 1)
         check_choice("task.overflow", self.overflow, ("cut_left", "drop", "error"))
         if self.overflow == "drop" and self.num_train is None:

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from cope.tasks.base import Examples
-from cope.tasks.synthetic import SyntheticTask, check_whole_number, draw_distinct, smallest_integer
+from cope.tasks.synthetic import LARGEST_VOCABULARY, SyntheticTask, check_whole_number, draw_distinct, smallest_integer
 
 LETTERS = string.ascii_letters
 COMMA = 0  # then the letters, then the shifts
@@ -45,7 +45,7 @@ class IndirectIndexing(SyntheticTask):
     def check_settings(self, where: str) -> None:
         check_whole_number(f"{where}.max_letters", self.max_letters, 1, len(LETTERS))
         check_whole_number(f"{where}.min_letters", self.min_letters, 1, self.max_letters)
-        check_whole_number(f"{where}.max_shift", self.max_shift, 0)
+        check_whole_number(f"{where}.max_shift", self.max_shift, 0, LARGEST_VOCABULARY)
 
     @property
     def longest_sequence(self) -> int:

@@ -26,7 +26,14 @@ import numpy as np
 
 from cope.errors import UserError
 from cope.tasks.base import Examples
-from cope.tasks.synthetic import SyntheticTask, check_number, check_whole_number, draw_distinct, smallest_integer
+from cope.tasks.synthetic import (
+    LARGEST_VOCABULARY,
+    SyntheticTask,
+    check_number,
+    check_whole_number,
+    draw_distinct,
+    smallest_integer,
+)
 
 BLANK = 0  # fills places where random tokens do not
 
@@ -50,7 +57,7 @@ class MultiQueryRecall(SyntheticTask):
     def check_settings(self, where: str) -> None:
         check_whole_number(f"{where}.num_pairs", self.num_pairs, 1)
         check_whole_number(f"{where}.length", self.length, 4)
-        check_whole_number(f"{where}.num_words", self.num_words, 4)
+        check_whole_number(f"{where}.num_words", self.num_words, 4, LARGEST_VOCABULARY)
         check_number(f"{where}.power", self.power, 0, 1)
         if self.length < 4 * self.num_pairs:
             raise UserError(

@@ -30,6 +30,8 @@ from cope.tasks.base import Examples, Specimen, Task
 
 log = logging.getLogger(__name__)
 
+LARGEST_VOCABULARY = 2**20  # its words are made and compared, which a slip of the finger must not let take minutes
+
 
 def check_whole_number(key: str, value: object, low: int, high: int | None = None) -> None:
     """Raise UserError unless ``value`` is a whole number from ``low`` to ``high``."""
