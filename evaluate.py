@@ -8,10 +8,8 @@ task, or longer sequences.
     run=               the run: its folder, or the beginning of its hash
     format=table       or markdown, csv, latex, json
     task.KEY=VALUE     changes the task for this scoring
-
-Overrides change the task as the run's config.yaml has it; a ``+`` adds a split,
-a ``~`` removes one. The scores are printed and written to ``evaluations/`` in
-the run's folder.
+Changes are to the run's config.yaml; ``+`` adds a split, ``~`` removes one. The
+scores are printed and written to ``evaluations/`` in the run's folder.
 """
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ folder, no process goes on, and what it said on the way was a message and no
 stack trace. Some faults need Linux, some to be root (a disk of its own that can
 be full); others are left out, and the table says so.
 
-Each try is kept as it ends, and the same command again makes those that are missing: a count that was broken off still counts,
-and two commands with other faults may go on side by side. Tries of another commit are not counted, nor any of changed files.
+Each try is kept as it ends, and the same command again makes those that are
+missing: a count that was broken off still counts, and two commands with other
+faults may go on side by side. Tries of another commit are not counted, nor any
+of changed files.
 
     tries=10           of each fault
     faults=all         or some, with commas between

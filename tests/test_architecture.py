@@ -187,7 +187,8 @@ def test_every_command_starts_before_it_imports_anything_else() -> None:
     for path in COMMANDS:
         text = path.read_text()
         if "run_command(main" in text or "run_hydra_command(" in text:
-            imports = [line.strip() for line in text.splitlines() if re.match(r" *(import|from) ", line)]
+            nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
+            imports = [ast.unparse(node) for node in sorted(nodes, key=lambda node: node.lineno)]
             imports = [line for line in imports if "__future__" not in line and line != "import sys"]  # which take no time
             assert imports[0] in ("from cope.begin import begin", "from cope.start import start"), of(path)
 

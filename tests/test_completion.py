@@ -41,9 +41,9 @@ class Shell:
         self.run("source scripts/completion.bash")
 
     def run(self, line: str) -> str:
-        """What it prints for a whole line."""
+        """What it prints for a whole line, after which it waits for the next."""
         os.write(self.terminal, f"{line}; echo do''ne\n".encode())
-        return self.read_until(r"\n(.*)done\r\n")[1]
+        return self.read_until(rf"\n(.*)done\r\n.*{PROMPT}")[1]
 
     def after_tab(self, typed: str) -> tuple[str, str]:
         """All that was printed when TAB was pressed at the end of a line, and what it has become. It is then given up."""

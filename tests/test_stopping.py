@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from runs import after_step, run, same_tensors, without_times
 
 from cope.errors import Interrupted, UserError
-from cope.run import validation
+from cope.run import evaluation
 from cope.run.configuration import definition
 from cope.run.loop import TrainingLoop
 from cope.run.stopping import Stopping
@@ -49,7 +49,7 @@ def test_the_rule(losses: list[float], last_step: int, found: tuple[str, bool]) 
 @pytest.fixture
 def flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation finds the same loss from step 8 on."""
-    real = validation.score
+    real = evaluation.score
 
     def score(model: object, examples: object, fabric: object) -> Score:
         found = real(model, examples, fabric)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
         return Score(found.count, found.errors, found.token_count, found.token_errors, 1 / min(len(calls), 4), 0)
 
     calls: list[int] = []
-    monkeypatch.setattr(validation, "score", score)
+    monkeypatch.setattr(evaluation, "score", score)
 
 
 def test_a_run_ends_early_and_its_rate_falls(compose: Compose, flat: None) -> None:
@@ -80,7 +80,7 @@ def test_a_broken_run_ends_when_an_unbroken_one_does(
     found = run(broken)[0]
     assert without_times(found)[1]["steps"] == 18
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "score", _again())
+        patch.setattr(evaluation, "score", _again())
         whole = run(unbroken)[0]
     assert without_times(whole) == without_times(found)
     assert same_tensors(whole.last_checkpoint, found.last_checkpoint)

@@ -322,7 +322,7 @@ def test_how_many_runs_a_machine_has_room_for(
     monkeypatch.setattr("cope.sweep.places.num_cores", lambda: cores)
     number, why = num_places([composed_settings(CONFIGS, ("pe=cope", "task=counting", *settings))])
     assert number == expected
-    assert why.startswith(f"{expected} runs at once, ")
+    assert why.startswith("1 run at once, " if expected == 1 else f"{expected} runs at once, ")
 
 
 def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., DictConfig]) -> None:

@@ -22,7 +22,6 @@ FROM_RECIPE = ("model.", "trainer.", "recipe.")  # groups that every recipe comp
 GROUPS = ("pe", "task", "model", "optimizer", "trainer", "logger", "scale", "recipe")
 TABLES = ("pe", "task", "model", "optimizer", "trainer", "logger")  # those that a run cannot do without
 TOP_LEVEL_KEYS = (*GROUPS, "corpus", "seed", "force", "dry", "output_dir", "data_dir")
-HASH_DIGITS = 8  # of the name of a run's folder
 ALLOWED = {int: "int", bool: "true, false", str: "text, and not empty"}
 # Keys that say where and how a run is watched, not what it computes: they do not enter the run's identity.
 NOT_PART_OF_THE_RUN = (
@@ -144,6 +143,11 @@ def _part_of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"trainer": trainer | {key: value for key, value in SHARED_OUT.items() if key in trainer}}
 
 
+def _hash(settings: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for ``settings``."""
+    return digest_of(settings, 8)
+
+
 def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, Any] | None = None) -> RunFolder:
     """Where the run of ``config`` is, with ``seed`` instead of its own if given.
 
@@ -152,9 +156,7 @@ def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, A
     """
     defined = definition(config) if defined is None else defined
     seed = config.seed if seed is None else seed
-    folder = RunFolder.of(
-        config.output_dir, defined["task"]["name"], defined["pe"]["name"], digest_of(defined, HASH_DIGITS), seed
-    )
+    folder = RunFolder.of(config.output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
     if not folder.config.exists():
         # Earlier versions named a folder for the settings as they were typed: model.dropout=0 for another than 0.0.
         for path in sorted(folder.path.parents[1].glob(f"*/{folder.path.name}/config.yaml")):
@@ -170,5 +172,5 @@ def _defined_by(path: Path, modified_ns: int) -> dict[str, Any] | None:
         found = OmegaConf.create(RunFolder(path.parent).read_config())
     except (UserError, OmegaConfBaseException):
         return None
-    named_for_it = path.parts[-3] == digest_of(_part_of_the_run(resolved(found)), HASH_DIGITS)
+    named_for_it = path.parts[-3] == _hash(_part_of_the_run(resolved(found)))
     return definition(found) if named_for_it else None
