@@ -51,6 +51,7 @@ COMMA := ,
 SPACE := $(subst ,, )
 # Whatever is typed is one word for the shell; SET, TUNE and PROBE are several, as they would be typed after a command.
 quoted = '$(subst ','\'',$(1))'
+$(foreach own,scale seeds,$(if $(filter $(own)=%,$(SET)),$(error SET="$(filter $(own)=%,$(SET))": what make has a variable for is set by that; allowed: SCALE=, SEEDS=)))
 SETTINGS = scale=$(call quoted,$(SCALE)) $(if $(SEEDS),seeds=$(call quoted,$(SEEDS))) $(SET)
 QUEUE = $(if $(LAUNCHER),hydra/launcher=$(call quoted,$(LAUNCHER))) $(if $(JOBS),hydra.launcher.jobs=$(call quoted,$(JOBS)))
 OF_HEADS = $(if $(WINDOWS),windows=$(call quoted,$(WINDOWS)))

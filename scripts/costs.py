@@ -87,8 +87,9 @@ def main(arguments: list[str]) -> None:
 
 def cost(config: DictConfig, measured: bool = True) -> Cost:
     """Of the run that ``config`` is of."""
-    dry = OmegaConf.merge(config, {"dry": True, "logger": {"_target_": "cope.run.loggers.NoLogger"}})
+    dry = OmegaConf.merge(config, {"dry": True})
     assert isinstance(dry, DictConfig)
+    dry.logger = {"_target_": "cope.run.loggers.NoLogger"}
     from cope.run.experiment import Experiment
 
     return Experiment(dry).cost(measured)

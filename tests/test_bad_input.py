@@ -15,7 +15,7 @@ from runs import folder_of, run, train
 
 from cope.corpora import hub
 from cope.errors import UserError
-from cope.overrides import check_overrides
+from cope.overrides import check_overrides, given_twice
 from cope.run.experiment import Experiment
 
 Compose = Callable[..., DictConfig]
@@ -260,3 +260,10 @@ def test_a_trace_is_shown_to_those_who_ask(tmp_path: Path, wish: str) -> None:
         assert "Did you mean 'cosine'?" in second
     else:
         assert "UserError: trainer.steps" in finished.stderr
+
+
+def test_a_key_given_twice_is_told_but_for_hydras_own_which_other_devices_processes_get_once_more() -> None:
+    assert given_twice(["seed=1", "+task.splits.a={}", "seed=2"]) == [
+        "seed=2 is one seed too many after seed=1; allowed: one seed=... in a command."
+    ]
+    assert given_twice(["hydra.run.dir=/a", "seed=1", 'hydra.run.dir="/a"', "hydra.job.name=train_ddp_process_1"]) == []

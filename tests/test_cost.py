@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import DictConfig
+from runs import command_here
 from torch.utils.flop_counter import FlopCounterMode
 
 from cope.errors import UserError
@@ -69,3 +70,11 @@ def test_flops_are_those_that_pytorch_counts(make_model: Callable[..., torch.nn.
     told = flops_of_step(model, tokens.numel(), tokens.numel(), tokens.shape[1])
     # PyTorch counts the whole square of attention, of which half is masked.
     assert told == pytest.approx(counted.get_total_flops(), rel=0.15)
+
+
+def test_the_costs_of_a_table_with_the_logger_that_runs_have_by_default() -> None:
+    told = command_here("scripts/costs.py", "scale=smoke", "table=table4", "measured=false", "format=csv")
+    assert told.returncode == 0, told.stderr
+    assert [line.split(",")[0] for line in told.stdout.splitlines()[1:]] == [
+        f"task=counting pe={encoding}" for encoding in ("none", "absolute", "relative", "rope", "cope")
+    ]

@@ -56,12 +56,15 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
 
 
 def given_twice(arguments: Sequence[str]) -> list[str]:
-    """What to tell of keys that several of ``arguments`` set: only one of them could have an effect."""
+    """What to tell of keys that several of ``arguments`` set: only one of them could have an effect.
+
+    Hydra's own may come twice: Fabric adds some to the command with which it starts the processes of other devices.
+    """
     first: dict[str, str] = {}
     problems = []
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+")
-        if key in first:
+        if key in first and not key.startswith("hydra."):
             problems.append(f"{argument} is one {key} too many after {first[key]}; allowed: one {key}=... in a command.")
         first.setdefault(key, argument)
     return problems

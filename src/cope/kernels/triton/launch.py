@@ -29,7 +29,7 @@ WORKSPACE_BYTES = 256 * 2**20
 ALTERNATIVES: dict[str, list[Options]] = {
     "forward": [{"num_stages": 3, "maxnreg": None}, {"num_stages": 2, "maxnreg": 128}],
     "queries": [{"num_stages": 2, "maxnreg": 168}, {"num_stages": 3, "maxnreg": None}],
-    "keys": [{"QUERIES": 32}, {"QUERIES": 32, "num_stages": 2}],
+    "keys": [{"num_stages": 2}, {"QUERIES": 32}, {"QUERIES": 32, "num_stages": 2}],
 }
 HALF_TILES_FROM = (3, 7)  # Triton 3.6 was seen to read outside shared memory with them, which ends the process
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor: below that a GPU waits
