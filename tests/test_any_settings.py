@@ -256,6 +256,25 @@ def check_variables(noting: Path, target: str, typed: dict[str, str]) -> None:
             assert f"scale={asked}" in arguments  # whole, whatever a shell would make of it
 
 
+@pytest.mark.parametrize(
+    ("target", "variable", "key"),
+    [
+        ("table4", "SCALE", "scale"),
+        ("table4", "SEEDS", "seeds"),
+        ("table4", "LAUNCHER", "hydra/launcher"),
+        ("table4", "JOBS", "hydra.launcher.jobs"),
+        ("figure4", "WINDOWS", "windows"),
+        ("decide", "CLAIMS", "claims"),
+        ("claims", "WHY", "why"),
+        ("report", "REPORT", "to"),
+    ],
+)
+def test_a_variable_of_make_is_one_word_of_the_command(noting: Path, target: str, variable: str, key: str) -> None:
+    status, told, ran = made(noting, f"{variable}=a; b 'c", target)
+    assert status == 0, told
+    assert f"{key}=a; b 'c" in ran[-1]
+
+
 @given(drawn=variables())
 @FEW(max_examples=20)
 def test_twenty_variables_of_make_reach_the_command_whole(noting: Path, drawn: tuple[str, dict[str, str]]) -> None:
