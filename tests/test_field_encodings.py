@@ -250,7 +250,7 @@ def test_repo_is_rope_at_positions_of_its_own_from_a_layer_on(caplog: pytest.Log
     q, k = rope.rotate(heads.q, heads.q, 2)[0], rope.rotate(heads.k, heads.k, 0)[1]  # the last query stands at the last key
     torch.testing.assert_close(encoding.logits(first), q @ k.transpose(-1, -2) / 2, rtol=1e-5, atol=1e-5)
     make_encoding("repo", SHAPE, first_layer=2)
-    assert "all 2 layer(s) have RoPE's positions" in caplog.text
+    assert "every layer has RoPE's positions, of 2" in caplog.text
 
 
 # ---- sums along the row -----------------------------------------------------------------------------------------------------

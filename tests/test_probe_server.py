@@ -108,7 +108,7 @@ def test_a_damaged_line_is_asked_again_and_the_others_are_kept(
         run_probe(settings(server, prompts=1), str(tmp_path))
     assert len(server.requests) == 1
     assert file.read_bytes() == whole
-    assert "1 damaged line(s)" in caplog.text
+    assert "1 damaged line;" in caplog.text
 
 
 def test_two_probes_at_once_do_not_write_to_one_folder(server: Server, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class Repositioned(ContentRotary):
         check_at_least("pe.first_layer", first_layer, 0)
         check_at_least("pe.init_std", init_std, 0.0)
         if first_layer >= shape.num_layers:
-            log.warning("repo: with pe.first_layer=%d all %d layer(s) have RoPE's positions", first_layer, shape.num_layers)
+            log.warning("repo: with pe.first_layer=%d every layer has RoPE's positions, of %d", first_layer, shape.num_layers)
         self.base = base
         self.first_layer = first_layer
         width = max(1, shape.dim // 8)

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from cope.errors import UserError
+from cope.errors import UserError, counted
 from cope.files import append_json_line, write_json, write_text
 from cope.metrics import percent
 from cope.probe.models import ProbeSettings, Reply, RequestFailed, Responder, open_responder
@@ -48,7 +48,9 @@ class Answers:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
         whole = [line for line in lines if self._take(line)]
         if len(whole) < len(lines):
-            log.warning("%s: %d damaged line(s) dropped; their questions are asked again.", path, len(lines) - len(whole))
+            log.warning(
+                "%s: dropped %s; what they answered is asked again.", path, counted(len(lines) - len(whole), "damaged line")
+            )
             write_text(path, b"".join(whole).decode())
 
     def _take(self, line: bytes) -> bool:

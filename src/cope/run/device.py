@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from cope.errors import UserError, check_at_least, check_between, check_choice
+from cope.errors import UserError, check_at_least, check_between, check_choice, counted
 from cope.run.distributed import STRATEGIES, run_by
 
 MOST_THREADS = 1024  # more than any machine's cores here; a system has no room for the stacks of many more
@@ -97,7 +97,9 @@ class TrainerSettings:
         if self.cuda_graphs is True and self.accelerator == "cpu":
             raise UserError("trainer.cuda_graphs=true needs a GPU; allowed on a CPU: auto, false.")
         if self.accelerator == "cuda" and self.devices > (there := torch.cuda.device_count()):
-            raise UserError(f"trainer.devices={self.devices} is more than the {there} GPU(s) here; allowed: 1 to {there}.")
+            raise UserError(
+                f"trainer.devices={self.devices} is more than the {counted(there, 'GPU')} here; allowed: 1 to {there}."
+            )
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             key = "devices" if self.devices > 1 else "num_nodes"
             raise UserError(f"trainer.{key}={getattr(self, key)} needs trainer.strategy=ddp or fsdp.")

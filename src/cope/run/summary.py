@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cope.errors import counted
 from cope.metrics import METRICS
 
 
@@ -12,9 +13,9 @@ def how_it_ended(result: dict[str, Any]) -> str:
     if "stopped" not in result:
         return ""
     if result["still_improving"]:
-        return f"had all of its {result['steps']} steps before its patience was used up: it may still improve"
+        return f"had all of its {result['steps']:,} steps before its patience was used up: it may still improve"
     why = "it no longer improved" if result["stopped"] == "patience" else "it had learned the task"
-    return f"ended after {result['steps']} steps: {why}"
+    return f"ended after {counted(result['steps'], 'step')}: {why}"
 
 
 def run_line(result: dict[str, Any]) -> str:
