@@ -1,5 +1,4 @@
-"""Score the best checkpoint of a run again: on other splits, other settings of its
-task, or longer sequences.
+"""Score the best checkpoint of a run again: on other splits, or longer sequences.
 
     python evaluate.py run=outputs/flip_flop/rope/1a2b3c4d/seed=1
     python evaluate.py run=1a2b3c4d task.num_pairs=128
@@ -8,6 +7,7 @@ task, or longer sequences.
     run=               the run: its folder, or the beginning of its hash
     format=table       or markdown, csv, latex, json
     task.KEY=VALUE     changes the task for this scoring
+
 Changes are to the run's config.yaml; ``+`` adds a split, ``~`` removes one. The
 scores are printed and written to ``evaluations/`` in the run's folder.
 """

@@ -350,11 +350,11 @@ NEEDS_ROOT = "" if sys.platform == "linux" and os.geteuid() == 0 else "root, for
 
 
 @contextmanager
-def small_disk(place: Path, kibibytes: int) -> Iterator[Callable[[str], None]]:
+def small_disk(place: Path, kibibytes: int) -> Iterator[Callable[[str], object]]:
     """A disk of its own at ``place``; what it gives changes its options, such as ``size=1M`` or ``ro``."""
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", place], check=True)
     try:
-        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], capture_output=True)  # type: ignore[func-returns-value]
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], capture_output=True)
     finally:
         subprocess.run(["umount", "-l", place], check=True)
