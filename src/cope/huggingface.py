@@ -99,7 +99,7 @@ def measuring(model: PreTrainedModel) -> Iterator[list[PositionUse]]:
     modules = [module for module in model.modules() if hasattr(module, "cope_table")]
 
     def note(module: nn.Module, query: Tensor, key: Tensor, key_mask: Tensor | None) -> None:
-        found = position_use(query, key, module.cope_table, key_mask=key_mask, scale=str(module.cope_scale))  # type: ignore[arg-type]
+        found = position_use(query, key, module.cope_table, key_mask=key_mask, scale=str(module.cope_scale))  # type: ignore[arg-type]  # a Tensor
         layer = modules.index(module)
         if layer == len(uses):
             uses.append(found)

@@ -98,7 +98,7 @@ def measure_position_alone(settings: MeasurementSettings) -> Path:
     folder = RunFolder(settings.run).figures / "position_alone" / name
     arrays = _arrays_to_draw(model, drawn, context, best)
     (folder / "scores.json").unlink(missing_ok=True)  # it stands for arrays that are about to be replaced
-    write_atomically(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    write_atomically(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # none is named allow_pickle
     scores = {
         "task": task.name,
         "encoding": config.pe.name,

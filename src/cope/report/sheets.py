@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
@@ -44,14 +44,14 @@ class Sheet:
         return cls(title, columns, cells, tuple(notes), **marks)
 
 
-def show(sheets: Sequence[Sheet], form: str = "table", stream: io.TextIOBase | None = None) -> None:
+def show(sheets: Sequence[Sheet], form: str = "table", stream: IO[str] | None = None) -> None:
     """Print ``sheets``: coloured on a terminal alone, and nowhere cut."""
     check_choice("format", form, FORMATS)
     target = stream or sys.stdout
     if form == "table":
-        console = Console(file=target, highlight=False, soft_wrap=False)  # type: ignore[arg-type]
+        console = Console(file=target, highlight=False, soft_wrap=False)
         if not console.is_terminal:
-            console = Console(file=target, highlight=False, width=ANY_WIDTH)  # type: ignore[arg-type]
+            console = Console(file=target, highlight=False, width=ANY_WIDTH)
         for index, sheet in enumerate(sheets):
             console.print("\n" if index else "", end="")
             _draw(sheet, console)

@@ -27,4 +27,4 @@ def save_gates(model: Transformer, task: Task, path: Path) -> None:
     content |= {"words": np.array(specimen.words), "query": np.array(specimen.query)}
     is_right = answer == int(specimen.tokens[specimen.query + 1])
     content |= {"answer": np.array(task.decode([answer])), "is_right": np.array(is_right)}
-    write_atomically(path, lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+    write_atomically(path, lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]  # none is named allow_pickle

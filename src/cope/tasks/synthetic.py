@@ -107,7 +107,7 @@ class SyntheticTask(Task):
         check_at_least("task.data_seed", self.data_seed, 0)
         self.check_settings("task")
         self._held = {}
-        self._variants = self._resolve()  # type: ignore[assignment]
+        self._variants = self._resolve()  # type: ignore[assignment]  # of Self
 
     @abstractmethod
     def check_settings(self, where: str) -> None:
