@@ -96,8 +96,15 @@ def test_table_of_a_run(tmp_path: Path) -> None:
     assert rows["sequences"].endswith("3 of test")
     assert str(tmp_path) in rows["run"]
     assert str(tmp_path / "picture.png") in rows["picture:"]
-    line = run_line(result_of("cope", 1, {"test": 20}))
-    assert "counting cope seed=1: sequence error %: test 2.0 (" in line and "\n" not in line
+
+
+def test_a_run_in_one_line() -> None:
+    result = result_of("cope", 101, {"validation": 1, "test": 20, "ood_longer": 100, "ood_more_operations": 625, "ood_dense": 7})
+    line = run_line(result)
+    assert line == "counting cope seed=101: sequence error 2.0%, OOD 62.5%; 9 s"
+    improving = run_line(result | {"steps": 2500, "stopped": "steps", "still_improving": True})
+    assert improving == f"{line}, still improving" and len(improving) <= 80
+    assert run_line(result_of("cope", 1, {"test": 20})) == "counting cope seed=1: sequence error 2.0%; 9 s"
 
 
 def test_table_of_a_sweep() -> None:
