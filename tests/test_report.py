@@ -119,7 +119,7 @@ def test_every_file_is_there_and_says_what_is_missing(page: Path) -> None:
     }  # fmt: skip
     assert "Not shown, since no run of theirs is finished: Figure 3, Table 8." in page.read_text()
     latex = (folder / "tables" / "table8.tex").read_text()
-    assert "missing" in latex and not re.search(r"(?<!\\)[_%]", latex)
+    assert "missing" in latex and not re.search(r"(?<!\\)[_%]", re.sub("^% .*$", "", latex, flags=re.MULTILINE))
     assert "perplexity" in (folder / "tables" / "table8.csv").read_text()  # of the paper's figures, though nothing was run
     verdicts = {verdict["number"]: verdict for verdict in json.loads((folder / "verdicts.json").read_text())}
     assert verdicts[1]["outcome"] == "not decided" and verdicts[3]["outcome"] == "not run" and len(verdicts) == 17

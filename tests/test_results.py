@@ -8,8 +8,10 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,9 +175,40 @@ def test_the_forms_that_are_pasted() -> None:
     assert as_text([SHEET], "markdown").splitlines()[2:4] == [
         "| encoding | OOD more operations | folder |", "| --- | ---: | --- |"
     ]  # fmt: skip
-    latex = as_text([SHEET], "latex")
-    assert r"\toprule" in latex and r"outputs/x \& y \\" in latex and r"\caption{Errors\_of all}" in latex
     assert json.loads(as_text([SHEET], "json"))[0]["rows"][1]["OOD more operations"] == "0.0 (0.0)"
+
+
+LATEX = r"""
+% \usepackage{booktabs}
+\begin{table}
+\centering\small\setlength{\tabcolsep}{4pt}
+\caption{Errors\_of all, \%}
+\begin{tabular}{lrl}
+\toprule
+encoding & \shortstack[r]{OOD\\more\\operations} & folder of the run \\
+\midrule
+CoPE & 0.0 (0.0) & x \& y\textless{}1 \\
+\quad CoPE, paper & 1.2 &  \\
+\bottomrule
+\end{tabular}
+\end{table}
+% seeds 1, 2
+"""
+
+
+def test_latex_is_ready_to_be_pasted(tmp_path: Path) -> None:
+    """With an indent, headings above one another, and without what is aside; where there is a LaTeX, it takes it."""
+    columns = ("encoding", "OOD more operations", "seconds", "folder of the run")
+    rows = (("CoPE", "0.0 (0.0)", "7", "x & y<1"), ("  CoPE, paper", "1.2", "", ""))
+    marks = {"words": frozenset({"folder of the run"}), "aside": frozenset({"seconds"})}
+    latex = as_text([Sheet("Errors_of all, %", columns, rows, notes=("seeds 1, 2",), **marks)], "latex")
+    assert latex == LATEX.strip()
+    if (compiler := shutil.which("pdflatex")) is None:
+        pytest.skip("no pdflatex here")
+    page = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + latex + "\n\\end{document}\n"
+    (tmp_path / "page.tex").write_text(page)
+    done = subprocess.run([compiler, "-halt-on-error", "-interaction=nonstopmode", "page"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"Overfull" not in done.stdout, done.stdout
 
 
 def test_differences_are_those_among_runs_of_one_encoding() -> None:
