@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,13 +89,15 @@ def _draw(sheet: Sheet, console: Console) -> None:
             console.print(_grid(sheet, places))
         lines = drawn.get().splitlines()
         head, rows = lines[: -len(sheet.rows)], lines[-len(sheet.rows) :]
-        console.file.write("".join(f"{line}\n" for line in head))
+        console.file.write("".join(f"{line.rstrip()}\n" for line in head))
         for line, row in zip(rows, sheet.rows, strict=True):
             console.file.write(f"{line.rstrip()}\n")
             if below := "  ".join(_named(sheet, row, place) for place in range(len(row)) if place not in places and row[place]):
                 console.print(Text(f"    {below}", style="dim"), soft_wrap=True)
     for note in sheet.notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)  # a path stays one
+        # A path stays one.
+        for line in textwrap.wrap(note, console.width, break_long_words=False, break_on_hyphens=False) or [""]:
+            console.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:
