@@ -5,9 +5,13 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z0-9-]+:.*## / { line = sprintf("  %-14s", $$1); count = split($$2, words, " "); \
+		for (i = 1; i <= count; i++) { \
+			if (length(line " " words[i]) > 80) { print line; line = sprintf("  %-14s", "") } \
+			line = line " " words[i] } \
+		print line }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer) to create the environment"
+	@echo "  PYTHON=python3.12 make demo   makes .venv with another Python (3.11+)"
 
 .PHONY: install
 install: $(INSTALLED) ## Create .venv with the tested versions of everything

@@ -18,8 +18,9 @@ class BuildWithCommands(build_py):
             folder = Path(self.build_lib) / "cope" / "commands"
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
             shutil.copytree(ROOT / "configs", folder / "configs")
-            for command in ("train", "evaluate", "generate"):
-                shutil.copy(ROOT / f"{command}.py", folder)
+            (folder / "scripts").mkdir()
+            for file in ("train.py", "evaluate.py", "generate.py", "scripts/complete.py", "scripts/completion.bash"):
+                shutil.copy(ROOT / file, folder / file)
 
 
 setup(cmdclass={"build_py": BuildWithCommands})

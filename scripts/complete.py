@@ -3,6 +3,9 @@ with the standard library alone.
 
 python -S scripts/complete.py "python train.py pe=co"
 python -S scripts/complete.py "python evaluate.py run=outputs/"
+python -S scripts/complete.py "cope-lab train task="
+
+Where a wheel is installed it is in the package, with train.py and configs/.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+COMMANDS = ("train", "evaluate", "generate", "completion")  # of cope-lab
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
@@ -22,10 +26,14 @@ CONFIG = {"prepare_corpus": "prepare_corpus.yaml", "probe_llm": "probe/llm.yaml"
 def candidates(line: str) -> list[str]:
     """Every word that can take the place of the last one of ``line``."""
     *before, word = line.split(" ")
-    command = next((part for part in before if part.endswith(".py")), None)
-    if command is None:
-        return []
-    script = next((path for path in (Path(command), ROOT / command) if path.exists()), None)
+    if Path(before[0]).name == "cope-lab":
+        if len(before) == 1:
+            return [f"{command} " for command in COMMANDS if command.startswith(word)]
+        places = [ROOT / f"{before[1]}.py"]
+    else:
+        command = next((part for part in before if part.endswith(".py")), "")
+        places = [Path(command), ROOT / command]
+    script = next((path for path in places if path.is_file()), None)
     if script is None:
         return []
     key, equals, value = word.partition("=")

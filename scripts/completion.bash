@@ -1,21 +1,23 @@
 # Completes what this project's commands take, in bash (zsh: autoload -U bashcompinit; bashcompinit):
 #
-#     source scripts/completion.bash
+#     source scripts/completion.bash           in a checkout
+#     source "$(cope-lab completion)"          where a wheel is installed
 #
-# python train.py pe=<TAB>   python evaluate.py run=<TAB>   python scripts/compare.py runs=outputs/<TAB>
+# python train.py pe=<TAB>   python evaluate.py run=<TAB>   python scripts/compare.py runs=outputs/<TAB>   cope-lab <TAB>
 _cope_complete() {
-  local folder typed
+  local folder typed python=${COMP_WORDS[0]}
   folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
   COMPREPLY=()
   case "$COMP_LINE" in
     *train.py\ *|*evaluate.py\ *|*generate.py\ *|*scripts/*.py\ *|*benchmarks/*.py\ *) ;;
+    cope-lab\ *|*/cope-lab\ *) python=python3 ;;
     *) return ;;
   esac
   typed="${COMP_LINE:0:COMP_POINT}"
   local IFS=$'\n'
-  COMPREPLY=($("${COMP_WORDS[0]}" -S "$folder/complete.py" "$typed" 2>/dev/null))
+  COMPREPLY=($("$python" -S "$folder/complete.py" "$typed" 2>/dev/null))
   # Bash replaces $2, which begins after the last = or :, as those part words for it.
   typed="${typed##* }"
   COMPREPLY=("${COMPREPLY[@]#"${typed%"$2"}"}")
 }
-complete -o nospace -o default -F _cope_complete python python3 .venv/bin/python
+complete -o nospace -o default -F _cope_complete python python3 .venv/bin/python cope-lab

@@ -41,7 +41,7 @@ from cope.report.claims import ClaimsPlan, Verdict, judge
 from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
 from cope.sweep.clock import Clock
-from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
+from cope.sweep.jobs import check_jobs, run_jobs, tell_end
 from cope.sweep.plan import PlannedRun, composed, read_plans, tables_with
 from cope.threads import num_cores
 
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 
     with launcher_of(of_hydra) as launcher:
         left_over = run_until_decided(judged, plan, runs, launcher)
-    tell_left_over(left_over, len(runs))
+    tell_end(runs, left_over)
     for run in not_measured:
         print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)
     if left_over or not_measured:

@@ -46,7 +46,7 @@ from cope.report.field import field_cells, field_claims, ranking, write_field
 from cope.report.findings import Findings
 from cope.report.published import copy_runs
 from cope.report.sheets import show
-from cope.sweep.jobs import tell_left_over
+from cope.sweep.jobs import tell_end
 from cope.sweep.listing import print_runs
 from cope.sweep.plan import Plan, plan_of, planned_seeds
 
@@ -94,7 +94,8 @@ def main(arguments: list[str]) -> None:
     if settings.with_runs:
         copy_runs(findings, settings.to / "runs")
     print(f"written: {page}")
-    tell_left_over(left_over, len(plan.runs) if settings.action == "decide" else len(runs))
+    if settings.action != "show":
+        tell_end(plan.runs if settings.action == "decide" else runs, left_over)
     if left_over:
         sys.exit(LEFT_OVER)
 

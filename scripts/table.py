@@ -49,7 +49,7 @@ from cope.report.findings import Findings
 from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import show_tables
 from cope.report.sheets import FORMATS
-from cope.sweep.jobs import check_jobs, run_jobs, tell_left_over
+from cope.sweep.jobs import check_jobs, run_jobs, tell_end
 from cope.sweep.listing import print_runs
 from cope.sweep.plan import (
     Plan,
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
             print(f"picture: {picture}", flush=True, file=sys.stdout if settings.format == "table" else sys.stderr)
         looked_at = [run for plan in plans if plan.name == MEASURED_TABLE for run in plan.runs]
         not_measured = measure_heads(looked_at, settings.windows)
-    tell_left_over(left_over, len(runs))
+        tell_end(runs, left_over)
     for run in not_measured:
         print(f"not measured: python scripts/position_alone.py run={run.folder.path}", file=sys.stderr)
     if left_over or not_measured:

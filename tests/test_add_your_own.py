@@ -23,7 +23,7 @@ def files_of_the_page() -> dict[str, str]:
 
 def commands_of_the_page() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    return [command for block in blocks for command in block.splitlines()]
+    return [command for block in blocks for command in block.replace("\\\n", " ").splitlines()]
 
 
 def write_files(folder: Path) -> None:

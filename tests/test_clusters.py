@@ -105,11 +105,11 @@ def test_slurm_gives_the_local_results_though_jobs_are_preempted_and_killed(tmp_
             preempted(folders[1], "1_2", "scontrol", "requeue")  # as it does when others need the machine
             told, _ = sweep.communicate(timeout=300)
         assert sweep.returncode == 0, told
-        assert "4 of 4 done" in told and "counting: sequence error %, mean" in told
+        assert "[4/4 in " in told and "counting: sequence error %, mean" in told
         assert all(says(folder, "continuing at step") for folder in folders)
 
         made = finished([*TABLE, *SLURM], tmp_path, environment)
-        assert made.returncode == 0 and "5 of 5 done" in made.stdout, made.stdout + made.stderr
+        assert made.returncode == 0 and "[5/5 in " in made.stdout, made.stdout + made.stderr
         again = finished([*SWEEP, *SLURM], tmp_path, environment)
         assert again.stdout.startswith("4 of 4 runs are finished\n") and "submitted" not in again.stdout
         assert results(tmp_path) == local
@@ -162,9 +162,9 @@ def test_ray_gives_the_local_results_though_a_job_is_killed(tmp_path: Path, loca
         os.kill(writer_of(folder.path / "output.log"), signal.SIGKILL)
         told, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, told
-    assert "4 of 4 done" in told and says(folder, "continuing at step")
+    assert "[4/4 in " in told and says(folder, "continuing at step")
     made = finished([*TABLE, *ray], tmp_path, environment)
-    assert made.returncode == 0 and "5 of 5 done" in made.stdout, made.stdout + made.stderr
+    assert made.returncode == 0 and "[5/5 in " in made.stdout, made.stdout + made.stderr
     assert results(tmp_path) == local
 
 

@@ -164,9 +164,9 @@ def test_a_sweep_ends_with_one_table_and_is_not_repeated(tmp_path: Path, launche
     rows = table_of(first.stdout)
     assert [row[:2] for row in rows[1:]] == [["none", "2"], ["cope", "2"]]
     assert len(list((tmp_path / "outputs").glob("counting/*/*/seed=*/result.json"))) == 4
-    assert first.stdout.startswith("0 of 4 runs are finished\n") and first.stdout.count("done: counting ") == 4
+    assert first.stdout.startswith("0 of 4 runs are finished\n") and first.stdout.count("%; ") == 4
     again = train(*arguments, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert table_of(again.stdout) == rows
-    assert again.stdout.startswith("4 of 4 runs are finished\n") and "done: " not in again.stdout
+    assert again.stdout.startswith("4 of 4 runs are finished\n") and "%; " not in again.stdout
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"counting"}

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import runpy
 import select
 import shutil
 import struct
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from cope.command import COMMANDS, COMPLETION
 
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="no bash here")
@@ -91,6 +94,10 @@ LINES = [
     ("python scripts/prepare_corpus.py corpus=en", "python scripts/prepare_corpus.py corpus=enwiki_sample"),
     ("python scripts/probe_llm.py end", "python scripts/probe_llm.py endpoint="),
     ("python benchmarks/attention.py rep", "python benchmarks/attention.py repeats="),
+    ("cope-lab tr", "cope-lab train "),
+    ("cope-lab train pe=co", "cope-lab train pe=cope"),
+    ("cope-lab evaluate run=1a", "cope-lab evaluate run=1a2b3c4d"),
+    ("cope-lab nothing pe=rop", "cope-lab nothing pe=rop"),
     ("python train.py nothing_of_the_kind=", "python train.py nothing_of_the_kind="),
     ("python -m pytest --nothing", "python -m pytest --nothing"),
 ]  # fmt: skip
@@ -108,3 +115,9 @@ def test_a_tab_costs_less_than_half_a_second(shell: Shell) -> None:
     for typed, _ in LINES:
         shell.after_tab(typed)
     assert (shell.seconds() - before) / len(LINES) < MOST_SECONDS
+
+
+def test_the_commands_of_a_wheel_are_completed() -> None:
+    complete = runpy.run_path(str(ROOT / "scripts" / "complete.py"))
+    assert complete["COMMANDS"] == (*COMMANDS, COMPLETION)
+    assert complete["candidates"]("cope-lab ") == [f"{command} " for command in (*COMMANDS, COMPLETION)]

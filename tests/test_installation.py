@@ -26,7 +26,7 @@ from test_add_your_own import commands_of_the_page, write_files
 
 SOURCES = (
     *("src", "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
-    *("train.py", "evaluate.py", "generate.py"),
+    *("train.py", "evaluate.py", "generate.py", "scripts"),
 )
 
 
@@ -82,6 +82,10 @@ def test_the_wheel_with_its_default_dependencies_trains(installed: Installed, tm
     results = list((tmp_path / "outputs").glob("*/*/*/seed=1/result.json"))
     assert len(results) == 2
     assert all(json.loads(path.read_text())["commit"] is None for path in results)
+    typed = "cope-lab train pe=cope_v"
+    tab = f"COMP_WORDS=(cope-lab train pe = cope_v); COMP_LINE='{typed}'; COMP_POINT={len(typed)}; _cope_complete cope-lab cope_v ="
+    shell = f'. environment/bin/activate; source "$(cope-lab completion)"; {tab}; echo "${{COMPREPLY[@]}}"'
+    assert run("bash", "-c", shell, folder=installed.environment.parent) == "cope_val_gates\n"
     example = "import cope, torch; q = torch.randn(1, 2, 5, 4); "
     example += "print(cope.cope_attention(q, q, q, torch.randn(3, 4)).shape, cope.__file__)"
     shape, _, path = run(installed.environment / "bin" / "python", "-c", example, folder=tmp_path).strip().rpartition(" ")

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,15 @@ def test_table_of_a_run(tmp_path: Path) -> None:
     assert rows["sequences"].endswith("3 of test")
     assert str(tmp_path) in rows["run"]
     assert str(tmp_path / "picture.png") in rows["picture:"]
-    line = run_line(result_of("cope", 1, {"test": 20}))
-    assert "counting cope seed=1: sequence error %: test 2.0 (" in line and "\n" not in line
+
+
+def test_a_run_in_one_line() -> None:
+    result = result_of("cope", 101, {"validation": 1, "test": 20, "ood_longer": 100, "ood_more_operations": 625, "ood_dense": 7})
+    line = run_line(result)
+    assert line == "counting cope seed=101: sequence error 2.0%, OOD 62.5%; 9 s"
+    improving = run_line(result | {"steps": 2500, "stopped": "steps", "still_improving": True})
+    assert improving == f"{line}, still improving" and len(improving) <= 80
+    assert run_line(result_of("cope", 1, {"test": 20})) == "counting cope seed=1: sequence error 2.0%; 9 s"
 
 
 def test_table_of_a_sweep() -> None:
@@ -166,9 +175,40 @@ def test_the_forms_that_are_pasted() -> None:
     assert as_text([SHEET], "markdown").splitlines()[2:4] == [
         "| encoding | OOD more operations | folder |", "| --- | ---: | --- |"
     ]  # fmt: skip
-    latex = as_text([SHEET], "latex")
-    assert r"\toprule" in latex and r"outputs/x \& y \\" in latex and r"\caption{Errors\_of all}" in latex
     assert json.loads(as_text([SHEET], "json"))[0]["rows"][1]["OOD more operations"] == "0.0 (0.0)"
+
+
+LATEX = r"""
+% \usepackage{booktabs}
+\begin{table}
+\centering\small\setlength{\tabcolsep}{4pt}
+\caption{Errors\_of all, \%}
+\begin{tabular}{lrl}
+\toprule
+encoding & \shortstack[r]{OOD\\more\\operations} & folder of the run \\
+\midrule
+CoPE & 0.0 (0.0) & x \& y\textless{}1 \\
+\quad CoPE, paper & 1.2 &  \\
+\bottomrule
+\end{tabular}
+\end{table}
+% seeds 1, 2
+"""
+
+
+def test_latex_is_ready_to_be_pasted(tmp_path: Path) -> None:
+    """With an indent, headings above one another, and without what is aside; where there is a LaTeX, it takes it."""
+    columns = ("encoding", "OOD more operations", "seconds", "folder of the run")
+    rows = (("CoPE", "0.0 (0.0)", "7", "x & y<1"), ("  CoPE, paper", "1.2", "", ""))
+    marks = {"words": frozenset({"folder of the run"}), "aside": frozenset({"seconds"})}
+    latex = as_text([Sheet("Errors_of all, %", columns, rows, notes=("seeds 1, 2",), **marks)], "latex")
+    assert latex == LATEX.strip()
+    if (compiler := shutil.which("pdflatex")) is None:
+        pytest.skip("no pdflatex here")
+    page = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + latex + "\n\\end{document}\n"
+    (tmp_path / "page.tex").write_text(page)
+    done = subprocess.run([compiler, "-halt-on-error", "-interaction=nonstopmode", "page"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"Overfull" not in done.stdout, done.stdout
 
 
 def test_differences_are_those_among_runs_of_one_encoding() -> None:

@@ -437,9 +437,9 @@ def test_a_table_takes_another_launcher(tmp_path: Path) -> None:
     table = [sys.executable, str(ROOT / "scripts" / "table.py"), "table=table4", "action=run", "seeds=1", *settings]
     made = subprocess.run([*table, "hydra/launcher=joblib"], cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    assert made.stdout.startswith("0 of 5 runs are finished\n") and made.stdout.count("done: counting ") == 5
+    assert made.stdout.startswith("0 of 5 runs are finished\n") and made.stdout.count("%; ") == 5
     again = subprocess.run(table, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stdout.startswith("5 of 5 runs are finished\n") and "done: " not in again.stdout
+    assert again.stdout.startswith("5 of 5 runs are finished\n") and "%; " not in again.stdout
     assert again.stdout.split("# table4")[1] == made.stdout.split("# table4")[1]
 
 

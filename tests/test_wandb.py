@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +21,10 @@ from omegaconf import DictConfig
 from runs import after_step, folder_of, run
 
 from cope.errors import Interrupted, UserError
+from cope.run.folder import RunFolder
 from cope.run.loggers import WandbLogger
 from cope.run.loop import TrainingLoop
+from cope.sweep.jobs import Job, tell_end
 
 wandb = pytest.importorskip("wandb")
 get_core_path = pytest.importorskip("wandb.util").get_core_path
@@ -304,6 +307,27 @@ def test_a_refused_run_promises_no_upload(compose: Compose, caplog: pytest.LogCa
     with pytest.raises(UserError, match=r"last\.pt cannot be read"):
         run(config)
     assert "W&B" not in caplog.text and not (folder.path / "wandb").exists()
+
+
+def test_the_end_of_a_sweep_tells_once_how_to_upload(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever of its runs this command has made, and of those alone that are finished and were not uploaded."""
+    folder, _ = run(compose(*SHORT))
+    kept = RunFolder(folder.path.with_name("seed=2"))
+    shutil.copytree(folder.path, kept.path)
+    unfinished = RunFolder(folder.path.with_name("seed=3"))
+    shutil.copytree(folder.path, unfinished.path)
+    unfinished.result.unlink()
+    without = RunFolder(folder.path.with_name("seed=4"))
+    shutil.copytree(folder.path, without.path, ignore=shutil.ignore_patterns("wandb"))
+    jobs = [Job((), of, "smoke") for of in (folder, kept, kept, unfinished, without)]
+    capsys.readouterr()
+    tell_end(jobs, {})
+    command = f"wandb sync {folder.outputs}/*/*/*/*/wandb/offline-run-*"
+    assert capsys.readouterr().err == f"W&B: 2 runs offline; upload later with: {command}\n"
+    for path in subprocess.run(["sh", "-c", f"ls -d {command[11:]}"], capture_output=True, text=True, check=True).stdout.split():
+        next(Path(path).glob("*.wandb")).with_suffix(".wandb.synced").touch()  # as `wandb sync` does
+    tell_end(jobs, {unfinished.path: "stopped"})
+    assert capsys.readouterr().err == "stopped\n1 of 5 runs are not finished; the same command runs only those.\n"
 
 
 def test_a_run_that_failed_says_so(compose: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ package is installed, without a checkout.
     cope-lab train pe=cope task=counting
     cope-lab evaluate run=outputs/...
     cope-lab generate run=outputs/... prompt=...
+    source "$(cope-lab completion)"    completes all of them in bash and zsh
 
 ``cope-lab train --help`` lists the settings. Data and runs go to the folder
 that the command is typed in. Encodings and tasks of your own:
@@ -19,6 +20,7 @@ from pathlib import Path
 from cope.errors import nearest
 
 COMMANDS = ("train", "evaluate", "generate")
+COMPLETION = "completion"  # prints where the script for the shell is
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -34,8 +36,12 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(__doc__)
         return
+    if name == COMPLETION:
+        print(folder() / "scripts" / "completion.bash")
+        return
     if name not in COMMANDS:
-        sys.exit(f"cope-lab {name}: there is no such command; allowed: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
+        allowed = (*COMMANDS, COMPLETION)
+        sys.exit(f"cope-lab {name}: there is no such command; allowed: {', '.join(allowed)}.{nearest(name, allowed)}")
     path = folder() / f"{name}.py"
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")

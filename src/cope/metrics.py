@@ -60,6 +60,12 @@ def is_out_of_distribution(split: str) -> bool:
     return split.startswith(("ood_", "longer_"))
 
 
+def test_and_worst(scores: dict[str, float]) -> tuple[float, float | None]:
+    """Of one metric by split: that of ``test``, and the worst of the splits out of distribution, if there are any."""
+    test = scores["test"] if "test" in scores else next(iter(scores.values()))
+    return test, max((score for split, score in scores.items() if is_out_of_distribution(split)), default=None)
+
+
 def shown(metrics: dict[str, float]) -> dict[str, float]:
     """Those of ``metrics`` that are metrics, not counts."""
     return {name: value for name, value in metrics.items() if name in METRICS}

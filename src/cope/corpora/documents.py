@@ -66,6 +66,7 @@ def read_texts(corpus: Corpus, folder: Path, max_documents: int | None = None) -
                 cache_dir=str(folder),
                 gen_kwargs={"corpus": corpus, "split": split, "max_documents": max_documents},
                 fingerprint=split,
+                split=datasets.NamedSplit(split),  # which its progress bar names
                 writer_batch_size=DOCUMENTS_AT_ONCE,
             )
         except ValueError:  # also the library's word for no rows

@@ -61,17 +61,20 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
     equal_step, at_equal_step = findings.at_equal_steps(section, plan.rows(section))
     rows: list[dict[str, str]] = []
     published = set()
+    equal = f"validation at step {equal_step}"
+    numbers = set()  # of the seeds of a row
     for row in plan.rows(section):
         runs, learned = findings.results(section, row), findings.learned(section, row)
         improving = findings.still_improving(section, row)
         lost = no_figure(failed[row])
+        numbers |= {len(runs)} if runs else set()
         name = row_name(row)
         cells = {"": name}
         for split in splits:
             shown = _shown(findings.values(section, row, split), metric)
             cells[split_name(split, not metric.is_percentage)] = shown if runs else lost
         if equal_step is not None:
-            cells[f"validation at step {equal_step}"] = _shown(at_equal_step.get(row, {}), metric)
+            cells[equal] = _shown(at_equal_step.get(row, {}), metric)
         cells["seeds"] = num_runs_text(len(runs), failed[row])
         if metric.is_percentage:
             cells["learned"] = "" if learned is None else f"{learned[0]} of {learned[1]}"
@@ -87,11 +90,18 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
                 | {split_name(split, not metric.is_percentage): figure for split, figure in figures.items()}
             )
     return Sheet.of(
-        f"{section_name(section)}, {metric.label}",
+        f"{section_name(section)}, {metric.label}{_over_seeds(numbers)}",
         rows,
         faint=frozenset(published),
-        aside=frozenset({"seeds", "learned", "still improving", "seconds"}),
+        aside=frozenset({equal, "seeds", "learned", "still improving", "seconds"}),
     )
+
+
+def _over_seeds(numbers: set[int]) -> str:
+    """``, mean (SD) over 9 seeds``; nothing where no row has more than one run."""
+    most = max(numbers, default=0)
+    least = "" if most == min(numbers, default=0) else f"{min(numbers)} to "
+    return f", mean (SD) over {least}{most} seeds" if most > 1 else ""
 
 
 def no_figure(num_failed: int) -> str:

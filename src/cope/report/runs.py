@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cope.errors import UserError, nearest
-from cope.metrics import METRICS, is_out_of_distribution
+from cope.metrics import METRICS, test_and_worst
 from cope.report.collect import flatten
 from cope.report.sheets import Sheet
 from cope.run.folder import RunFolder
@@ -47,10 +47,10 @@ class FoundRun:
         """The headline metric: of ``test``, or the worst of the splits that are out of distribution; infinite without one."""
         if self.result is None:
             return float("inf")
-        values = {split: found[self.result["headline"]] for split, found in self.result["splits"].items()}
+        test, worst = test_and_worst({split: found[self.result["headline"]] for split, found in self.result["splits"].items()})
         if not ood:
-            return float(values.get("test", next(iter(values.values()))))
-        return float(max((value for split, value in values.items() if is_out_of_distribution(split)), default=float("inf")))
+            return test
+        return float("inf") if worst is None else worst
 
     def score_text(self, ood: bool) -> str:
         value = self.score(ood)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -21,7 +22,8 @@ from cope.errors import check_choice
 FORMATS = ("table", "markdown", "csv", "latex", "json")
 ANY_WIDTH = 10_000  # of what is no terminal: a file or a pipe cuts nothing
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
+         "|": r"\textbar{}"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,15 @@ def _draw(sheet: Sheet, console: Console) -> None:
             console.print(_grid(sheet, places))
         lines = drawn.get().splitlines()
         head, rows = lines[: -len(sheet.rows)], lines[-len(sheet.rows) :]
-        console.file.write("".join(f"{line}\n" for line in head))
+        console.file.write("".join(f"{line.rstrip()}\n" for line in head))
         for line, row in zip(rows, sheet.rows, strict=True):
             console.file.write(f"{line.rstrip()}\n")
             if below := "  ".join(_named(sheet, row, place) for place in range(len(row)) if place not in places and row[place]):
                 console.print(Text(f"    {below}", style="dim"), soft_wrap=True)
     for note in sheet.notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)  # a path stays one
+        # A path stays one.
+        for line in textwrap.wrap(note, console.width, break_long_words=False, break_on_hyphens=False) or [""]:
+            console.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:
@@ -148,16 +152,30 @@ def _csv(sheet: Sheet) -> str:
 
 
 def _latex(sheet: Sheet) -> str:
-    """In the manner of ``booktabs``, ready to paste."""
-    alignment = "".join("l" if place == 0 or name in sheet.words else "r" for place, name in enumerate(sheet.columns))
-    body = [" & ".join(_for_latex(cell) for cell in row) + r" \\" for row in sheet.rows]
+    """In the manner of ``booktabs``, as wide as a page of text: without what is aside, and headings fold."""
+    places = [place for place, name in enumerate(sheet.columns) if name not in sheet.aside]
+    alignment = "".join(_side(sheet, place) for place in places)
+    body = [" & ".join(_for_latex(row[place]) for place in places) + r" \\" for row in sheet.rows]
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{_for_latex(sheet.title)}}}", rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule", " & ".join(_for_latex(name) for name in sheet.columns) + r" \\", r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}", r"\end{table}",
+        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{_for_latex(sheet.title)}}}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", " & ".join(_heading(sheet, place) for place in places) + r" \\",
+        r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in sheet.notes),
     ]  # fmt: skip
     return "\n".join(lines)
 
 
+def _heading(sheet: Sheet, place: int) -> str:
+    """Of several words: one above the other, where the column holds figures, which are narrower."""
+    name = _for_latex(sheet.columns[place])
+    is_folded = " " in name and _side(sheet, place) == "r"
+    return rf"\shortstack[r]{{{name.replace(' ', chr(92) * 2)}}}" if is_folded else name
+
+
+def _side(sheet: Sheet, place: int) -> str:
+    return "l" if place == 0 or sheet.columns[place] in sheet.words else "r"
+
+
 def _for_latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\]", lambda found: LATEX[found[0]], text)
+    """``text`` as it stands, its indent too."""
+    indent = r"\quad " * (text[:1] == " ")
+    return indent + re.sub(r"[&%$#_{}~^\\<>|]", lambda found: LATEX[found[0]], text.lstrip())

@@ -136,7 +136,7 @@ class WandbLogger(Logger):
             self.mode = "offline"
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         self._tell(lambda run: self._hand_over(run, folder, run_id, measured))
-        # Of an offline one its end tells, with the command that uploads it; of a sweep's runs the first.
+        # Of an offline one its end tells, with the command that uploads it (of a sweep's the sweep); of a sweep's runs the first.
         if self._run is not None and self.mode == "online" and not _job_of_sweep():
             log.info("W&B: %s", self._run.url)
 
@@ -236,11 +236,13 @@ class WandbLogger(Logger):
                 "W&B: not everything reached %s in %.0f s; upload the rest later with: %s", self.host, FINISH_SECONDS, upload
             )
             return
-        job = _job_of_sweep()
-        if self.mode == "offline" and summary is not None and not job:
-            if job is not None:  # the first tells how to upload all
-                upload = f"wandb sync {shlex.quote(str(Path(run.settings.sync_dir).parents[5]))}/*/*/*/*/wandb/offline-run-*"
+        if self.mode == "offline" and summary is not None and _job_of_sweep() is None:
             log.info("W&B: offline; upload later with: %s", upload)
+
+
+def waits_for_upload(folder: Path) -> bool:
+    """Whether the run in ``folder`` has a record for W&B that its server has not had."""
+    return any(not any(record.glob("*.synced")) for record in folder.glob("wandb/offline-run-*"))
 
 
 def _job_of_sweep() -> int | None:

@@ -50,7 +50,7 @@ class ProgressLine:
         unit = "%" * self.metric.is_percentage
         rate = self.tokens_per_s
         parts = [
-            f"loss {self.loss:.3g}",
+            f"loss {self.loss:#.3g}".rstrip("."),  # as wide at each step
             *(f"{name} {self.metric.text(value)}{unit}" for name, value in self.scores.items()),
             f"{rate:,.0f} tokens/s" if rate < 1000 else f"{rate / 1000:,.0f}k tokens/s",
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cope.errors import counted
-from cope.metrics import METRICS
+from cope.metrics import METRICS, test_and_worst
 
 
 def how_it_ended(result: dict[str, Any]) -> str:
@@ -19,9 +19,12 @@ def how_it_ended(result: dict[str, Any]) -> str:
 
 
 def run_line(result: dict[str, Any]) -> str:
-    """What it was, and its headline metric on every split."""
-    metric = METRICS[result["headline"]]
-    splits = ", ".join(f"{split} {metric.text(found[result['headline']])}" for split, found in result["splits"].items())
-    run = f"{result['task']} {result['encoding']} seed={result['seed']}"
-    ending = how_it_ended(result)
-    return f"done: {run}: {metric.label}: {splits} ({result['time_s']:.0f} s{ending and '; '}{ending})"
+    """What it was, its headline metric on ``test`` and on the worst split out of distribution, and its time: some 80 columns."""
+    headline = result["headline"]
+    metric = METRICS[headline]
+    test, worst = test_and_worst({split: found[headline] for split, found in result["splits"].items()})
+    unit = "%" * metric.is_percentage
+    scores = f"{metric.label.removesuffix(' %')} {metric.text(test)}{unit}"
+    elsewhere = "" if worst is None else f", OOD {metric.text(worst)}{unit}"
+    ending = ", still improving" if result.get("still_improving") else ""
+    return f"{result['task']} {result['encoding']} seed={result['seed']}: {scores}{elsewhere}; {result['time_s']:.0f} s{ending}"

@@ -19,6 +19,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError, counted
 from cope.files import user_path, write_text
 from cope.run.configuration import Problems, run_folder
 from cope.run.folder import RunFolder
+from cope.run.loggers import waits_for_upload
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,15 @@ def _runs_are(number: int) -> str:
     return f"{counted(number, 'run')} {'is' if number == 1 else 'are'}"
 
 
-def tell_left_over(left_over: dict[Path, str], num_jobs: int) -> None:
-    """Say at the end what is not finished."""
+def tell_end(jobs: Sequence[Job], left_over: dict[Path, str]) -> None:
+    """Say at the end what is not finished, and how W&B gets what was kept offline."""
     for told in left_over.values():
         print(told, file=sys.stderr)
     if left_over:
-        print(f"{len(left_over)} of {_runs_are(num_jobs)} not finished; the same command runs only those.", file=sys.stderr)
+        print(f"{len(left_over)} of {_runs_are(len(jobs))} not finished; the same command runs only those.", file=sys.stderr)
+    folders = {job.folder.path: job.folder for job in jobs}
+    offline = [folder for folder in folders.values() if folder.result.exists() and waits_for_upload(folder.path)]
+    if offline:
+        records = [f"{shlex.quote(str(root))}/*/*/*/*/wandb/offline-run-*" for root in dict.fromkeys(f.outputs for f in offline)]
+        told = f"W&B: {counted(len(offline), 'run')} offline; upload later with: wandb sync {' '.join(records)}"
+        print(told, file=sys.stderr)

@@ -184,8 +184,8 @@ class Progress:
             self.bar.update()
             self.bar.write(told)
             return
-        done = f"{self.num_jobs - len(self.waiting)} of {self.num_jobs} done"
-        print(f"[{done}, {num_running} running, {_time(time.monotonic() - self.started)}{self._guess()}] {told}", flush=True)
+        guess = self._guess() or f" in {_time(time.monotonic() - self.started)}"
+        print(f"[{self.num_jobs - len(self.waiting)}/{self.num_jobs}{guess}] {told}", flush=True)
 
     def close(self) -> None:
         """Take the line away."""
@@ -195,7 +195,7 @@ class Progress:
         left = self.clock.seconds(self.waiting.values(), self.at_once)
         if left is not None and self.besides:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
-        return "" if left is None or not self.waiting else f", about {_time(left)} left"
+        return "" if left is None or not self.waiting else f", {_time(left)} left"
 
     def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
         job = job_of(without_hydra(call.composed()), call.overrides)

@@ -33,7 +33,7 @@ class GridSweeper(BasicSweeper):
         from cope.cli import LEFT_OVER, reporting_errors
         from cope.report.run_sheets import sweep_sheets
         from cope.report.sheets import show
-        from cope.sweep.jobs import check_jobs, job_of, run_jobs, tell_left_over, without_hydra
+        from cope.sweep.jobs import check_jobs, job_of, run_jobs, tell_end, without_hydra
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         loader = self.hydra_context.config_loader
@@ -45,12 +45,12 @@ class GridSweeper(BasicSweeper):
             check_jobs(configs, self.launcher)
             jobs = [job_of(config, combination) for config, combination in zip(configs, combinations, strict=True)]
             left_over = run_jobs(self.launcher, jobs, again=any(config.force for config in configs))
-            different = {job.folder.path: job for job in jobs}.values()
+            different = list({job.folder.path: job for job in jobs}.values())
             results = [result for job in different if (result := job.result()) is not None]
             if results:
                 print()
                 show(sweep_sheets(results))
-            tell_left_over(left_over, len(different))
+            tell_end(different, left_over)
         if left_over:
             sys.exit(LEFT_OVER)
 
