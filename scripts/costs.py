@@ -1,7 +1,7 @@
 """What the runs behind the paper's tables and figures cost, before any is started.
 
-    # a row for each kind of run of every table: what one takes
-    python scripts/costs.py scale=paper
+    # every table: what all of its runs take, then each of them
+    python scripts/costs.py scale=paper seeds=3
     python scripts/costs.py scale=paper table=table2
     # how a step grows with context, layers, dimension and vocabulary
     python scripts/costs.py slopes=true
@@ -9,10 +9,11 @@
     python scripts/costs.py scale=paper measured=false format=markdown
 
 Time is measured by a few steps of each on this machine, on random tokens where
-a task reads text, unless measured=false. Rows that differ in settings that cost
-next to nothing are one row: the first.
+a task reads text, unless measured=false. Runs that several tables have stand in
+each of them.
 
     table=all       files of configs/table, with commas between
+    seeds=1         of each run, in what all take
     measured=true   false: all but the time here, which takes a moment
     slopes=false    true: how the time of a step grows, instead
     format=table    or markdown, csv, latex, json
@@ -27,6 +28,7 @@ if __name__ == "__main__":
 
     begin(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +36,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from cope.cli import run_command, split_settings
-from cope.errors import UserError, check_choice
+from cope.errors import UserError, check_between, check_choice
 from cope.report.sheets import FORMATS, Sheet, show
-from cope.sweep.plan import composed, read_plans
+from cope.sweep.plan import all_runs, composed, planned_seeds, read_plans
 
 if TYPE_CHECKING:
     from cope.run.cost import Cost
@@ -54,6 +56,7 @@ BASE = ("task=wikipedia", "scale=laptop", "pe=cope", "trainer.batch_size=8", "tr
 @dataclass(frozen=True)
 class CostSettings:
     table: tuple[str, ...] = ("all",)
+    seeds: int = 1
     measured: bool = True
     slopes: bool = False
     format: str = "table"
@@ -69,20 +72,20 @@ def main(arguments: list[str]) -> None:
     if settings.slopes:
         show([slopes(overrides)], settings.format)
         return
-    plans, _ = read_plans(CONFIGS, overrides, (1,), None if settings.table == ("all",) else settings.table)
-    kinds: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
-    for run in {run.folder.path: run for plan in plans for run in plan.runs}.values():
+    seeds = planned_seeds(CONFIGS)
+    check_between("seeds", settings.seeds, 1, len(seeds))
+    names = None if settings.table == ("all",) else settings.table
+    plans, left_out = read_plans(CONFIGS, overrides, seeds[:1], names)
+    for line in left_out:
+        print(line, file=sys.stderr)
+    plans.sort(key=lambda plan: plan.name.startswith("figure"))  # tables first; the runs of most figures are theirs
+    costs = {}
+    for run in all_runs(plans):
         config = composed(CONFIGS, run.settings)
-        key = (config.task.name, config.pe.name, *map(str, (config.model, config.task.get("context"), config.trainer)))
-        kinds.setdefault(key, []).append(run.settings)
-    rows = []
-    for runs in kinds.values():
-        config = composed(CONFIGS, runs[0])
-        name = " ".join(text for text in runs[0] if not text.startswith(("scale=", "corpus=", "logger=")))
-        rows.append((name, len(runs), cost(config, settings.measured), str(config.trainer.precision)))
-    from cope.report.cost_sheets import costs_sheet  # it imports PyTorch, for which a slip need not wait
+        costs[run.folder.path] = (cost(config, settings.measured), str(config.trainer.precision))
+    from cope.report.cost_sheets import costs_sheets  # it imports PyTorch, for which a slip need not wait
 
-    show([costs_sheet(rows)], settings.format)
+    show(costs_sheets(plans, costs, settings.seeds), settings.format)
 
 
 def cost(config: DictConfig, measured: bool = True) -> Cost:

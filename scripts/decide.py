@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
         findings = Findings(tables)
         return [judge(claim, plan, findings) for claim in claims]
 
-    with launcher_of(of_hydra) as launcher:
+    with launcher_of(others) as launcher:
         left_over = run_until_decided(judged, plan, runs, launcher)
     tell_end(runs, left_over)
     for run in not_measured:

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     if settings.action == "list":
         print_runs(CONFIGS, runs, waiting)
         return
-    left_over = run_waiting(runs, waiting, of_hydra) if settings.action in ("run", "decide") else {}
+    left_over = run_waiting(runs, waiting, others) if settings.action in ("run", "decide") else {}
     rule = ClaimsPlan.read(CONFIGS)
     claims = field_claims(plan, Findings([plan]), first_seeds)
     if settings.action == "decide" and claims:
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
             findings = Findings([plan])
             return [judge(claim, rule, findings) for claim in claims]
 
-        with launcher_of(of_hydra) as launcher:
+        with launcher_of(others) as launcher:
             left_over |= run_until_decided(judged, rule, list(plan.runs), launcher)
     findings = Findings([plan])
     cells = field_cells(plan, findings)

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
         return
     left_over = {}
     if settings.action == "run":
-        left_over = run_waiting(runs, waiting, of_hydra)
+        left_over = run_waiting(runs, waiting, others)
         findings = Findings(plans)
     show_tables(plans, findings, settings.format)
     not_measured = []
@@ -125,18 +125,19 @@ def read(settings: TableSettings, overrides: list[str], seeds: Sequence[int]) ->
     return plans
 
 
-def run_waiting(runs: list[PlannedRun], waiting: list[PlannedRun], of_hydra: list[str]) -> dict[Path, str]:
+def run_waiting(runs: list[PlannedRun], waiting: list[PlannedRun], overrides: list[str]) -> dict[Path, str]:
     """Run what is not finished; what is left over after that, and why."""
     configs = [composed(CONFIGS, own) for own in dict.fromkeys(run.settings for run in waiting)]
-    with launcher_of(of_hydra) as launcher:
+    with launcher_of(overrides) as launcher:
         check_jobs(configs, launcher)
         return run_jobs(launcher, runs)
 
 
-def launcher_of(of_hydra: list[str]) -> AbstractContextManager[Launcher]:
-    """Hydra's launcher of runs of ``train.py``."""
+def launcher_of(overrides: list[str]) -> AbstractContextManager[Launcher]:
+    """Hydra's launcher of runs of ``train.py``; what it writes itself goes where they go."""
+    own = [override for override in overrides if override.lstrip("+").startswith(("hydra.", "hydra/", "output_dir="))]
     train = runpy.run_path(str(ROOT / "train.py"))["train"].__wrapped__  # what Hydra's decorator would call
-    return launcher_for(CONFIGS, of_hydra, train)
+    return launcher_for(CONFIGS, own, train)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from hydra.core.utils import JobReturn, JobStatus
 from runs import clean_environment, without_times
 from slurm_cluster import WHY_NOT, free_ports, slurm_cluster
 from test_run_process import wait_until
@@ -98,6 +100,11 @@ def test_slurm_gives_the_local_results_though_jobs_are_preempted_and_killed(tmp_
             wait_until(lambda: slurm("squeue", "-h", "-r", "-o", "%T", "-j", job) == "PENDING")
             slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+        # What another cluster's first job left, that had the same folder.
+        old = tmp_path / "outputs" / ".submitit" / "1_0" / "1_0_0_result.pkl"
+        old.parent.mkdir(parents=True)
+        old.write_bytes(pickle.dumps(("success", JobReturn(status=JobStatus.COMPLETED))))
+
         with running([*SWEEP, *SLURM], tmp_path, environment) as sweep:
             folders = [begun(tmp_path, "none", 1)]
             preempted(folders[0], "1_0", "scancel", "--signal=USR2")  # as Slurm does when time is nearly over
@@ -117,7 +124,7 @@ def test_slurm_gives_the_local_results_though_jobs_are_preempted_and_killed(tmp_
         # A job that dies for good is told, and the others are not touched by it.
         with running([*SWEEP[:2], "pe=absolute", *SWEEP[3:], *SLURM], tmp_path, environment) as sweep:
             begun(tmp_path, "absolute", 1)
-            array = max(int(path.name.split("_")[0]) for path in tmp_path.glob("outputs/.submitit/*_0"))
+            array = max(int(path.name.split("_")[0]) for path in tmp_path.glob("outputs/.submitit/*_0-*"))
             subprocess.run(["scancel", "--signal=KILL", f"{array}_0"], env=environment, capture_output=True)
             told, _ = sweep.communicate(timeout=300)
         assert sweep.returncode == 3, told

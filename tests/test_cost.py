@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import CONFIGS
 from omegaconf import DictConfig
 from runs import command_here
 from torch.utils.flop_counter import FlopCounterMode
 
 from cope.errors import UserError
-from cope.report.cost_sheets import cost_sheet, costs_sheet
+from cope.report.cost_sheets import ALL, cost_sheet, costs_sheets
 from cope.run.configuration import definition
 from cope.run.cost import flops_of_step
 from cope.run.experiment import Experiment
+from cope.sweep.plan import read_plans
 
 Compose = Callable[..., DictConfig]
 
@@ -45,8 +48,11 @@ def test_all_but_the_time_is_told_without_a_step(compose: Compose) -> None:
     measured, told = (Experiment(dry(compose())).cost(measured) for measured in (True, False))
     assert measured.sequences > 0 == told.sequences and math.isnan(told.here_s)
     assert replace(told, step_s=0, sequences=0) == replace(measured, step_s=0, sequences=0)
-    with_time, without = (costs_sheet([("cope", 1, cost, "32-true")]).columns for cost in (measured, told))
-    assert set(with_time) - set(without) == {"each, on this CPU"}
+    (plan,), _ = read_plans(CONFIGS, ["scale=smoke"], (1,), ["figure4"])
+    (run,) = plan.runs
+    with_time, without = (costs_sheets([plan], {run.folder.path: (cost, "32-true")}, 1) for cost in (measured, told))
+    for one, other in zip(with_time, without, strict=True):
+        assert set(one.columns) - set(other.columns) == {"on this CPU"}
 
 
 def test_tokens_are_those_that_a_run_reads(compose: Compose) -> None:
@@ -72,9 +78,13 @@ def test_flops_are_those_that_pytorch_counts(make_model: Callable[..., torch.nn.
     assert told == pytest.approx(counted.get_total_flops(), rel=0.15)
 
 
-def test_the_costs_of_a_table_with_the_logger_that_runs_have_by_default() -> None:
-    told = command_here("scripts/costs.py", "scale=smoke", "table=table4", "measured=false", "format=csv")
+def test_the_costs_of_tables_with_the_logger_that_runs_have_by_default() -> None:
+    """What two tables share stands in both, and counts once in what all of them take."""
+    told = command_here("scripts/costs.py", "scale=smoke", "table=figure5,table2", "seeds=3", "measured=false", "format=json")
     assert told.returncode == 0, told.stderr
-    assert [line.split(",")[0] for line in told.stdout.splitlines()[1:]] == [
-        f"task=counting pe={encoding}" for encoding in ("none", "absolute", "relative", "rope", "cope")
-    ]
+    sums, table, figure = json.loads(told.stdout)
+    assert [(row["table"], row["runs"]) for row in sums["rows"]] == [("Table 2", "30"), ("Figure 5", "9"), (ALL, "30")]
+    assert [row["runs of one seed"] for row in figure["rows"]] == ["Flip-flop: Absolute", "Flip-flop: RoPE", "Flip-flop: CoPE"]
+    assert all(row in table["rows"] for row in figure["rows"])
+    alone = sum(float(row["tokens"]) for row in table["rows"])
+    assert [float(row["tokens"]) for row in sums["rows"]][::2] == pytest.approx([3 * alone] * 2, rel=0.01)

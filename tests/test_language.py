@@ -153,6 +153,14 @@ def test_metrics_are_per_token_per_word_and_per_byte(task):
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEST_TEXT))
 
 
+def test_what_is_drawn_of_a_text_is_no_longer_than_the_encoding_reads(compose):
+    """Figure 3's rows at half the context, scale=smoke: all was trained and scored, and then the run failed."""
+    config = compose("task=wikipedia", "pe=cope_relative", "task.context=16", "trainer.steps=1", "trainer.eval_every=1")
+    folder, result = run(config)
+    assert result["splits"]["longer_2_5"]["context"] == 40
+    assert len(np.load(folder.gates)["words"]) == 40 + 1
+
+
 def test_splits_read_the_same_tokens_in_other_contexts(task):
     counts = {}
     for split in task.test_splits:

@@ -354,6 +354,20 @@ def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monke
     assert [run.failed for run in runs] == [True] + [False] * (len(runs) - 1)
 
 
+def test_a_job_that_ends_well_and_leaves_no_result_is_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on folders that machines share, slowly; or with what another cluster's job of this number answered."""
+    run, *_ = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
+    monkeypatch.setattr(Processes, "call", lambda *_: JobReturn(status=JobStatus.COMPLETED))
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher:
+        left_over = run_jobs(launcher, [run])
+    assert "it ended, and there is no result in" in left_over[run.folder.path]
+
+
+def test_what_a_launcher_writes_itself_goes_where_runs_go(tmp_path: Path) -> None:
+    with command.launcher_of(["scale=smoke", "hydra/launcher=submitit_slurm", f"output_dir={tmp_path}"]) as launcher:
+        assert launcher.folder == tmp_path / ".submitit" / "%j"
+
+
 def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(*_: object, **__: object) -> None:
         raise ValueError("n_jobs == 0 in Parallel has no meaning")

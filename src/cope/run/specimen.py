@@ -17,7 +17,8 @@ LONGEST_EXAMPLE = 48  # tokens that can be read along an axis
 
 def save_gates(model: Transformer, task: Task, path: Path) -> None:
     """Write each head's gates and positions of the query that answers (those of all are large); nothing without gates."""
-    specimen = task.specimen(LONGEST_EXAMPLE)
+    most = model.encoding.max_tokens  # as of a text read in shorter contexts than an example is long
+    specimen = task.specimen(LONGEST_EXAMPLE if most is None else min(LONGEST_EXAMPLE, most + 1))
     inputs = torch.from_numpy(specimen.tokens[:-1]).to(next(model.parameters()).device)
     arrays = gates_and_positions(model, inputs)
     if arrays is None:

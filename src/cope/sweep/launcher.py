@@ -28,7 +28,7 @@ from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
 from cope.sweep.clock import Clock
-from cope.sweep.jobs import error_of, job_of, without_hydra
+from cope.sweep.jobs import Job, error_of, job_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
 from cope.sweep.process import Processes, Work, output_to
 from cope.threads import num_cores
@@ -96,8 +96,11 @@ def told(calls: Sequence[Call], at_once: int, ended: Generator[Ended]) -> list[J
     outcomes: dict[int, JobReturn] = {}
     with closing(Progress(calls, at_once)) as progress, closing(ended):
         for call, outcome, seconds in ended:
+            job = job_of(without_hydra(call.composed()), call.overrides)
+            if error_of(outcome) is None and job.result() is None:  # as where folders are shared, and slowly
+                outcome = failed(RuntimeError(f"it ended, and there is no result in {job.folder.path}"))
             outcomes[call.number] = outcome
-            progress.tell(call, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
+            progress.tell(call, job, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
     return [outcomes[call.number] for call in calls]
 
 
@@ -175,10 +178,10 @@ class Progress:
         )  # fmt: skip
         self.bar.set_description_str(f"{at_once} running{self._guess()}")
 
-    def tell(self, call: Call, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
+    def tell(self, call: Call, job: Job, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
         """Print a line; ``seconds`` are as in ``Ended``."""
         del self.waiting[call.number]
-        told = self._told(call, outcome, seconds)
+        told = self._told(job, outcome, seconds)
         if not self.bar.disable:
             self.bar.set_description_str(f"{num_running} running{self._guess()}", refresh=False)
             self.bar.update()
@@ -197,8 +200,7 @@ class Progress:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
         return "" if left is None or not self.waiting else f", {_time(left)} left"
 
-    def _told(self, call: Call, outcome: JobReturn, seconds: float | None) -> str:
-        job = job_of(without_hydra(call.composed()), call.overrides)
+    def _told(self, job: Job, outcome: JobReturn, seconds: float | None) -> str:
         error = error_of(outcome)
         if error is not None:
             return job.ended_with(error)  # which is kept now: the sweep may be interrupted before it ends

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import time
@@ -51,7 +52,8 @@ def run_on_slurm(
     """The outcome of each; whatever it is, the others go on.
 
     Args:
-        folder: for submitit's files, seen by all machines; ``%j`` is a job's id.
+        folder: for submitit's files, seen by all machines; ``%j`` is a job's id. What is submitted together has a word of its
+            own behind it.
         num_requeues: how often a job may run out of time and go on.
         sbatch: what the jobs ask of Slurm, by the names of sbatch.
 
@@ -61,7 +63,9 @@ def run_on_slurm(
     import submitit
 
     try:
-        executor = submitit.SlurmExecutor(folder=folder.absolute(), max_num_timeout=num_requeues)
+        # A cluster that is set up anew, or another one, counts its jobs from 1 again: their old results are not these jobs'.
+        own = folder.absolute().with_name(f"{folder.name}-{secrets.token_hex(4)}")
+        executor = submitit.SlurmExecutor(folder=own, max_num_timeout=num_requeues)
         asked = {key: value for key, value in sbatch.items() if value is not None}
         executor.update_parameters(array_parallelism=jobs_at_once, **asked)
         jobs = executor.map_array(Run(), calls)
