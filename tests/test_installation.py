@@ -83,7 +83,7 @@ def test_the_wheel_with_its_default_dependencies_trains(installed: Installed, tm
     assert len(results) == 2
     assert all(json.loads(path.read_text())["commit"] is None for path in results)
     typed = "cope-lab train pe=cope_v"
-    tab = f"COMP_WORDS=(cope-lab train pe = cope_v); COMP_LINE='{typed}'; COMP_POINT={len(typed)}; _cope_complete cope-lab cope_v ="
+    tab = f"COMP_WORDS=({typed}); COMP_LINE='{typed}'; COMP_POINT={len(typed)}; _cope_complete cope-lab cope_v ="
     shell = f'. environment/bin/activate; source "$(cope-lab completion)"; {tab}; echo "${{COMPREPLY[@]}}"'
     assert run("bash", "-c", shell, folder=installed.environment.parent) == "cope_val_gates\n"
     example = "import cope, torch; q = torch.randn(1, 2, 5, 4); "

@@ -101,7 +101,7 @@ def test_table_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_in_one_line() -> None:
-    result = result_of("cope", 101, {"validation": 1, "test": 20, "ood_longer": 100, "ood_more_operations": 625, "ood_dense": 7})
+    result = result_of("cope", 101, {"validation": 1, "test": 20, "ood_longer": 100, "ood_more_operations": 625})
     line = run_line(result)
     assert line == "counting cope seed=101: sequence error 2.0%, OOD 62.5%; 9 s"
     improving = run_line(result | {"steps": 2500, "stopped": "steps", "still_improving": True})

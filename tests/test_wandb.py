@@ -324,7 +324,8 @@ def test_the_end_of_a_sweep_tells_once_how_to_upload(compose: Compose, capsys: p
     tell_end(jobs, {})
     command = f"wandb sync {folder.outputs}/*/*/*/*/wandb/offline-run-*"
     assert capsys.readouterr().err == f"W&B: 2 runs offline; upload later with: {command}\n"
-    for path in subprocess.run(["sh", "-c", f"ls -d {command[11:]}"], capture_output=True, text=True, check=True).stdout.split():
+    listed = subprocess.run(["sh", "-c", f"ls -d {command[11:]}"], capture_output=True, text=True, check=True)
+    for path in listed.stdout.split():
         next(Path(path).glob("*.wandb")).with_suffix(".wandb.synced").touch()  # as `wandb sync` does
     tell_end(jobs, {unfinished.path: "stopped"})
     assert capsys.readouterr().err == "stopped\n1 of 5 runs are not finished; the same command runs only those.\n"

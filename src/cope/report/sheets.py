@@ -155,11 +155,12 @@ def _latex(sheet: Sheet) -> str:
     """In the manner of ``booktabs``, as wide as a page of text: without what is aside, and headings fold."""
     places = [place for place, name in enumerate(sheet.columns) if name not in sheet.aside]
     alignment = "".join(_side(sheet, place) for place in places)
+    head = " & ".join(_heading(sheet, place) for place in places) + r" \\"
     body = [" & ".join(_for_latex(row[place]) for place in places) + r" \\" for row in sheet.rows]
     lines = [
         r"% \usepackage{booktabs}", r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{_for_latex(sheet.title)}}}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", " & ".join(_heading(sheet, place) for place in places) + r" \\",
-        r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in sheet.notes),
+        rf"\caption{{{_for_latex(sheet.title)}}}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in sheet.notes),
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -136,7 +136,7 @@ class WandbLogger(Logger):
             self.mode = "offline"
             self._run = self._begun(folder, config, run_id, is_continued=bool(measured))
         self._tell(lambda run: self._hand_over(run, folder, run_id, measured))
-        # Of an offline one its end tells, with the command that uploads it (of a sweep's the sweep); of a sweep's runs the first.
+        # Offline, a run's end tells how to upload it, or its sweep's. Of a sweep's online runs the first tells where it is.
         if self._run is not None and self.mode == "online" and not _job_of_sweep():
             log.info("W&B: %s", self._run.url)
 

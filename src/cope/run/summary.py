@@ -19,7 +19,7 @@ def how_it_ended(result: dict[str, Any]) -> str:
 
 
 def run_line(result: dict[str, Any]) -> str:
-    """What it was, its headline metric on ``test`` and on the worst split out of distribution, and its time: some 80 columns."""
+    """What it was, its headline metric on ``test`` and on the worst split out of distribution, its time: some 80 columns."""
     headline = result["headline"]
     metric = METRICS[headline]
     test, worst = test_and_worst({split: found[headline] for split, found in result["splits"].items()})

@@ -46,3 +46,8 @@ def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
         if result is not None:
             times.setdefault((result["task"], result["scale"]), []).append(result["time_s"])
     return times
+
+
+def in_words(seconds: float) -> str:
+    """``41 s``, ``3 min``."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"

@@ -147,6 +147,7 @@ def tell_end(jobs: Sequence[Job], left_over: dict[Path, str]) -> None:
     folders = {job.folder.path: job.folder for job in jobs}
     offline = [folder for folder in folders.values() if folder.result.exists() and waits_for_upload(folder.path)]
     if offline:
-        records = [f"{shlex.quote(str(root))}/*/*/*/*/wandb/offline-run-*" for root in dict.fromkeys(f.outputs for f in offline)]
+        outputs = dict.fromkeys(folder.outputs for folder in offline)
+        records = [f"{shlex.quote(str(folder))}/*/*/*/*/wandb/offline-run-*" for folder in outputs]
         told = f"W&B: {counted(len(offline), 'run')} offline; upload later with: wandb sync {' '.join(records)}"
         print(told, file=sys.stderr)
