@@ -64,7 +64,7 @@ class CostSettings:
     def __post_init__(self) -> None:
         for key, usual in (("table", ("all",)), ("seeds", 1), ("measured", True)):
             if self.slopes and getattr(self, key) != usual:
-                raise UserError(f"{key}= has no effect with slopes=true, which measures runs of its own; allowed: one of the two.")
+                raise UserError(f"{key}= has no effect with slopes=true, which has runs of its own; allowed: one of the two.")
         check_choice("format", self.format, FORMATS)
 
 
