@@ -62,8 +62,9 @@ class CostSettings:
     format: str = "table"
 
     def __post_init__(self) -> None:
-        if self.slopes and not self.measured:
-            raise UserError("measured=false has no effect with slopes=true, which are times; allowed: one of the two.")
+        for key, usual in (("table", ("all",)), ("seeds", 1), ("measured", True)):
+            if self.slopes and getattr(self, key) != usual:
+                raise UserError(f"{key}= has no effect with slopes=true, which has runs of its own; allowed: one of the two.")
         check_choice("format", self.format, FORMATS)
 
 

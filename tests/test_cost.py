@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, ROOT
 from omegaconf import DictConfig
 from runs import command_here
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,6 +67,13 @@ def test_whether_a_run_is_dry_is_no_part_of_it(compose: Compose) -> None:
     assert definition(dry(compose())) == definition(compose())
     with pytest.raises(UserError, match=r"dry=h101 is not known; .*Did you mean 'h100'"):
         Experiment(dry(compose(), "h101"))
+
+
+def test_what_has_no_effect_on_slopes_is_refused() -> None:
+    settings = runpy.run_path(str(ROOT / "scripts" / "costs.py"))["CostSettings"]
+    for own in ({"table": ("table2",)}, {"seeds": 3}, {"measured": False}):
+        with pytest.raises(UserError, match=f"{next(iter(own))}= has no effect with slopes=true"):
+            settings(slopes=True, **own)
 
 
 def test_flops_are_those_that_pytorch_counts(make_model: Callable[..., torch.nn.Module]) -> None:
