@@ -40,7 +40,7 @@ from cope.errors import UserError, check_choice
 from cope.kernels import native
 from cope.kernels.native.build import find_compiler, library
 
-# -O1, as the sanitizers' own documentation has it: with -O3 portable code takes the compiler minutes of a core, so seconds.
+# -O1, as the sanitizers' own documentation has it: with -O3 the compiler takes several times as long for portable code.
 FLAGS = {
     "memory": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "threads": ("-O1", "-g", "-fsanitize=thread"),
