@@ -17,7 +17,7 @@ from cope.overrides import check_overrides
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
 
 

@@ -199,7 +199,7 @@ def test_the_first_screen_has_every_claim_with_the_papers_figures_and_ours(page:
 def test_a_table_is_in_the_papers_form(page: Path) -> None:
     section = page.read_text().split('aria-label="Table 2, Flip-flop"')[1].split("</table>")[0]
     assert re.findall(r'<button type="button">(.*?)</button>', section) == [
-        "", "in distribution", "paper", "OOD sparse", "paper", "seeds"
+        "encoding", "in distribution", "paper", "OOD sparse", "paper", "seeds"
     ]  # fmt: skip
     rope = re.search(r'<tr data-encoding="rope">(.*?)</tr>', section, re.DOTALL)
     assert rope is not None
