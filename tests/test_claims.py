@@ -182,7 +182,7 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
     assert "CoPE 1.0%, RoPE 5.2%" in first and "E, which decides at 60: as claimed 186, opposite 0.0909" in first
     assert first.endswith("RoPE may still improve with 1 of 10 seeds, whose steps were used up before their patience")
     assert second.endswith("; Absolute learned the training data with 5 of 10 seeds")
-    assert (found.label, found.finding, found.scales) == ("reproduced", "all 2 parts with 10 of 10 seeds", ("smoke",))
+    assert (found.label, found.finding, found.scales) == ("reproduced", "both parts with 10 of 10 seeds", ("smoke",))
 
 
 @pytest.mark.parametrize(

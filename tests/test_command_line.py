@@ -162,7 +162,7 @@ def test_a_sweep_ends_with_one_table_and_is_not_repeated(tmp_path: Path, launche
     first = train(*arguments, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     rows = table_of(first.stdout)
-    assert [row[:2] for row in rows[1:]] == [["none", "2"], ["cope", "2"]]
+    assert [row[:2] for row in rows if row[0] in ("none", "cope")] == [["none", "2"], ["cope", "2"]]
     assert len(list((tmp_path / "outputs").glob("counting/*/*/seed=*/result.json"))) == 4
     assert first.stdout.startswith("0 of 4 runs are finished\n") and first.stdout.count("%; ") == 4
     again = train(*arguments, folder=tmp_path)

@@ -247,7 +247,7 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path,
     original = collect(plans, CLAIMS_PLAN)
     published = write_report(original, tmp_path / "published", "make publish", with_runs=True).parent
     files = {path.name for path in (published / "runs").rglob("*") if path.is_file()}
-    assert files == {"result.json", "scores.json", "curves.jsonl.gz"}
+    assert files == {"result.json", "scores.json", "curves.jsonl.xz"}
     made, left_alone = make_runs(published / "runs", there)
     assert (made, left_alone) == (6, [])
     with pytest.raises(UserError, match="is finished but has no weights, as published runs"):
@@ -265,7 +265,7 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path,
         assert (there / path.relative_to(here)).read_text() == path.read_text()
     assert make_runs(published / "runs", there)[0] == 0  # what is there is left alone
     with pytest.raises(
-        UserError, match=r"holds no curves.jsonl.gz; allowed: the folder of a report that was written with_runs"
+        UserError, match=r"holds no curves.jsonl.xz; allowed: the folder of a report that was written with_runs"
     ):
         make_runs(here, there)
 

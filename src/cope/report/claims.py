@@ -125,7 +125,8 @@ class Verdict:
         if self.outcome == Outcome.HOLDS and others:
             shares = [(part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons]
             won, number = min(shares, key=lambda share: share[0] / share[1])
-            return f"all {len(self.comparisons)} parts with {of_seeds(won, number)}{' or more' if won < number else ''}"
+            parts = "both" if len(self.comparisons) == 2 else f"all {len(self.comparisons)}"
+            return f"{parts} parts with {of_seeds(won, number)}{' or more' if won < number else ''}"
         return first.finding
 
     @property

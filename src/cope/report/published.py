@@ -2,7 +2,7 @@
 
     runs/<task>/<pe>/<hash>/seed=<n>/result.json
     runs/<task>/<pe>/<hash>/seed=<n>/figures/position_alone/<hash>/scores.json    where heads were measured
-    runs/curves.jsonl.gz                                                          every run's metrics.jsonl
+    runs/curves.jsonl.xz                                                          every run's metrics.jsonl
 
 ``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and what
 is drawn from these files are the same. Pictures of gates and of heads are not among them: they need the weights.
@@ -10,8 +10,8 @@ is drawn from these files are the same. Pictures of gates and of heads are not a
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cope.files import write_text
 from cope.report.findings import Findings
 from cope.run.folder import RunFolder
 
-CURVES = "curves.jsonl.gz"
+CURVES = "curves.jsonl.xz"
 MEASURED = "figures/position_alone/*/scores.json"
 LEFT_OUT = ("train/lr", "train/tokens_per_s")  # of the curves: the one follows from the settings, the other is in result.json
 LOSS_DIGITS = 4
@@ -49,7 +49,7 @@ def copy_runs(findings: Findings, folder: Path) -> None:
     for place, path in _files(findings).items():
         write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
     runs = {run.folder.place: run.folder for run, _ in findings.runs()}
-    with gzip.GzipFile(folder / CURVES, "wb", mtime=0) as file:  # without the time, so that the same curves are the same file
+    with lzma.open(folder / CURVES, "wb") as file:
         for place, run_folder in sorted(runs.items()):
             for line in run_folder.read_metrics():
                 file.write((json.dumps({"run": place.as_posix()} | _shortened(line)) + "\n").encode())
@@ -67,7 +67,7 @@ def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
     curves: dict[str, list[str]] = {}
     if not (published / CURVES).exists():
         raise UserError(f"{published} holds no {CURVES}; allowed: the folder of a report that was written with_runs=true.")
-    with gzip.open(published / CURVES, "rt") as file:
+    with lzma.open(published / CURVES, "rt") as file:
         for text in file:
             line = json.loads(text)
             curves.setdefault(line.pop("run"), []).append(json.dumps(line) + "\n")
