@@ -26,7 +26,7 @@ CONFIG = {"prepare_corpus": "prepare_corpus.yaml", "probe_llm": "probe/llm.yaml"
 def candidates(line: str) -> list[str]:
     """Every word that can take the place of the last one of ``line``."""
     *before, word = line.split(" ")
-    if Path(before[0]).name == "cope-lab":
+    if before and Path(before[0]).name == "cope-lab":
         if len(before) == 1:
             return [f"{command} " for command in COMMANDS if command.startswith(word)]
         places = [ROOT / f"{before[1]}.py"]

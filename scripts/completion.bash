@@ -1,4 +1,4 @@
-# Completes what this project's commands take, in bash (zsh: autoload -U bashcompinit; bashcompinit):
+# Completes what this project's commands take, in bash:
 #
 #     source scripts/completion.bash           in a checkout
 #     source "$(cope-lab completion)"          where a wheel is installed

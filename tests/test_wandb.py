@@ -310,7 +310,7 @@ def test_a_refused_run_promises_no_upload(compose: Compose, caplog: pytest.LogCa
 
 
 def test_the_end_of_a_sweep_tells_once_how_to_upload(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whichever of its runs this command has made, and of those alone that are finished and were not uploaded."""
+    """Whichever of its runs this command has made; those are counted that are finished and were not uploaded."""
     folder, _ = run(compose(*SHORT))
     kept = RunFolder(folder.path.with_name("seed=2"))
     shutil.copytree(folder.path, kept.path)

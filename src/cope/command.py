@@ -4,7 +4,7 @@ package is installed, without a checkout.
     cope-lab train pe=cope task=counting
     cope-lab evaluate run=outputs/...
     cope-lab generate run=outputs/... prompt=...
-    source "$(cope-lab completion)"    completes all of them in bash and zsh
+    source "$(cope-lab completion)"    completes all of them in bash
 
 ``cope-lab train --help`` lists the settings. Data and runs go to the folder
 that the command is typed in. Encodings and tasks of your own:

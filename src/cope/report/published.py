@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cope.errors import UserError, counted
+from cope.errors import UserError, counted, reason_of
 from cope.files import write_text
 from cope.report.findings import Findings
 from cope.run.folder import RunFolder
@@ -62,15 +62,18 @@ def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
         how many were made, and the folders that were left alone because something is there.
 
     Raises:
-        UserError: nothing is published there.
+        UserError: nothing is published there, or its curves are damaged.
     """
     curves: dict[str, list[str]] = {}
     if not (published / CURVES).exists():
         raise UserError(f"{published} holds no {CURVES}; allowed: the folder of a report that was written with_runs=true.")
-    with lzma.open(published / CURVES, "rt") as file:
-        for text in file:
-            line = json.loads(text)
-            curves.setdefault(line.pop("run"), []).append(json.dumps(line) + "\n")
+    try:
+        with lzma.open(published / CURVES, "rt") as file:
+            for text in file:
+                line = json.loads(text)
+                curves.setdefault(line.pop("run"), []).append(json.dumps(line) + "\n")
+    except (EOFError, lzma.LZMAError, ValueError, KeyError) as error:
+        raise UserError(f"{published / CURVES} cannot be read ({reason_of(error)}): it is damaged or was cut off.") from error
     made, left_alone = 0, []
     for result in sorted(published.rglob("result.json")):
         place = result.parent.relative_to(published)

@@ -152,7 +152,7 @@ def _csv(sheet: Sheet) -> str:
 
 
 def _latex(sheet: Sheet) -> str:
-    """In the manner of ``booktabs``, as wide as a page of text: without what is aside, and headings fold."""
+    """In the manner of ``booktabs``, narrow: without what is aside, and headings fold."""
     places = [place for place, name in enumerate(sheet.columns) if name not in sheet.aside]
     alignment = "".join(_side(sheet, place) for place in places)
     head = " & ".join(_heading(sheet, place) for place in places) + r" \\"

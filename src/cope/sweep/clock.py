@@ -49,5 +49,7 @@ def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
 
 
 def in_words(seconds: float) -> str:
-    """``41 s``, ``3 min``."""
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
+    """``41 s``, ``3 min``, ``10.5 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -83,6 +83,11 @@ def check_jobs(configs: Sequence[DictConfig], launcher: Launcher) -> None:
     problems = Problems()
     for config in configs:
         with problems.collect():
+            if config.dry:
+                raise UserError(
+                    f"dry={config.dry} tells what one run would cost; allowed: in the command of one run. Of many: python "
+                    "scripts/costs.py."
+                )
             devices = Experiment(config).trainer.devices
             if devices > 1 and "Submitit" not in type(launcher).__name__:  # the others' processes would start the sweep again
                 raise UserError(
