@@ -268,6 +268,13 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path,
         UserError, match=r"holds no curves.jsonl.xz; allowed: the folder of a report that was written with_runs"
     ):
         make_runs(here, there)
+    curves = published / "runs" / "curves.jsonl.xz"
+    whole = curves.read_bytes()
+    for damaged in (b"version https://git-lfs.github.com/spec/v1\n", whole[:-40]):
+        curves.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"curves\.jsonl\.xz cannot be read \(.*\): it is damaged or was cut off"):
+            make_runs(published / "runs", tmp_path / "elsewhere")
+    curves.write_bytes(whole)
 
 
 def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:

@@ -414,6 +414,11 @@ def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]
         check_jobs([config], Answers())
 
 
+def test_what_many_runs_would_cost_is_not_asked_of_a_sweep(compose: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"dry=True tells what one run would cost; .* python scripts/costs\.py"):
+        check_jobs([compose("dry=true")], Answers())
+
+
 @pytest.mark.parametrize("name", ["table2", "table7"])
 def test_the_runs_of_a_table_can_be_made(name: str, tmp_path: Path) -> None:
     """Rows of Table 7 name what their recipe has: ``model.dim=${recipe.half_dim}``."""
