@@ -20,7 +20,8 @@ from cope.report.findings import Findings
 from cope.report.verdicts import claim_in_full, claim_lines
 from cope.sweep.plan import Plan, PlannedRun, tables_with
 
-CLAIMS_PLAN = ClaimsPlan.read(CONFIGS)
+PLAN = ClaimsPlan.read(CONFIGS)
+CLAIMS_PLAN = replace(PLAN, seen=frozenset())  # in which all sections have the same seeds
 CLAIMS = {claim["number"]: claim for claim in CLAIMS_PLAN.claims}
 SEEDS = CLAIMS_PLAN.seeds
 
@@ -275,6 +276,21 @@ def test_attention_by_position_alone_is_read_from_its_files(tmp_path, excesses, 
                 json.dumps({"num_windows": num_windows, "num_shifts": 9, "step": step, "level": 0.05, "kinds": kinds})
             )
     assert judge(CLAIMS[15], CLAIMS_PLAN, Findings([plan])).outcome == expected
+
+
+def test_what_had_been_seen_when_a_recipe_was_tuned_anew_is_neither_run_nor_judged(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path, "table2", selective_copy(cope=SOLVED, rope=MIDDLE, absolute=HIGH))
+    assert {seed for section, row, seed in PLAN.seen if (section, row) == ("selective_copy", "cope")} == {101, 102}
+    found = judge(CLAIMS[3], PLAN, Findings([plan]))
+    solved, *others = found.comparisons
+    assert (solved.rows, min(solved.evidence.differences)) == (("cope",), 103)
+    assert all(min(part.evidence.differences) == 101 for part in others)
+    for path in tmp_path.rglob("result.json"):
+        path.unlink()
+    nothing_yet = judge(CLAIMS[3], PLAN, Findings([plan]))
+    first, _, third = Agenda(PLAN, plan.runs).waiting(nothing_yet)[:3]
+    assert {(run.row, run.seed) for run in first} == {("rope", 101), ("absolute", 101)}
+    assert {(run.row, run.seed) for run in third} == {(row, 103) for row in ("cope", "rope", "absolute")}
 
 
 def test_without_any_run_nothing_is_said_of_any_claim(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class Agenda:
         parts = [part for part in verdict.comparisons if not part.is_settled] or list(verdict.comparisons)
         found = []
         for seed in self.plan.seeds:
-            cells = {(part.section, row): None for part in parts if seed not in part.evidence.differences for row in part.rows}
+            lacking = [part for part in parts if seed not in part.evidence.differences and not self.plan.is_seen(part, seed)]
+            cells = {(part.section, row): None for part in lacking for row in part.rows}
             planned = [self._runs[section, row, seed] for section, row in cells if (section, row, seed) in self._runs]
             runs = [run for run in planned if run.result() is None]
             if runs and not any(run.folder.path in self.tried for run in runs):

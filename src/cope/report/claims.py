@@ -29,6 +29,7 @@ class ClaimsPlan:
     margins: Margins
     seeds: range
     last_seed_seen: int
+    seen: frozenset[tuple[str, str, int]]  # section, row, seed: results that were known when a recipe was tuned anew
     claims: tuple[dict[str, Any], ...]
 
     @classmethod
@@ -42,7 +43,10 @@ class ClaimsPlan:
             raise UserError(f"seed {used[0]} chose settings, so that no verdict comes from it; allowed: another first_seed.")
         rule = Rule(content["alpha"], content["family_level"])
         margins = Margins(content["margin"], content["equivalence"], rule)
-        return cls(margins, seeds, content["last_seed_seen"], tuple(content["claims"]))
+        seen = {
+            (section, row, seed) for section, rows in content["seen"].items() for row, found in rows.items() for seed in found
+        }
+        return cls(margins, seeds, content["last_seed_seen"], frozenset(seen), tuple(content["claims"]))
 
     @property
     def is_fresh(self) -> bool:
@@ -53,6 +57,10 @@ class ClaimsPlan:
     def sections(self) -> set[str]:
         """Those of the tables that claims are about."""
         return {relation["section"] for claim in self.claims for relation in claim["relations"]}
+
+    def is_seen(self, part: Comparison, seed: int) -> bool:
+        """Whether a result that ``part`` would compare was known when a recipe was tuned anew."""
+        return any((part.section, row, seed) in self.seen for row in part.rows)
 
     def with_seeds(self, number: int) -> ClaimsPlan:
         """The plan with its first seeds only."""
@@ -169,7 +177,7 @@ def judge_all(plan: ClaimsPlan, findings: Findings) -> list[Verdict]:
 
 def judge(claim: dict[str, Any], plan: ClaimsPlan, findings: Findings) -> Verdict:
     """The verdict on one claim, by itself."""
-    parts = [part for relation in claim["relations"] for part in compare(relation, plan.margins, findings)]
+    parts = [_unseen(part, plan) for relation in claim["relations"] for part in compare(relation, plan.margins, findings)]
     used = {seed for part in parts for seed in part.evidence.differences}
     if others := sorted(used - set(plan.seeds)):
         raise UserError(
@@ -179,3 +187,9 @@ def judge(claim: dict[str, Any], plan: ClaimsPlan, findings: Findings) -> Verdic
     return Verdict(
         claim["number"], claim["topic"], claim["claim"], claim["source"], tuple(parts), plan.margins.rule, tuple(scales)
     )
+
+
+def _unseen(part: Comparison, plan: ClaimsPlan) -> Comparison:
+    """``part`` without the seeds whose results were known when a recipe was tuned anew."""
+    found = {seed: value for seed, value in part.evidence.differences.items() if not plan.is_seen(part, seed)}
+    return replace(part, evidence=replace(part.evidence, differences=found))
