@@ -65,6 +65,7 @@ class AttentionCell:
         tensors = draw(
             heads, tokens, head_dim, GATES[self.gates], self.device, batch, num_positions, dtype=getattr(torch, self.dtype)
         )
+        tensors = [*map(_as_in_a_model, tensors[:3]), tensors[3]]
         if self.queries is None:
             timed = partial(step, tensors=tensors, gradient=torch.randn_like(tensors[0]))
         else:
@@ -95,6 +96,11 @@ class AttentionCell:
         if self.device == "cuda" and self.dtype != "float32":
             found["flash"] = flash
         return found
+
+
+def _as_in_a_model(tensor: Tensor) -> Tensor:
+    """Heads inside time in memory, as a linear layer leaves them: else PyTorch copies each gradient to the other order."""
+    return tensor.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
 
 
 def _forward(attend: Attention, tensors: list[Tensor]) -> None:

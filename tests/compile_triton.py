@@ -25,10 +25,11 @@ from triton.runtime.jit import MockTensor
 
 from cope.kernels.operator import Arguments
 from cope.kernels.triton import launch
-from cope.kernels.triton.attend import count_part_kernel, forward_kernel, z_kernel
+from cope.kernels.triton.attend import forward_kernel, z_kernel
 from cope.kernels.triton.compiler_options import Options, in_words
 from cope.kernels.triton.distance_gradients import distance_gradients_kernel
 from cope.kernels.triton.key_gradients import key_gradients_kernel
+from cope.kernels.triton.parts import count_part_kernel, join_parts_kernel
 from cope.kernels.triton.query_gradients import query_gradients_kernel
 from cope.kernels.triton.tiles import Inputs, View
 
@@ -89,6 +90,8 @@ def compiled(dtype: torch.dtype, masked: bool, every_option: bool) -> Iterator[t
     )
     yield z, {}
     yield count_part_kernel.warmup(inputs, i64, *lengths, 2, grid=(1,), **forward), {}
+    joined = (f32, f32, i32, i64, own, f32, i32, i64)
+    yield join_parts_kernel.warmup(*joined, 12, 1, 2, NUM_POSITIONS, HEAD_DIM, grid=(1,), PARTS=16, VALUE_DIM=HEAD_DIM), {}
     yield from each("forward", forward_kernel, inputs, own, f32, i32, i64, None, None, *lengths, 1)
     yield from each(
         "queries", query_gradients_kernel, inputs, own, 0.125, view(), view(), f32, i32, i64, f32, i32, i64, f32, i32, i64,

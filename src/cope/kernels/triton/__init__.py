@@ -1,6 +1,7 @@
 """CoPE attention for NVIDIA GPUs, in Triton: this file launches the kernels.
 
-Tiles in ``tiles.py``, ``counting.py`` and ``logits.py``; the forward pass in ``attend.py``; the gradients in ``gradients.py``.
+Tiles in ``tiles.py``, ``counting.py`` and ``logits.py``; the forward pass in ``attend.py`` and, for few queries, ``parts.py``; the
+gradients in ``gradients.py``.
 
 float32, bfloat16 and float16 are multiplied as they are, with sums in float32. float32 is multiplied as three TF32 products,
 which together are about as exact as float32. ``torch.set_float32_matmul_precision("high")`` (``trainer.precision=tf32``) takes
@@ -13,7 +14,6 @@ interpreter: the way to test them without a GPU.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cope.kernels.operator import Arguments, empty_heads, make_operator
-from cope.kernels.triton.launch import FEW_QUERIES, KEYS_PER_PART, ROW_MULTIPLE, Launch, launches, view
+from cope.kernels.triton.launch import FEW_QUERIES, KEYS_PER_PART, PARTS_AT_A_TIME, ROW_MULTIPLE, Launch, launches, view
 
 if TYPE_CHECKING:
     from cope.kernels.triton.tiles import View
@@ -85,38 +85,28 @@ def _forward(launch: Launch, output: Tensor, *saved: Tensor) -> None:
 
 def _forward_in_parts(launch: Launch, output: Tensor, *saved: Tensor) -> None:
     """A few queries against many keys, as in decoding: the keys in parts, each with a program of its own."""
-    from cope.kernels.triton.attend import count_part_kernel, forward_kernel
+    from cope.kernels.triton.attend import forward_kernel
+    from cope.kernels.triton.parts import count_part_kernel, join_parts_kernel
 
     given, sizes = launch.given, launch.sizes("forward")
     batch, num_heads, num_queries = given.q.shape[:3]
     num_parts = -(-launch.lengths[1] // KEYS_PER_PART)
     grid = (launch.num_heads * -(-num_queries // sizes["QUERIES"]), num_parts)
-    counts = None
+    counts = meetings = meeting_counts = None
     if given.table is not None:
         counts = output.new_empty(launch.num_heads, num_parts, num_queries, dtype=torch.int64)
         count_part_kernel[grid](launch.inputs, counts, *launch.lengths, num_parts, **sizes)
+        meetings, meeting_counts = (tensor.new_empty(num_parts, *tensor.shape) for tensor in saved[1:])
     outputs = output.new_empty(num_parts, batch, num_queries, num_heads, output.shape[-1], dtype=torch.float32)
-    sums, meetings, meeting_counts = (tensor.new_empty(num_parts, *tensor.shape) for tensor in saved)
+    sums = saved[0].new_empty(num_parts, *saved[0].shape)
     scratch = launch.scratch(grid[0] * num_parts, sizes)
     forward_kernel[grid](
         launch.inputs, outputs, sums, meetings, meeting_counts, counts, scratch, *launch.lengths, num_parts, **sizes
     )
-    log_sum_exp, meeting, meeting_count = saved
-    natural = sums * math.log(2)
-    total = torch.logsumexp(natural, 0)
-    if given.key_mask is not None:
-        total = total.masked_fill(total == -math.inf, math.inf)  # of a query that sees no key: weights of 0
-    shares = (natural - total).exp().transpose(2, 3).unsqueeze(-1)
-    output.copy_((outputs * shares).sum(0).transpose(1, 2))
-    log_sum_exp.copy_(total / math.log(2))
-    if given.table is not None:
-        # A query's zones meet in the rightmost part at whose left edge it has counted to the last position; if in none, in the
-        # leftmost, whose left edge is that of all.
-        reached = meeting_counts >> 22 >= launch.num_positions - 1
-        numbers = torch.arange(num_parts, device=output.device).view(-1, 1, 1, 1)
-        part = torch.where(reached, numbers, 0).amax(0, keepdim=True)
-        meeting.copy_(meetings.gather(0, part)[0])
-        meeting_count.copy_(meeting_counts.gather(0, part)[0])
+    join_parts_kernel[(launch.num_heads * num_queries,)](
+        outputs, sums, meetings, meeting_counts, output, *saved, num_heads, num_queries, num_parts, launch.num_positions,
+        output.shape[-1], PARTS=PARTS_AT_A_TIME, VALUE_DIM=sizes["VALUE_DIM"],
+    )  # fmt: skip
 
 
 def backward(grad_output: Tensor, given: Arguments, output: Tensor, *saved: Tensor) -> list[Tensor]:

@@ -8,8 +8,7 @@ There are two zones. Once every query of the block has counted to the last posit
 position: no gate, no sum, no look-up, only a number a query to add to its logits. For the backward pass the program leaves the
 log-sum-exp, where the zones meet, and each query's count there.
 
-With few queries and many keys, as in decoding, the keys are cut into parts, each with a program of its own:
-``count_part_kernel`` counts each part's gates first, so that a part's walk can begin with the count of all parts to its right.
+With few queries and many keys, as in decoding, the keys are cut into parts: ``parts.py``.
 """
 
 # Kernels are compiled by Triton, which has no types to write down for their parameters.
@@ -20,8 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cope.kernels.triton.counting import BITS, count_beyond, open_gates, pack, rows_of_z, unpack
+from cope.kernels.triton.counting import BITS, rows_of_z, store_pairs, unpack
 from cope.kernels.triton.logits import counted_logits, with_distance
+from cope.kernels.triton.parts import count_to_the_right, own_part
 from cope.kernels.triton.tiles import content_logits, dropout_mask, load_key_mask, load_rows, product, store_rows
 
 
@@ -51,57 +51,7 @@ def z_kernel(
         value = product(rows, tl.trans(here), PRECISION) * scale
         slope = product(rows, tl.trans(next_), PRECISION) * scale - value
         inside = (queries < num_queries)[:, None] & (positions < num_positions)[None, :]
-        tl.store(z + row + positions[None, :], pack(value, slope), mask=inside)
-
-
-@triton.jit
-def _own_part(num_queries, num_keys, num_parts, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """The head of this program, its first query and the blocks of keys that it walks over. The last queries come first: they
-    have the most keys to see."""
-    num_blocks = tl.cdiv(num_queries, QUERIES)
-    program = tl.program_id(0)
-    head, first_query = program // num_blocks, (num_blocks - 1 - program % num_blocks) * QUERIES
-    num_key_blocks = tl.cdiv(tl.minimum(first_query + QUERIES + num_keys - num_queries, num_keys), KEYS)
-    part, size = tl.program_id(1), tl.cdiv(tl.cdiv(num_keys, KEYS), num_parts)
-    return head, first_query, tl.minimum(part * size, num_key_blocks), tl.minimum((part + 1) * size, num_key_blocks)
-
-
-@triton.jit
-def _count_to_the_right(inputs, counts, part, num_parts, head, first_query, num_queries, QUERIES: tl.constexpr):
-    """Each query's count over all parts to the right of ``part``. Where there is no query: beyond the last position, so that no
-    block waits for it."""
-    queries = first_query + tl.arange(0, QUERIES)
-    inside = queries < num_queries
-    count = tl.where(inside, 0, count_beyond(inputs, QUERIES))
-    if counts is not None:
-        for right in range(part + 1, num_parts):
-            row = (head.to(tl.int64) * num_parts + right) * num_queries + queries
-            count += tl.load(counts + row, mask=inside, other=0)
-    return count
-
-
-@triton.jit(do_not_specialize=["num_queries", "num_keys", "num_parts"])
-def count_part_kernel(
-    inputs, counts, num_queries, num_keys, num_parts,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, PLAIN_KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """counts (batch * heads, part, query): the gates of each part of the keys, added up; a program for each part."""
-    head, first_query, first_block, last_block = _own_part(num_queries, num_keys, num_parts, QUERIES, KEYS)
-    q = load_rows(inputs.q, head, inputs.num_heads, first_query, num_queries, inputs.head_dim, QUERIES, HEAD_DIM, WHOLE)
-    view = inputs.k
-    if inputs.gate_keys is not None:
-        view = inputs.gate_keys
-    count = tl.zeros((QUERIES,), tl.int64)
-    queries = first_query + tl.arange(0, QUERIES)
-    for key_block in range(first_block, last_block):
-        keys = load_rows(view, head, inputs.num_heads, key_block * KEYS, num_keys, inputs.head_dim, KEYS, HEAD_DIM, WHOLE)
-        visible = (queries + (num_keys - num_queries))[:, None] >= (key_block * KEYS + tl.arange(0, KEYS))[None, :]
-        shown = load_key_mask(inputs, head, key_block * KEYS, num_keys, KEYS)
-        _gates, _high, _low, total = open_gates(content_logits(inputs, q, keys, shown, 1, PRECISION), visible, 1)
-        count += total
-    row = (head.to(tl.int64) * num_parts + tl.program_id(1)) * num_queries + queries
-    tl.store(counts + row, count, mask=queries < num_queries)
+        store_pairs(z + row + positions[None, :], value, slope, inside)
 
 
 @triton.jit
@@ -127,7 +77,7 @@ def forward_kernel(
     output (part, batch, time, heads, value_dim); log_sum_exp in base 2; meeting: the first key of the zone of gates, the same
     for a block's queries; meeting_count: the query's count there.
     """
-    head, first_query, first_block, last_block = _own_part(num_queries, num_keys, num_parts, QUERIES, KEYS)
+    head, first_query, first_block, last_block = own_part(num_queries, num_keys, num_parts, QUERIES, KEYS)
     num_heads_in_all = tl.num_programs(0) // tl.cdiv(num_queries, QUERIES)
     part = tl.program_id(1)
     offset = num_keys - num_queries
@@ -137,7 +87,7 @@ def forward_kernel(
         program = tl.program_id(0).to(tl.int64) + part * tl.num_programs(0)
         scratch += program * QUERIES * (QUERIES + KEYS)
 
-    count = _count_to_the_right(inputs, part_counts, part, num_parts, head, first_query, num_queries, QUERIES)
+    count = count_to_the_right(inputs, part_counts, part, num_parts, head, first_query, num_queries, QUERIES)
     # Finite, because a query may see none of the first block of keys: exp(-inf - largest) is 0 then, not NaN.
     largest = tl.full((QUERIES,), -3e38, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
