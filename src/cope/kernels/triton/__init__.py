@@ -1,6 +1,6 @@
 """CoPE attention for NVIDIA GPUs, in Triton: this file launches the kernels.
 
-Tiles in ``tiles.py``, ``counting.py`` and ``logits.py``; the forward pass in ``attend.py`` and, for few queries, ``parts.py``; the
+Tiles in ``tiles.py``, ``counting.py`` and ``logits.py``; the forward pass in ``attend.py``, of few queries in ``parts.py``; the
 gradients in ``gradients.py``.
 
 float32, bfloat16 and float16 are multiplied as they are, with sums in float32. float32 is multiplied as three TF32 products,
