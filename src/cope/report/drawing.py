@@ -23,7 +23,7 @@ LINEAR_UP_TO = 1.0  # percent, of an axis that is logarithmic beyond
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture of the report, as ``path`` (SVG) and a PNG beside it; or, of measurements, a PNG alone."""
+    """One picture of the report; an SVG, but of measurements that have a PNG alone."""
 
     path: Path
     title: str
@@ -33,12 +33,10 @@ class Drawing:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write ``figure`` as SVG and PNG, close it, and return the SVG's path."""
+    """Write ``figure`` as SVG, close it, and return its path."""
     path = folder / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
     plt.close(figure)
-    in_few_colours(path.with_suffix(".png"))
     return path
 
 

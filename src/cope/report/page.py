@@ -3,7 +3,7 @@
     report/index.html            the page: no request to any host
     report/tables/<table>.csv    .md  .tex
     report/tables/differences.csv
-    report/figures/<figure>.svg    .png
+    report/figures/<figure>.svg
     report/verdicts.json
     report/runs/                 where asked for: what of each run it was made from
 

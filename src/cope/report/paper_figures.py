@@ -37,7 +37,7 @@ class _Figure:
 
 
 def draw_paper_figures(plans: Iterable[Plan], findings: Findings, folder: Path) -> list[Drawing]:
-    """Draw those of the figures that are planned and that there are runs for, as SVG and PNG."""
+    """Draw those of the figures that are planned and that there are runs for."""
     figures = {
         "figure2": _Figure(
             "Figure 2: counting by the number of training programs",

@@ -61,11 +61,11 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
         measured = measurement(run, result)
         picture = measured and measured.with_name("position_alone.png")
         if picture and encoding not in drawn and picture.exists():
-            path = folder / f"position_alone_{encoding}.png"
-            shutil.copyfile(picture, path)
-            in_few_colours(path)
             if picture.with_suffix(".svg").exists():  # not of measurements made before there was one
-                path = Path(shutil.copyfile(picture.with_suffix(".svg"), path.with_suffix(".svg")))
+                picture = picture.with_suffix(".svg")
+            path = Path(shutil.copyfile(picture, folder / f"position_alone_{encoding}{picture.suffix}"))
+            if path.suffix == ".png":
+                in_few_colours(path)
             drawn[encoding] = Drawing(
                 path,
                 f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_in_text(task)}, "

@@ -57,7 +57,7 @@ class _Panel:
 
 
 def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) -> list[Drawing]:
-    """Draw each of the tables that there are runs for, as SVG and PNG."""
+    """Draw each of the tables that there are runs for."""
     drawn = []
     for plan in plans:
         sections = [section for section in plan.sections if findings.splits(section)]
