@@ -29,7 +29,7 @@ from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import comparison_sheet
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
-from cope.sweep.clock import Clock
+from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.places import gpu_names, memory_gib, num_places
 from cope.sweep.plan import Plan, PlannedRun, all_runs, launcher_for, read_plan, read_plans
@@ -224,6 +224,11 @@ def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_p
     assert Clock(outputs, tmp_path).seconds(kinds, 2) == 10.0 * len(runs) / 2
     finish(runs[0].folder.path, "counting", 30.0)
     assert Clock(outputs, tmp_path).seconds(kinds[1:], 2) == 30.0 * (len(runs) - 1) / 2
+
+
+def test_seconds_are_told_with_two_digits() -> None:
+    told = [duration(seconds) for seconds in (0.314, 41, 119.6, 210, 7100, 7200, 100_000, 12_000_000)]
+    assert told == ["0.31 s", "41 s", "120 s", "3.5 min", "118 min", "2 h", "28 h", "139 days"]
 
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
