@@ -13,9 +13,9 @@ scores are printed and written to ``evaluations/`` in the run's folder.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "loading the run", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "loading the run", has_settings_of_train=True)  # before anything slow is imported
 
 import sys
 from dataclasses import dataclass

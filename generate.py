@@ -23,14 +23,14 @@ learned to give answers, not to write what they are asked about.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "loading the run")  # before anything is imported that takes seconds
+    start_command(__doc__, "loading the run")  # before anything slow is imported
 
 import sys
 
 from cope.cli import read_settings, run_command
-from cope.start import INTERRUPTED
+from cope.signals import INTERRUPTED
 
 
 def main(arguments: list[str]) -> None:

@@ -12,10 +12,10 @@ The same command again goes on with an unfinished run and shows a finished one.
 import sys
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.command_start import start_command
 
     # Before anything is imported that takes seconds. A single run's first line comes soon enough.
-    start(doing="composing the runs" if {"-m", "--multirun"} & set(sys.argv) else "")
+    start_command(doing="composing the runs" if {"-m", "--multirun"} & set(sys.argv) else "")
 
 import hydra
 from omegaconf import DictConfig

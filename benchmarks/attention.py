@@ -24,9 +24,9 @@ Writes ``outputs/benchmark/attention.json`` and a picture beside it.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 import subprocess
 import sys

@@ -17,9 +17,9 @@ Writes ``outputs/benchmark/generation.json``.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 from collections.abc import Callable
 from dataclasses import dataclass

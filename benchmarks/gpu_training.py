@@ -26,9 +26,9 @@ says why in the table, what time did not suffice for says so. Writes
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 import json
 import statistics

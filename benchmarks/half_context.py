@@ -16,9 +16,9 @@ same command goes on with it.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,9 +20,9 @@ format=table     or markdown, csv, latex, json
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 from dataclasses import dataclass
 

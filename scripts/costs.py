@@ -24,9 +24,9 @@ All else are settings of train.py, for every run.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs", has_settings_of_train=True)  # before anything slow is imported
 
 import sys
 from dataclasses import dataclass

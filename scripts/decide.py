@@ -21,9 +21,9 @@ All else are settings of train.py, for every run, and of Hydra's launcher.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything slow is imported
 
 import sys
 from collections.abc import Callable

@@ -10,9 +10,9 @@ heads=telling        whose gates to draw: the four that differ most from token
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 import re
 from dataclasses import dataclass

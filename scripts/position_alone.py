@@ -21,9 +21,9 @@ whose encoding adds to the attention logits (cope and its variants, relative).
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "loading the run")  # before anything is imported that takes seconds
+    start_command(__doc__, "loading the run")  # before anything slow is imported
 
 from cope.cli import read_settings, run_command
 

@@ -10,9 +10,9 @@ of the first batch.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "measuring", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "measuring", has_settings_of_train=True)  # before anything slow is imported
 
 import itertools
 from dataclasses import asdict

@@ -10,9 +10,9 @@ nowhere. The same command again asks only what is not answered yet.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.command_start import start_command
 
-    start()  # before anything is imported that takes seconds
+    start_command()  # before anything slow is imported
 
 import sys
 from dataclasses import fields

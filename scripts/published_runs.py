@@ -11,9 +11,9 @@ to=outputs             the folder of runs; what is there already is left alone
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    start_command(__doc__)  # before anything slow is imported
 
 from dataclasses import dataclass
 from pathlib import Path

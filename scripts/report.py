@@ -24,9 +24,9 @@ reproduce` all of it.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything slow is imported
 
 import shlex
 import sys

@@ -21,9 +21,9 @@ commands takes the folder, or the beginning of its hash.
 """
 
 if __name__ == "__main__":
-    from cope.start import start
+    from cope.command_start import start_command
 
-    start()  # before anything is imported that takes seconds
+    start_command()  # before anything slow is imported
 
 from dataclasses import dataclass
 

@@ -28,9 +28,9 @@ finished, 3 if something is left, 1 if the command was refused.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything slow is imported
 
 import runpy
 import sys

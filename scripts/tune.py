@@ -23,9 +23,9 @@ every encoding has its trials, 3 if some are left.
 """
 
 if __name__ == "__main__":
-    from cope.begin import begin
+    from cope.command_start import start_command
 
-    begin(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs and runs", has_settings_of_train=True)  # before anything slow is imported
 
 import sys
 from dataclasses import dataclass, replace

@@ -189,3 +189,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     noted: list[float] = []
     monkeypatch.setattr(_base_client, "time", SimpleNamespace(**{**vars(time), "sleep": noted.append}))
     return noted
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without pictures, which take most of their time."""
+    monkeypatch.setattr("cope.report.page._draw", lambda *_: [])

@@ -130,8 +130,7 @@ def command_here(script: str, *arguments: str) -> subprocess.CompletedProcess[st
         contextlib.redirect_stderr(complained),
     ):
         patched.setattr(sys, "argv", [str(path), *arguments])
-        for first in ("cope.start.start", "cope.begin.begin"):  # signals and streams are those of the tests
-            patched.setattr(first, lambda *_, **__: None)
+        patched.setattr("cope.command_start.start_command", lambda *_, **__: None)  # signals and streams are the tests' own
         patched.setattr(sys, "path", [str(path.parent), *sys.path])
         patched.delenv("HYDRA_FULL_ERROR", raising=False)
         try:

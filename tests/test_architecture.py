@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS, ENCODINGS, ROOT, TASKS
 
+from cope.run.provenance import ABOVE_A_RUN
+
 PACKAGE = ROOT / "src" / "cope"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = sorted(
@@ -24,7 +26,7 @@ FLOORS = [
     {"heads"},
     {"report"},
     {"sweep"},
-    {"begin", "cli", "overrides", "help"},
+    {"command_start", "cli", "overrides", "help"},
     {"run"},
     {"model"},
     {"positions"},
@@ -32,7 +34,7 @@ FLOORS = [
     {"corpora"},
     {"functional", "meter"},
     {"kernels"},
-    {"building", "files", "metrics", "seeding", "threads", "memory", "signals", "start", "errors"},
+    {"building", "files", "metrics", "seeding", "threads", "memory", "signals", "errors"},
 ]
 LONGEST_COMMAND, LONGEST_SCRIPT = 60, 125  # lines
 LARGEST_FILE = 1_000_000  # bytes
@@ -120,6 +122,12 @@ def test_every_part_of_the_package_has_a_floor() -> None:
     assert sum(map(len, FLOORS)) == len(parts)
 
 
+def test_the_fingerprint_is_of_the_floors_that_a_run_stands_on() -> None:
+    """What is above them may change without a run being another one."""
+    above = {name for floor in FLOORS[: floor_of("run")] for name in floor}
+    assert {name.removesuffix(".py") for name in ABOVE_A_RUN} - {"commands"} == above  # which a wheel has beside them
+
+
 def test_modules_are_imported_by_computed_names_in_one_place_only() -> None:
     """Elsewhere a name stands in the code, where the test above finds it."""
     for path in SOURCES:
@@ -190,7 +198,7 @@ def test_every_command_starts_before_it_imports_anything_else() -> None:
             nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
             imports = [ast.unparse(node) for node in sorted(nodes, key=lambda node: node.lineno)]
             imports = [line for line in imports if "__future__" not in line and line != "import sys"]  # which take no time
-            assert imports[0] in ("from cope.begin import begin", "from cope.start import start"), of(path)
+            assert imports[0] == "from cope.command_start import start_command", of(path)
 
 
 def test_the_page_shows_the_tower() -> None:

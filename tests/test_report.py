@@ -10,25 +10,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import CONFIGS
-from matplotlib import pyplot as plt
-from plans import SEEDS, plan_in
-from runs import completed
+from plans import plan_in
+from report_runs import CLAIMS_PLAN, plans_with_runs
 
 from cope.errors import UserError
 from cope.report import page as page_module
-from cope.report.claims import ClaimsPlan
 from cope.report.findings import measurement
 from cope.report.page import Report, collect, write_report
-from cope.report.published import copy_runs, make_runs
 from cope.report.statistics import wilson_interval
-from cope.run.folder import RunFolder
-from cope.run.trained import load_trained
-from cope.sweep.plan import Plan, read_plan
 
-CLAIMS_PLAN = ClaimsPlan.read(CONFIGS)
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -40,60 +31,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return collect(plans_with_runs(tmp_path_factory.mktemp("outputs")), CLAIMS_PLAN)
 
 
-def plans_with_runs(folder: Path) -> list[Plan]:
-    plans = [plan_in(folder, name, 2) for name in ("table2", "table8", "figure3", "figure5")]
-    errors = {"cope": 0.001, "rope": 0.043, "absolute": 0.2}
-    for run in plans[0].runs:
-        if run.section == "flip_flop" and run.row in errors:
-            # The differences from CoPE are not the same for both seeds; RoPE's second seed failed to learn.
-            wrong = round(1000 * errors[run.row]) + (run.seed - 100) * (2 if run.row == "rope" else 1)
-            scores = {"token_error": wrong / 1000, "token_errors": wrong, "token_count": 1000}
-            splits = {split: scores for split in ("validation", "test", "ood_sparse")}
-            if run.row == "rope" and run.seed == SEEDS[1]:
-                splits = splits | {"validation": {"token_error": 0.051, "token_errors": 51, "token_count": 1000}}
-            run.folder.path.mkdir(parents=True)
-            lines = [{"step": step, "eval/validation/token_error": wrong / 1000} for step in (10, 20)]
-            run.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            run.folder.write_config({"seed": run.seed})
-            result = {
-                "task": "flip_flop", "encoding": run.row, "seed": run.seed, "scale": "smoke", "headline": "token_error",
-                "steps": 20, "best_step": 20, "splits": splits, "time_s": 7.0, "commit": "0123456789ab", "date": "2026-01-02",
-                "num_parameters": 100, "hardware": {"processor": "<a> & b", "threads": 1}, "versions": {"torch": "2"},
-                "config": {"note": "</script>"},
-            }  # fmt: skip
-            run.folder.result.write_text(completed(result))
-            if run.row == "cope":
-                keep_pictures(run.folder)
-        if run.section == "selective_copy" and (run.row == "none" or (run.row == "rope" and run.seed == SEEDS[1])):
-            run.folder.path.mkdir(parents=True)
-            (run.folder.path / "failed.txt").write_text("no memory left")
-    return plans
-
-
-def keep_pictures(folder: RunFolder) -> None:
-    """What a run of CoPE, and a look at its positions, would leave."""
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.random((1, 2, 3)) for name in ("gates", "positions")}
-    folder.figures.mkdir()
-    np.savez(folder.figures / "gates.npz", words=np.array(["w", "1", "r", "1", "i"]), query=np.array(2), **arrays)
-    measured = folder.figures / "position_alone" / "0123"
-    measured.mkdir(parents=True)
-    figure = plt.figure(figsize=(1, 1))
-    figure.savefig(measured / "position_alone.png")
-    plt.close(figure)
-    scores = {"num_windows": 30, "num_shifts": 100, "step": 20, "level": 0.05, "kinds": {}}
-    (measured / "scores.json").write_text(json.dumps(scores))
-
-
 @pytest.fixture(scope="module")
 def written(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(report, tmp_path_factory.mktemp("written") / "report", "make report")
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without pictures, which take most of their time."""
-    monkeypatch.setattr(page_module, "_draw", lambda *_: [])
 
 
 @pytest.fixture
@@ -237,69 +177,6 @@ def test_the_same_results_give_the_same_pictures(report: Report, page: Path, tmp
         assert (again.parent / "figures" / picture.name).read_bytes() == picture.read_bytes()
 
 
-def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path, undrawn: None) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    plans = plans_with_runs(here)
-    for path in here.rglob("failed.txt"):  # which is not published
-        path.unlink()
-    original = collect(plans, CLAIMS_PLAN)
-    published = write_report(original, tmp_path / "published", "make publish", with_runs=True).parent
-    files = {path.name for path in (published / "runs").rglob("*") if path.is_file()}
-    assert files == {"result.json", "scores.json", "curves.jsonl.xz"}
-    made, left_alone = make_runs(published / "runs", there)
-    assert (made, left_alone) == (6, [])
-    with pytest.raises(UserError, match="is finished but has no weights, as published runs"):
-        load_trained(RunFolder(next(there.rglob("result.json")).parent))
-    copied = collect([plan_in(there, name, 2) for name in ("table2", "table8", "figure3", "figure5")], CLAIMS_PLAN)
-    assert [verdict.as_json() for verdict in copied.verdicts] == [verdict.as_json() for verdict in original.verdicts]
-    again = write_report(copied, tmp_path / "again", "make report").parent
-    for path in [
-        *published.glob("tables/table8.*"),
-        *published.glob("tables/figure5.*"),
-        published / "tables" / "differences.csv",
-    ]:
-        assert (again / "tables" / path.name).read_text() == path.read_text()
-    for path in here.rglob("metrics.jsonl"):
-        assert (there / path.relative_to(here)).read_text() == path.read_text()
-    assert make_runs(published / "runs", there)[0] == 0  # what is there is left alone
-    with pytest.raises(
-        UserError, match=r"holds no curves.jsonl.xz; allowed: the folder of a report that was written with_runs"
-    ):
-        make_runs(here, there)
-    curves = published / "runs" / "curves.jsonl.xz"
-    whole = curves.read_bytes()
-    for damaged in (b"version https://git-lfs.github.com/spec/v1\n", whole[:-40]):
-        curves.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"curves\.jsonl\.xz cannot be read \(.*\): it is damaged or was cut off"):
-            make_runs(published / "runs", tmp_path / "elsewhere")
-    curves.write_bytes(whole)
-
-
-def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
-    (plan,) = plans_with_runs(tmp_path / "here")[:1]
-    report = collect([plan], CLAIMS_PLAN)
-    run = report.findings.runs()[0][0]
-    run.folder.metrics.write_text(
-        '{"step": 10, "train/loss": 0.123456789, "train/lr": 0.1, "train/tokens_per_s": 9.5}\n'
-        '{"step": 10, "eval/validation/token_error": 0.123456789}\n'
-    )
-    copy_runs(report.findings, tmp_path / "runs")
-    make_runs(tmp_path / "runs", tmp_path / "there")
-    (copied,) = collect([plan_in(tmp_path / "there", "table2", 2)], CLAIMS_PLAN).findings.runs()[:1]
-    assert copied[0].folder.read_metrics() == [
-        {"step": 10, "train/loss": 0.1235}, {"step": 10, "eval/validation/token_error": 0.123456789}
-    ]  # fmt: skip
-
-
-def test_runs_are_found_by_what_defines_them_wherever_they_are(tmp_path: Path) -> None:
-    overrides = ["scale=smoke", "logger=none"]
-    here, there = tmp_path / "here", tmp_path / "there"
-    plans = [read_plan(CONFIGS, "figure4", [*overrides, f"output_dir={folder}"], [1]) for folder in (here, there)]
-    assert [run.folder.path.relative_to(here) for run in plans[0].runs] == [
-        run.folder.path.relative_to(there) for run in plans[1].runs
-    ]
-
-
 def test_published_runs_are_never_lost(report: Report, page: Path, tmp_path: Path) -> None:
     stranger = page.parent / "runs" / "counting" / "cope" / "01234567" / "seed=1"
     stranger.mkdir(parents=True)
@@ -327,16 +204,6 @@ def test_trials_may_be_there_before_a_report(report: Report, tmp_path: Path, und
     (tmp_path / "results" / "tuning" / "flip_flop.csv").write_text("trials")
     write_report(report, tmp_path / "results", "make publish")
     assert (tmp_path / "results" / "tuning" / "flip_flop.csv").read_text() == "trials"
-
-
-def test_published_measurements_are_never_lost(tmp_path: Path, undrawn: None) -> None:
-    report = collect(plans_with_runs(tmp_path / "outputs"), CLAIMS_PLAN)
-    folder = write_report(report, tmp_path / "published", "make publish", with_runs=True).parent
-    for path in (tmp_path / "outputs").rglob("scores.json"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"holds 2 files that this report has not, such as .*scores.json, and that would be"):
-        write_report(report, folder, "make publish", with_runs=True)
-    assert len(list(folder.rglob("scores.json"))) == 2
 
 
 def test_a_report_without_any_run_does_not_replace_one(page: Path, tmp_path: Path) -> None:

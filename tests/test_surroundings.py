@@ -15,9 +15,8 @@ from omegaconf import DictConfig
 from runs import clean_environment
 
 from cope.building import arguments
-from cope.cli import NO_READER
 from cope.run.device import TrainerSettings
-from cope.start import INTERRUPTED, STOPPED
+from cope.signals import INTERRUPTED, NO_READER, STOPPED
 
 TRAIN = str(ROOT / "train.py")
 

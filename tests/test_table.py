@@ -6,36 +6,25 @@ import json
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import CONFIGS, ROOT, WITH_JOBS
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
 from plans import SEEDS, TABLES, composed, plan_in
 from runs import command_here, completed
 
 from cope.cli import LEFT_OVER
-from cope.errors import AlreadyRunning, Interrupted, UserError
+from cope.errors import UserError
 from cope.report.findings import Findings
 from cope.report.paper import paper_values
 from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import comparison_sheet
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
-from cope.sweep.clock import Clock
-from cope.sweep.jobs import check_jobs, run_jobs
-from cope.sweep.places import gpu_names, memory_gib, num_places
-from cope.sweep.plan import Plan, PlannedRun, all_runs, launcher_for, read_plan, read_plans
+from cope.sweep.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.sweep.plan import composed as composed_settings
-from cope.sweep.process import Processes
-from hydra_plugins.cope.sweeps import check_number
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table as command
@@ -178,52 +167,11 @@ def test_runs_that_are_judged_by_different_metrics_are_not_compared(tmp_path: Pa
         Findings([plan])
 
 
-class Answers(Launcher):
-    """A launcher whose jobs end as it is told."""
-
-    def __init__(self, *raised: Exception) -> None:
-        self.raised = raised
-
-    def setup(self, **_: object) -> None: ...
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        assert len(job_overrides) == len(self.raised)
-        return [JobReturn(status=JobStatus.FAILED, _return_value=error) for error in self.raised]
-
-
-def test_what_is_left_over_is_told_from_what_failed(tmp_path: Path) -> None:
-    runs = plan_in(tmp_path, "table4", 1).runs[:3]
-    for _ in range(2):  # again after a failure
-        left_over = run_jobs(Answers(Interrupted("Stopped."), AlreadyRunning("."), UserError("no.")), runs)
-        assert [said.partition(": ")[0] for said in left_over.values()] == ["stopped", "left alone", "FAILED"]
-        assert [run.failed for run in runs] == [False, False, True]
-    assert runs[2].folder.failure.read_text() == f"{runs[2].command}\nno.\n"
-    finish(runs[2].folder.path, "counting", 1.0)
-    assert list(run_jobs(Answers(UserError("no."), UserError("no.")), runs)) == [run.folder.path for run in runs[:2]]
-
-
 def test_tables_that_share_runs_need_each_once_and_every_row_with_one_seed_first() -> None:
     plans = [composed("table2"), composed("figure5")]  # the figure's runs are among the table's
     runs = all_runs(plans)
     assert {run.folder.path for run in runs} == {run.folder.path for run in plans[0].runs}
     assert [run.seed for run in runs] == [seed for seed in SEEDS for _ in range(10)]
-
-
-def finish(folder: Path, task: str, seconds: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(completed({"task": task, "time_s": seconds}))
-
-
-def test_time_left_is_guessed_from_published_runs_until_there_are_own_ones(tmp_path: Path) -> None:
-    runs = plan_in(tmp_path, "table4", 1).runs
-    kinds = [(run.task, run.scale) for run in runs]
-    outputs = runs[0].folder.path.parents[3]
-    assert Clock(outputs, tmp_path).seconds(kinds, 2) is None
-    finish(tmp_path / "docs" / "results" / "runs" / "counting" / "rope" / "0123" / "seed=1", "counting", 10.0)
-    finish(tmp_path / "docs" / "results-night" / "runs" / "flip_flop" / "rope" / "0123" / "seed=1", "flip_flop", 1000.0)
-    assert Clock(outputs, tmp_path).seconds(kinds, 2) == 10.0 * len(runs) / 2
-    finish(runs[0].folder.path, "counting", 30.0)
-    assert Clock(outputs, tmp_path).seconds(kinds[1:], 2) == 30.0 * (len(runs) - 1) / 2
 
 
 def test_a_scale_without_a_recipe_for_a_tables_task_is_told_with_those_there_are() -> None:
@@ -273,169 +221,9 @@ def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
     assert len(left_out) == 2 and left_out[1].startswith("figure3 is left out: scale=night has no recipe for task=wikipedia")
 
 
-def test_only_gpus_that_may_be_used_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpu_names() == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert gpu_names() == ["2", "3"]
-
-
-@pytest.mark.parametrize("num_jobs", [2, 6])
-def test_jobs_at_once_share_the_gpus_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_jobs: int) -> None:
-    runs = plan_in(tmp_path, "table4", 1).runs
-    busy: list[str] = []
-    seen: list[str] = []
-
-    def call_on_a_gpu(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
-        gpu = environment["CUDA_VISIBLE_DEVICES"]
-        assert busy.count(gpu) < num_jobs / 2
-        busy.append(gpu)
-        seen.append(gpu)
-        time.sleep(0.05)
-        busy.remove(gpu)
-        raise RuntimeError("it ended")
-
-    monkeypatch.setattr("cope.sweep.launcher.gpu_names", lambda: ["2", "3"])
-    monkeypatch.setattr(Processes, "call", call_on_a_gpu)
-    with launcher_for(CONFIGS, [f"hydra.launcher.jobs={num_jobs}"], lambda config: None) as launcher:
-        assert len(run_jobs(launcher, runs)) == len(runs) == len(seen)
-    assert set(seen) == {"2", "3"}
-
-
-@pytest.mark.parametrize(
-    ("gpus", "gib", "cores", "settings", "expected"),
-    [
-        (0, 0, 3, [], 3),
-        (1, 80, 16, ["scale=paper"], 8),  # by cores
-        (2, 80, 16, ["scale=paper"], 8),
-        (1, 16, 64, ["scale=paper"], 2),  # by memory
-        (1, 80, 16, ["scale=paper", "trainer.batch_size=2048"], 1),
-        (1, 4, 1, ["scale=smoke"], 1),
-    ],
-)
-def test_how_many_runs_a_machine_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, gib: int, cores: int, settings: list[str], expected: int
-) -> None:
-    monkeypatch.setattr("cope.sweep.places.gpu_names", lambda: [str(index) for index in range(gpus)])
-    monkeypatch.setattr("cope.sweep.places.smallest_gpu_gib", lambda _: gib)
-    monkeypatch.setattr("cope.sweep.places.num_cores", lambda: cores)
-    number, why = num_places([composed_settings(CONFIGS, ("pe=cope", "task=counting", *settings))])
-    assert number == expected
-    assert why.startswith("1 run at once, " if expected == 1 else f"{expected} runs at once, ")
-
-
-def test_a_language_models_run_takes_a_gpu_for_itself(compose: Callable[..., DictConfig]) -> None:
-    paper = [compose("scale=paper", f"task={task}") for task in ("flip_flop", "counting", "wikipedia")]
-    small, middle, large = map(memory_gib, paper)
-    assert 1 < small < middle < 16
-    assert large > 80
-
-
-def test_equal_jobs_are_run_once_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = plan_in(tmp_path, "table4", 1).runs[:2]
-    left_over = run_jobs(Answers(UserError("no."), UserError("no.")), [one, other, one])
-    assert list(left_over) == [one.folder.path, other.folder.path]
-    assert "3 jobs, 2 of them different: equal ones are run once\n0 of 2 runs are finished" in capsys.readouterr().out
-
-
-def test_a_failure_is_kept_though_the_sweep_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
-
-    def fail_and_be_stopped(self: Processes, function: object, environment: dict[str, str]) -> JobReturn:
-        if not self.is_stopping():
-            self.stop()
-            raise RuntimeError("it ended")
-        raise Interrupted("It was not begun.")
-
-    monkeypatch.setattr(Processes, "call", fail_and_be_stopped)
-    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher, pytest.raises(KeyboardInterrupt):
-        run_jobs(launcher, runs)
-    assert [run.failed for run in runs] == [True] + [False] * (len(runs) - 1)
-
-
-def test_a_job_that_ends_well_and_leaves_no_result_is_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on folders that machines share, slowly; or with what another cluster's job of this number answered."""
-    run, *_ = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
-    monkeypatch.setattr(Processes, "call", lambda *_: JobReturn(status=JobStatus.COMPLETED))
-    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher:
-        left_over = run_jobs(launcher, [run])
-    assert "it ended, and there is no result in" in left_over[run.folder.path]
-
-
 def test_what_a_launcher_writes_itself_goes_where_runs_go(tmp_path: Path) -> None:
     with command.launcher_of(["scale=smoke", "hydra/launcher=submitit_slurm", f"output_dir={tmp_path}"]) as launcher:
         assert launcher.folder == tmp_path / ".submitit" / "%j"
-
-
-def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(*_: object, **__: object) -> None:
-        raise ValueError("n_jobs == 0 in Parallel has no meaning")
-
-    monkeypatch.setattr(Answers, "launch", launch)
-    with pytest.raises(UserError, match=r"hydra/launcher: Answers cannot run these jobs: ValueError: n_jobs == 0"):
-        run_jobs(Answers(), plan_in(tmp_path, "table4", 1).runs)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["seed=range(1,100000)"], r"This sweep has 99,999 runs: seed=range\(1,100000\) \(99,999\); allowed: 1,000 at most"),
-        (["optimizer.lr=interval(0,1)"], r"optimizer\.lr=interval\(0,1\) is no list of values; allowed in a grid: a,b"),
-        (["seed=range(1,1e12)", "pe=cope,rope"], r"has 1,999,999,999,998 runs: .*, pe=cope,rope \(2\)"),
-    ],
-)
-def test_a_sweep_of_more_runs_than_anybody_means(arguments: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        check_number(OverridesParser.create().parse_overrides(arguments))
-    check_number(OverridesParser.create().parse_overrides(["seed=range(1,301)", "pe=cope,rope,none"]))
-
-
-@pytest.mark.parametrize(("jobs", "said"), [("x", r"jobs='x' has the wrong type; allowed: int"), ("0", "jobs=0 is too small")])
-def test_a_number_of_jobs_that_cannot_be(tmp_path: Path, jobs: str, said: str) -> None:
-    with (
-        launcher_for(CONFIGS, [f"hydra.launcher.jobs={jobs}"], lambda config: None) as launcher,
-        pytest.raises(UserError, match=rf"hydra\.launcher\.{said}"),
-    ):
-        run_jobs(launcher, plan_in(tmp_path, "table4", 1).runs)
-
-
-def test_a_folder_that_cannot_be_made_is_told_before_any_job(compose: Callable[..., DictConfig], tmp_path: Path) -> None:
-    config = compose()
-    (tmp_path / "file").touch()
-    config.output_dir = str(tmp_path / "file" / "outputs")
-    with pytest.raises(UserError, match=r"output_dir=.*/file/outputs cannot be made: Not a directory"):
-        check_jobs([config], Answers())
-
-
-def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]) -> None:
-    config = compose("trainer.devices=2", "trainer.strategy=ddp")
-    with pytest.raises(UserError, match=r"trainer\.devices=2 in a sweep on this machine; allowed: 1 a job"):
-        check_jobs([config], Answers())
-
-
-def test_what_many_runs_would_cost_is_not_asked_of_a_sweep(compose: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"dry=True tells what one run would cost; .* python scripts/costs\.py"):
-        check_jobs([compose("dry=true")], Answers())
-
-
-@pytest.mark.parametrize("name", ["table2", "table7"])
-def test_the_runs_of_a_table_can_be_made(name: str, tmp_path: Path) -> None:
-    """Rows of Table 7 name what their recipe has: ``model.dim=${recipe.half_dim}``."""
-    check_jobs([composed_settings(CONFIGS, run.settings) for run in plan_in(tmp_path, name, 1).runs], Answers())
-
-
-def test_wrong_settings_are_told_once_before_any_run_begins(tmp_path: Path) -> None:
-    overrides = ["scale=smoke", f"output_dir={tmp_path}"]
-
-    def configs(*more: str) -> list[DictConfig]:
-        return [composed_settings(CONFIGS, (f"pe={encoding}", *overrides, *more)) for encoding in ("rope", "cope")]
-
-    with pytest.raises(UserError) as caught:
-        check_jobs(configs("trainer.steps=many"), Answers())
-    assert str(caught.value) == "trainer.steps='many' has the wrong type; allowed: int."
-    assert not list(tmp_path.iterdir())
-    check_jobs(configs(), Answers())
 
 
 @WITH_JOBS

@@ -27,8 +27,7 @@ from cope.memory import is_out_of_memory
 from cope.overrides import check_overrides, given_twice, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
-from cope.signals import handled_by
-from cope.start import INTERRUPTED, NO_READER, STOPPED, end_at_once
+from cope.signals import INTERRUPTED, NO_READER, STOPPED, end_at_once, handled_by
 
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
@@ -81,15 +80,14 @@ def _value(key: str, text: str, hint: Any) -> Any:
     return None if type(None) in get_args(hint) and text == "null" else converted(text, hint, key)
 
 
-def check_keys(documentation: str | None, others: Collection[str] = ()) -> None:
+def check_keys(documentation: str, others: Collection[str] = ()) -> None:
     """Refuse arguments whose keys a command's documentation has no line for, before anything is imported that takes seconds.
 
     Args:
         others: as for :func:`split_settings`.
     """
-    if documentation is not None:  # python -OO leaves none
-        with reporting_errors():
-            _check_keys(_typed(), re.findall(r"^ *(\w+)=", documentation, re.MULTILINE), others)
+    with reporting_errors():
+        _check_keys(_typed(), re.findall(r"^ *(\w+)=", documentation, re.MULTILINE), others)
 
 
 def _check_keys(arguments: Sequence[str], own: Sequence[str], others: Collection[str] | None) -> None:

@@ -12,6 +12,7 @@ from cope.report.names import row_name, section_name, table_title
 from cope.report.sheets import Sheet
 from cope.run.cost import GPUS, REACHED, Cost
 from cope.run.device import PRECISIONS
+from cope.sweep.clock import duration
 from cope.sweep.plan import Plan, PlannedRun
 
 GPU_OF_TABLES = "h100"  # that the paper's runs are told for
@@ -83,11 +84,3 @@ def costs_sheets(plans: Sequence[Plan], costs: Mapping[Path, tuple[Cost, str]], 
 def size(number: float) -> str:
     """Bytes, as people say them."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, as people say them."""
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.1f} s"

@@ -16,6 +16,7 @@ from cope.metrics import METRICS, test_and_worst
 from cope.report.collect import flatten
 from cope.report.sheets import Sheet
 from cope.run.folder import RunFolder
+from cope.sweep.clock import duration
 
 HIDDEN = ("output_dir", "data_dir", "force", "dry", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
 SHORT = {"task": "task.name", "pe": "pe.name"}
@@ -94,7 +95,7 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
         "metric": [METRICS[run.result["headline"]].label if run.result else "" for run in found],
         "test": [run.score_text(ood=False) for run in found],
         "worst OOD": [run.score_text(ood=True) for run in found],
-        "age": [_age(run.age_s) for run in found],
+        "age": [duration(run.age_s) for run in found],
     }
     always = ("seed", "test", "worst OOD", "age")
     shared = {name: values[0] for name, values in columns.items() if name not in always and len(set(values)) == 1}
@@ -175,10 +176,3 @@ def _differences(runs: list[FoundRun]) -> list[str]:
             more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
             told[run.folder.path] = " ".join(found[:MOST_DIFFERENCES]) + more
     return [told[run.folder.path] for run in runs]
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

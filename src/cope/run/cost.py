@@ -21,6 +21,7 @@ from cope.run.device import PRECISIONS, TrainerSettings, keep_freed_memory
 from cope.run.optimizer import OptimizerSettings
 from cope.run.sizes import TRAINED_BYTES, kept_bytes
 from cope.run.step import TrainingStep
+from cope.seeding import seed_torch
 from cope.tasks.base import Task
 from cope.tasks.synthetic import SyntheticTask
 from cope.threads import num_threads
@@ -28,6 +29,7 @@ from cope.threads import num_threads
 MEASURED_SECONDS = 3.0  # that steps are repeated for
 LOOKED_AT = 50  # batches of a generated task, whose lengths differ
 FIRST_SEQUENCES = 1  # of a micro-batch that may be too large to be tried whole
+NOT_MEASURED = {"step_s": math.nan, "sequences": 0}
 CHECKPOINT_BYTES = 3 * 4  # a weight and the optimiser's two averages; there are two checkpoints, of the last step and the best
 
 # Peak TFLOP/s of dense products as their maker states them, in the order of PRECISIONS.
@@ -51,7 +53,7 @@ class Cost:
         flops: of training: forward and backward.
         memory_bytes: at least, on each device: weights, gradients, the optimiser's averages, what the backward pass needs.
         disk_bytes: of both checkpoints.
-        step_s: of one step, measured here; on one device. NaN where it was not to be measured.
+        step_s: of one step with its batch, measured here; on one device. NaN where it was not to be measured.
         steps: of training.
         sequences: of those that were measured at once; 0 where none was to be.
     """
@@ -93,7 +95,7 @@ def cost_of(
     """
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
     shards = trainer.devices * trainer.num_nodes if trainer.strategy == "fsdp" else 1
-    batch, tokens, targets = _usual_batch(task, seed, trainer, model.encoding)
+    batch, tokens, targets, making_s = _usual_batch(task, seed, trainer, model.encoding)
     shape = model.encoding.shape
     return Cost(
         parameters=model.num_parameters(),
@@ -102,7 +104,7 @@ def cost_of(
         memory_bytes=TRAINED_BYTES * sum(weight.numel() for weight in model.parameters()) // shards
         + kept_bytes(shape, hidden, round(tokens / parts), trainer.precision),
         disk_bytes=2 * CHECKPOINT_BYTES * sum(weight.numel() for weight in model.parameters()),
-        **(_measured(model, batch.parts, parts, trainer, optimizer) if measured else {"step_s": math.nan, "sequences": 0}),
+        **(_measured(model, batch.parts, parts, trainer, optimizer, making_s) if measured else NOT_MEASURED),
         steps=trainer.steps,
     )
 
@@ -121,24 +123,31 @@ def flops_of_step(model: Any, tokens: float, targets: float, time: float) -> flo
     return float(3 * (tokens * (2 * matrices + attention) + 2 * targets * model.output.weight.numel()))
 
 
-def _usual_batch(task: Task, seed: int, trainer: TrainerSettings, encoding: PositionEncoding) -> tuple[StepBatch, float, float]:
-    """The mean tokens and targets of a batch, and one whose tokens are near that mean."""
+def _usual_batch(
+    task: Task, seed: int, trainer: TrainerSettings, encoding: PositionEncoding
+) -> tuple[StepBatch, float, float, float]:
+    """A batch whose tokens are near the mean, the mean tokens and targets of one, and the seconds that a step waits for one.
+
+    No step waits on a GPU, where batches are made ahead, nor for text, of which none is read here.
+    """
     on_gpu = trainer.accelerator == "cuda"
     parts = trainer.accumulate * trainer.devices * trainer.num_nodes
     if isinstance(task, SyntheticTask):
         batches = TrainingBatches(task, seed, trainer.batch_size, parts, few_shapes=on_gpu, longest=encoding.max_tokens)
+        began = time.perf_counter()
         drawn = [batches.at(step) for step in range(min(LOOKED_AT, trainer.steps))]
+        making_s = 0.0 if on_gpu else (time.perf_counter() - began) / len(drawn)
         tokens, targets = fmean(batch.num_tokens for batch in drawn), fmean(batch.num_targets for batch in drawn)
-        return min(drawn, key=lambda batch: abs(batch.num_tokens - tokens)), tokens, targets
+        return min(drawn, key=lambda batch: abs(batch.num_tokens - tokens)), tokens, targets, making_s
     length = task.context_of("train")
     text = torch.randint(task.vocab_size, (trainer.batch_size // parts, length + 1), generator=torch.Generator().manual_seed(0))
     part = Batch.of(text[:, :-1], text[:, 1:], on_gpu, encoding.max_tokens)
     batch = StepBatch([part] * parts, part.num_targets * parts, part.num_tokens * parts)
-    return batch, batch.num_tokens, batch.num_targets
+    return batch, batch.num_tokens, batch.num_targets, 0.0
 
 
 def _measured(
-    model: Any, parts: list[Batch], num_parts: int, trainer: TrainerSettings, optimizer: OptimizerSettings
+    model: Any, parts: list[Batch], num_parts: int, trainer: TrainerSettings, optimizer: OptimizerSettings, making_s: float
 ) -> dict[str, Any]:
     """The time of a step: of more and more sequences of a micro-batch, until that takes long enough or there are no more."""
     keep_freed_memory()
@@ -158,12 +167,13 @@ def _measured(
             times.append(_seconds(step, batch, optimizer.lr))
         seconds = min(times)  # others may be using the machine
         if sequences == rows or seconds > MEASURED_SECONDS / 3:
-            return {"step_s": seconds * rows / sequences * num_parts, "sequences": sequences}
+            return {"step_s": making_s + seconds * rows / sequences * num_parts, "sequences": sequences}
         sequences = min(rows, sequences * 4)
 
 
 def _seconds(step: TrainingStep, batch: StepBatch, learning_rate: float) -> float:
     began = time.perf_counter()
+    seed_torch(0, "dropout", 0, 0)  # as before each step of a run
     step(batch, learning_rate)
     step.look()  # a GPU is waited for
     return time.perf_counter() - began

@@ -30,7 +30,7 @@ ABOVE_A_RUN = (
     "cli.py",
     "help.py",
     "overrides.py",
-    "start.py",
+    "command_start.py",
     "sweep",
     "report",
     "heads",

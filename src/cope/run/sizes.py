@@ -1,4 +1,8 @@
-"""What a run needs of memory at the very least, told before any is asked for."""
+"""What a run needs of memory at the very least, told before any is asked for.
+
+The least, since what is refused for it must be what nothing has room for. How many runs a GPU takes asks for the most that one
+may need, which is another estimate: ``cope.sweep.places``.
+"""
 
 from __future__ import annotations
 

@@ -48,8 +48,9 @@ def _times(paths: Iterable[Path]) -> dict[tuple[str, str], list[float]]:
     return times
 
 
-def in_words(seconds: float) -> str:
-    """``41 s``, ``3 min``, ``10.5 h``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def duration(seconds: float) -> str:
+    """``41 s``, ``3.5 min``, ``11 h``, ``139 days``: two digits, as most are guesses."""
+    units = (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    unit, length = next((unit for unit in units if seconds >= 2 * unit[1]), units[-1])
+    number = seconds / length
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

@@ -27,7 +27,7 @@ from cope.errors import Interrupted, UserError
 from cope.files import user_path
 from cope.run.configuration import run_folder
 from cope.run.summary import run_line
-from cope.sweep.clock import Clock, in_words
+from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import Job, error_of, job_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
 from cope.sweep.process import Processes, Work, output_to
@@ -187,7 +187,7 @@ class Progress:
             self.bar.update()
             self.bar.write(told)
             return
-        guess = self._guess() or f" in {in_words(time.monotonic() - self.started)}"
+        guess = self._guess() or f" in {duration(time.monotonic() - self.started)}"
         print(f"[{self.num_jobs - len(self.waiting)}/{self.num_jobs}{guess}] {told}", flush=True)
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ class Progress:
         left = self.clock.seconds(self.waiting.values(), self.at_once)
         if left is not None and self.besides:
             left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
-        return "" if left is None or not self.waiting else f", {in_words(left)} left"
+        return "" if left is None or not self.waiting else f", {duration(left)} left"
 
     def _told(self, job: Job, outcome: JobReturn, seconds: float | None) -> str:
         error = error_of(outcome)

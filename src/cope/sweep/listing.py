@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cope.errors import counted
-from cope.sweep.clock import Clock, in_words
+from cope.sweep.clock import Clock, duration
 from cope.sweep.plan import PlannedRun, composed
 
 
@@ -18,5 +18,5 @@ def print_runs(configs: Path, runs: Sequence[PlannedRun], waiting: Sequence[Plan
         print(f"{'finished' if run.result() else 'failed' if run.failed else 'to do':8}  {run.command}")
     at_once, why = num_places(composed(configs, own) for own in dict.fromkeys(run.settings for run in waiting))
     seconds = Clock(runs[0].folder.outputs).seconds([(run.task, run.scale) for run in waiting], at_once)
-    guess = "no finished run to guess the time from" if seconds is None else f"about {in_words(seconds)}"
+    guess = "no finished run to guess the time from" if seconds is None else f"about {duration(seconds)}"
     print(f"{len(waiting)} of {counted(len(runs), 'run')} to do; {guess}\n{why}")

@@ -1,4 +1,8 @@
-"""How many runs a machine has room for: one a core, or some on each GPU."""
+"""How many runs a machine has room for: one a core, or some on each GPU.
+
+Memory is estimated from above, since runs side by side must not take it from one another. ``cope.run.sizes`` estimates it from
+below, to refuse what has no room anywhere.
+"""
 
 from __future__ import annotations
 

@@ -7,27 +7,20 @@ import signal
 import sys
 from contextlib import suppress
 
-INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
-NO_READER = 141  # that of a program whose output nobody reads any more, as before "| head"
-STOPPED = "Stopped; the same command goes on from there."
+from cope.signals import NO_READER, end_at_once
+
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
 
 
-def end_at_once(number: int, frame: object) -> None:
-    """The handler of a command that has begun nothing yet: modules that are half imported cannot clean up."""
-    try:
-        os.write(2, f"{STOPPED}\n".encode())
-    finally:
-        os._exit(INTERRUPTED)
-
-
-def start(documentation: str | None = None, doing: str = "") -> None:
+def start_command(documentation: str | None = None, doing: str = "", has_settings_of_train: bool = False) -> None:
     """Get ready for Ctrl-C at any moment, output that nobody takes, and variables that are meant for other programs.
 
     Args:
-        documentation: of a command that takes seconds to import: printed at once if ``--help`` was asked for.
+        documentation: of a command that has its settings there: printed at once if ``--help`` was asked for; keys that it has
+            no line for are refused.
         doing: what it does for more than a second before it has anything to say: said at once, beside the output.
+        has_settings_of_train: allow the keys of ``train.py`` as well.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, end_at_once)
@@ -47,6 +40,10 @@ def start(documentation: str | None = None, doing: str = "") -> None:
     os.environ["MPLBACKEND"] = "agg"  # pictures are files here; a notebook's backend is not installed everywhere
     if any(map(os.environ.__contains__, PYTORCH_REFUSES)):
         _check_variables_of_pytorch()
+    if documentation is not None:  # python -OO leaves none
+        from cope.cli import OF_TRAIN, check_keys  # here, since it imports Hydra
+
+        check_keys(documentation, OF_TRAIN if has_settings_of_train else ())
 
 
 def _open_standard_streams() -> None:
