@@ -13,7 +13,7 @@ to=outputs             the folder of runs; what is there already is left alone
 if __name__ == "__main__":
     from cope.begin import begin
 
-    begin(__doc__)  # before anything is imported that takes seconds
+    begin(__doc__, "copying runs")  # before anything is imported that takes seconds
 
 from dataclasses import dataclass
 from pathlib import Path
