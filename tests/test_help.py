@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from runs import command_here
 
-FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks")
+FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks", ROOT / "examples")
 COMMANDS = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text())
 TERMINAL = 80  # columns
 ASKED_BY_OTHERS = ("profiling", "peak_memory", "complete", "sanitize")  # which need no second example
