@@ -27,7 +27,8 @@ from cope.cli import is_sweep, reporting_errors, run_hydra_command
 def train(config: DictConfig) -> None:
     with reporting_errors():
         if not is_sweep():
-            print(f"{config.pe.name} on {config.task.name}, scale {config.scale}, seed {config.seed}", flush=True)
+            run = f"{config.pe.name} on {config.task.name}, scale {config.scale}, seed {config.seed}"
+            print(f"{run}: loading PyTorch ...", flush=True)
         # Imported here, so that the first line, and --help, need not wait for PyTorch.
         from cope.report.cost_sheets import cost_sheet
         from cope.report.figures import draw_run

@@ -18,7 +18,7 @@ same command goes on with it.
 if __name__ == "__main__":
     from cope.command_start import start_command
 
-    start_command(__doc__, "reading configs", has_settings_of_train=True)  # before anything is imported that takes seconds
+    start_command(__doc__, "reading configs", has_settings_of_train=True)  # before anything slow is imported
 
 from dataclasses import dataclass
 from pathlib import Path

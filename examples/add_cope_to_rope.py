@@ -16,11 +16,16 @@ the table, and the positions that nothing reads.
     table_lr=0.03     of the table; with too low a one it stays inert, and only
                       the meter shows it
     num_positions=16  vectors in the table
-    key=value         any other setting of train.py, for the run with RoPE:
-                      seed=2, output_dir=...
+
+All else are settings of train.py, for the run with RoPE: seed=2, output_dir=...
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from cope.command_start import start_command
+
+    start_command(__doc__, "loading PyTorch", has_settings_of_train=True)  # before anything slow is imported
 
 import copy
 import sys

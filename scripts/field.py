@@ -88,12 +88,12 @@ def main(arguments: list[str]) -> None:
             left_over |= run_until_decided(judged, rule, list(plan.runs), launcher)
     findings = Findings([plan])
     cells = field_cells(plan, findings)
-    rankings = [ranking(task, cells, findings, claims, rule.margins) for task in plan.sections]
-    show(rankings)
+    show([ranking(task, cells, findings, claims, rule.margins, in_full=False) for task in plan.sections])
+    rankings = [ranking(task, cells, findings, claims, rule.margins, in_full=True) for task in plan.sections]
     page = write_field(plan, cells, findings, rankings, settings.to, shlex.join(["python", "scripts/field.py", *arguments]))
     if settings.with_runs:
         copy_runs(findings, settings.to / "runs")
-    print(f"written: {page}")
+    print(f"written: {page}, which has the figures behind each verdict")
     if settings.action != "show":
         tell_end(plan.runs if settings.action == "decide" else runs, left_over)
     if left_over:

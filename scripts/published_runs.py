@@ -13,7 +13,7 @@ to=outputs             the folder of runs; what is there already is left alone
 if __name__ == "__main__":
     from cope.command_start import start_command
 
-    start_command(__doc__)  # before anything slow is imported
+    start_command(__doc__, "copying runs")  # before anything slow is imported
 
 from dataclasses import dataclass
 from pathlib import Path

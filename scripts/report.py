@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> None:
         print(claim_lines(report.verdicts, claims_plan, line_width()))
     else:
         command = shlex.join(["python", "scripts/report.py", *arguments])
+        print("writing tables and pictures ...", file=sys.stderr, flush=True)
         page = write_report(report, settings.to, command, settings.with_runs)
         print(f"{claim_lines(report.verdicts, claims_plan, line_width())}\n\nwritten: {page}")
 

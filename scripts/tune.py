@@ -15,7 +15,8 @@ validation loss of seeds never reported.
                                goes on from there
     folder=outputs/tuning      for the trials' runs, and their SQLite file for
                                Optuna
-    to=docs/results/tuning     for <task>.csv: every trial
+    to=outputs/tuning          for <task>.csv: every trial (those behind
+                               docs/results are in docs/results/tuning)
 
 All else are settings of train.py, for every trial. A trial that does badly is
 broken off, and counts. No test split is ever looked at. The exit status is 0 if
@@ -36,7 +37,7 @@ from cope.errors import check_at_least, check_choice, counted
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed
 from cope.sweep.trial import TrialRun
-from cope.sweep.tuner import Tuner
+from cope.sweep.tuner import Tuner, indented
 from cope.sweep.tuning import Tuning, read_search, storage_of, write_trials
 from cope.threads import num_cores
 
@@ -52,7 +53,7 @@ class TuneSettings:
     jobs: int | None = None
     limit: float | None = None
     folder: Path = Path("outputs/tuning")
-    to: Path = Path("docs/results/tuning")
+    to: Path = Path("outputs/tuning")  # never where published trials are: it is written anew
 
     def __post_init__(self) -> None:
         for key in ("trials", "jobs", "limit"):
@@ -124,8 +125,8 @@ def tell(tuning: Tuning) -> None:
         return
     ends = tuning.at_an_end()
     beyond = f"; at the end of what was tried: {', '.join(ends)}" if ends else ""
-    trials = counted(len(tuning.trials), "trial")
-    print(f"{tuning.encoding}: {best.value:.5g} with {' '.join(tuning.overrides(best))}, of {trials}{beyond}")
+    print(f"{tuning.encoding}: lowest validation loss {best.value:.5g}, of {counted(len(tuning.trials), 'trial')}{beyond}")
+    print(indented(tuning.overrides(best)))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     findings = Findings([plan])
     cells, margins = field_cells(plan, findings), ClaimsPlan.read(CONFIGS).margins
     claims = field_claims(plan, findings, plan.seeds[:3])
-    rankings = [ranking(task, cells, findings, claims, margins) for task in plan.sections]
+    rankings = [ranking(task, cells, findings, claims, margins, in_full=True) for task in plan.sections]
     page = write_field(plan, cells, findings, rankings, tmp_path / "field", "command").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert lines[2:5] == [
@@ -98,6 +98,9 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     judged = [line for line in page.splitlines() if line.startswith("- not decided: ")]
     assert len(judged) == 4  # on two splits CoPE with RoPE, and with the best other
     assert any("PaTH" in line and "with 3 of 3 seeds" in line for line in judged)
+    shown = ranking("navigation_1d", cells, findings, claims, margins, in_full=False).notes
+    assert [len(note) < 120 for note in shown if note.startswith("- not decided: ")] == [True] * 4
+    assert any("PaTH" in note and "with 3 of 3 seeds" in note for note in shown)
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])

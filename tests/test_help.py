@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from runs import command_here
 
-FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks")
+FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks", ROOT / "examples")
 COMMANDS = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text())
 TERMINAL = 80  # columns
 ASKED_BY_OTHERS = ("profiling", "peak_memory", "complete", "sanitize")  # which need no second example
@@ -27,6 +27,8 @@ def test_a_commands_help_has_its_purpose_keys_and_examples(path: Path) -> None:
     called = path.relative_to(ROOT).as_posix()
     examples = re.findall(rf"python (?:-S )?{re.escape(called)}", documentation)
     assert len(examples) >= (1 if path.stem in ASKED_BY_OTHERS else 2)
+    # What is published is written only when asked for.
+    assert not any(place.startswith("docs/") for place in re.findall(r"^    to=(\S+)", documentation, re.MULTILINE))
     for settings in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
         keys = [
             node.target.id for node in settings.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

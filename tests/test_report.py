@@ -288,6 +288,16 @@ addEventListener("load", () => {
     for (const folded of document.querySelectorAll("main details")) folded.open = true;
     dispatchEvent(new Event("resize"));
     found.unfolded = root.scrollWidth;
+    found.needless = visible(".wide").filter(box => (box.tabIndex >= 0) !== box.classList.contains("overflows")).length;
+    const hidden = (box, button) => {  // though the keyboard has come to it
+      button.dispatchEvent(new FocusEvent("focusin", {bubbles: true}));
+      const [inner, outer] = [button, box].map(element => element.getBoundingClientRect());
+      return inner.left < outer.left || inner.right > outer.right;
+    };
+    found.hidden = visible(".overflows").filter(box => {
+      const buttons = box.querySelectorAll("th button");
+      return hidden(box, buttons[buttons.length - 1]) || hidden(box, buttons[0]);
+    }).length;
     target.scrollIntoView();
     const bar = document.querySelector("nav").getBoundingClientRect();
     found.covered = target.getBoundingClientRect().top < bar.bottom && target.getBoundingClientRect().bottom > bar.top;
@@ -333,6 +343,7 @@ def test_it_works_in_a_browser_on_a_phone_and_on_a_desk(page: Path, tmp_path: Pa
         assert up == sorted(up) and down == up[::-1] and len(up) == 3 and found["sort"] == "descending"
         assert found["up"][-1] == found["down"][-1] == "missing"
         assert (found["target"], found["shown"], found["focused"], found["reachable"]) == ("run-1", True, True, True)
+        assert found["needless"] == found["hidden"] == 0 and (width > 390 or found["wide"] > 0)
         assert found["escaped"] and found["left"] and found["nameless"] == 0 and not found["covered"]
 
 

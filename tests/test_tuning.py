@@ -20,6 +20,7 @@ from cope.errors import UserError
 from cope.run.folder import RunFolder
 from cope.sweep import trial as trial_module
 from cope.sweep.trial import TrialRun
+from cope.sweep.tuner import Tuner
 from cope.sweep.tuning import Range, Tuning, read_search, storage_of, write_trials
 from cope.tasks.base import Task
 from cope.tasks.synthetic import SyntheticTask
@@ -144,6 +145,20 @@ def test_a_trial_that_does_badly_is_broken_off_and_counts(tmp_path: Path, compos
     assert trial_run(tmp_path, asked, trial)() == []
     asked.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert asked.ask() is None and len(asked.trials) == 8
+
+
+def test_a_trial_is_told_in_80_columns_with_how_many_there_are(tmp_path: Path, compose: Compose) -> None:
+    asked = tuning(tmp_path, compose, "cope", num_trials=3)
+    tuner = Tuner([asked], lambda *_: None, 1, lambda: None)  # type: ignore[arg-type, return-value]  # nothing is run
+    trials = [asked.study.ask() for _ in range(3)]
+    for trial in trials:
+        asked._suggest(trial)
+    asked.study.tell(trials[0], state=optuna.trial.TrialState.FAIL)  # as one that was drawn twice
+    first = tuner._told(asked, trials[1], [1.25, 1.75], 61.0).splitlines()
+    assert first[0] == "cope trial 1 of 3: validation loss 1.5, lowest so far 1.5; 1 min"
+    assert first[1].startswith("    optimizer.lr=") and max(map(len, first)) <= 80
+    assert " ".join(line.strip() for line in first[1:]) == " ".join(asked.overrides(trials[1]))
+    assert tuner._told(asked, trials[2], [1.25], 5.0).startswith("cope trial 2 of 3: broken off, worse than the median; 5 s\n")
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:

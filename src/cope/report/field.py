@@ -90,7 +90,9 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ranking(task: str, table: pd.DataFrame, findings: Findings, claims: Sequence[Mapping[str, Any]], margins: Margins) -> Sheet:
+def ranking(
+    task: str, table: pd.DataFrame, findings: Findings, claims: Sequence[Mapping[str, Any]], margins: Margins, in_full: bool
+) -> Sheet:
     """A task's encodings by rank; those that tie, by their mean error. What the rule says, and published orders, are below."""
     own = table[table["task"] == task]
     if not own["seeds"].any():
@@ -108,7 +110,7 @@ def ranking(task: str, table: pd.DataFrame, findings: Findings, claims: Sequence
         costs = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
         rows.append((encoding_name(encoding), *cells, str(of_encoding.loc[splits[0], "seeds"]), *costs))
     columns = ("encoding", *map(split_name, splits), "seeds", "seconds a run", "MiB")
-    notes = by_the_rule(task, claims, findings, margins) + agreement(task, splits, findings)
+    notes = by_the_rule(task, claims, findings, margins, in_full) + agreement(task, splits, findings)
     return Sheet(f"{task_name(task)}: {metric.label} [rank]", columns, tuple(rows), tuple(notes), aside=frozenset(columns[-3:]))
 
 
@@ -133,11 +135,13 @@ def field_claims(plan: Plan, findings: Findings, seeds: Collection[int]) -> list
     return claims
 
 
-def by_the_rule(task: str, claims: Iterable[Mapping[str, Any]], findings: Findings, margins: Margins) -> list[str]:
-    """What the rule of the plan says to the claims about a task."""
+def by_the_rule(
+    task: str, claims: Iterable[Mapping[str, Any]], findings: Findings, margins: Margins, in_full: bool
+) -> list[str]:
+    """What the rule of the plan says to the claims about a task; ``in_full`` with the figures behind it."""
     relations = [relation for claim in claims for relation in claim["relations"] if relation["section"] == task]
     lines = [
-        f"- {DECIDED.get(found.outcome, found.outcome)}: {found.text}"
+        f"- {DECIDED.get(found.outcome, found.outcome)}: {found.text if in_full else f'{found.where}: {found.finding}'}"
         for relation in relations
         for found in compare(relation, margins, findings)
     ]

@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from cope.errors import UserError, check_choice
 from cope.overrides import Composer
@@ -115,21 +116,23 @@ def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Seq
 
     scale = [override for override in overrides if override.startswith("scale=")]
     runs = []
-    for section, rows in content["sections"].items():
-        for row, own in rows.items():
-            place = f"{name}, {section}: {row}"
-            if "at_scale" in content:
-                base = _composed_row(configs, (*own, *scale), place)
-                own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task.name, [])]
-            config = _composed_row(configs, (*own, *overrides), place)
-            check_top_level(config)
-            defined = definition(config)
-            for seed in seeds:
-                runs.append(
-                    PlannedRun(
-                        (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed
-                    )
+    of_sections = [(section, row, own) for section, rows in content["sections"].items() for row, own in rows.items()]
+    for section, row, own in tqdm(
+        of_sections, bar_format=name + ": {n_fmt} of {total_fmt} rows |{bar}|", disable=None, delay=1, leave=False, ncols=80
+    ):  # each takes a tenth of a second
+        place = f"{name}, {section}: {row}"
+        if "at_scale" in content:
+            base = _composed_row(configs, (*own, *scale), place)
+            own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task.name, [])]
+        config = _composed_row(configs, (*own, *overrides), place)
+        check_top_level(config)
+        defined = definition(config)
+        for seed in seeds:
+            runs.append(
+                PlannedRun(
+                    (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed
                 )
+            )
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))

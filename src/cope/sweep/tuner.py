@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -12,8 +14,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from optuna.trial import Trial, TrialState
+from tqdm import tqdm
 
 from cope.errors import Interrupted, UserError
+from cope.sweep.clock import in_words
 from cope.sweep.process import Processes, Work
 from cope.sweep.trial import TrialRun
 from cope.sweep.tuning import Tuning
@@ -22,7 +26,7 @@ from cope.threads import num_cores
 
 @dataclass
 class Tuner:
-    """Asks for trials, runs each in a process of its own, and tells Optuna what they found.
+    """Asks for trials, runs each in a process of its own, and tells Optuna what they found; on a terminal, how many are left.
 
     Args:
         run_of: what to run for a trial.
@@ -44,17 +48,27 @@ class Tuner:
 
         Trials that went on have then saved their state.
         """
+        total = sum(tuning.search.num_trials for tuning in self.tunings)
+        ended = sum(len(tuning.trials) - len(tuning.unfinished()) for tuning in self.tunings)
+        print(f"{ended} of {total} trials are finished; {self.jobs} at once", flush=True)
         with (
             self.processes.stopped_by_signals(),
+            tqdm(
+                total=total, initial=ended, bar_format="{n_fmt} of {total_fmt} trials |{bar}| {remaining} left", disable=None,
+                dynamic_ncols=True, leave=False, smoothing=0,
+            ) as bar,
             closing(self.processes.as_they_end(self.jobs, self._next_work, limit_s)) as jobs,
-        ):
+        ):  # fmt: skip
             for work, answer in jobs:
                 with suppress(Interrupted):
                     losses = answer.result()
                     if isinstance(losses, UserError):
                         raise losses
                     tuning, trial = work.of
-                    self._tell(tuning, trial, losses, time.monotonic() - work.began)
+                    bar.update()
+                    bar.write(self._told(tuning, trial, losses, time.monotonic() - work.began))
+                    sys.stdout.flush()
+                    self.told()
         return not self.processes.is_stopping()
 
     def _next_work(self) -> Work | None:
@@ -67,15 +81,21 @@ class Tuner:
         tuning, trial = self.left.pop(0)
         return Work(self.run_of(tuning, trial), self.environment, (tuning, trial))
 
-    def _tell(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> None:
-        what = f"{tuning.encoding} trial {trial.number} ({' '.join(tuning.overrides(trial))})"
+    def _told(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> str:
+        """Tell Optuna, and say it in lines of at most 80 columns."""
+        numbers = [counted.number for counted in tuning.trials]  # Optuna numbers those drawn twice as well
+        name = f"{tuning.encoding} trial {1 + numbers.index(trial.number)} of {tuning.search.num_trials}"
         if len(losses) < len(tuning.search.seeds):
             tuning.study.tell(trial, state=TrialState.PRUNED)
-            print(f"{what}: broken off, {seconds:.0f} s", flush=True)
+            found = "broken off, worse than the median"
         else:
             tuning.study.tell(trial, statistics.fmean(losses))
             best = tuning.best()
             lowest = math.inf if best is None or best.value is None else best.value
-            shown = " and ".join(f"{loss:.4g}" for loss in losses)
-            print(f"{what}: {shown}; best {lowest:.4g}, {seconds:.0f} s", flush=True)
-        self.told()
+            found = f"validation loss {statistics.fmean(losses):.4g}, lowest so far {lowest:.4g}"
+        return f"{name}: {found}; {in_words(seconds)}\n{indented(tuning.overrides(trial))}"
+
+
+def indented(overrides: Sequence[str]) -> str:
+    """Settings on lines of their own, of at most 80 columns."""
+    return textwrap.fill(" ".join(overrides), 80, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
