@@ -1,13 +1,13 @@
-"""Why half a context teaches a language model more: because attention reaches half
-as far, or because a batch comes from twice as many places of the text?
+"""Why half a context teaches a language model more: because attention reaches
+half as far, or because a batch comes from twice as many places of the text?
 
     python benchmarks/half_context.py pe=cope seed=101
 
-Both hold for the rows "trained at half of it" of Figure 3 (``make figure3``), with
-as many tokens a step. Here one holds: a run has the batches of the full context,
-token by token, but every window is read as two halves. It is scored as those that
-were trained at the full context are. If it is as good as they are, it is the
-places; if it is as good as those of half a context, it is the reach.
+Both hold for the rows "trained at half of it" of Figure 3 (``make figure3``),
+with as many tokens a step. Here one holds: a run has the batches of the full
+context, token by token, but every window is read as two halves. It is scored as
+those that were trained at the full context are. If it is as good as they are, it
+is the places; if it is as good as those of half a context, it is the reach.
 
     parts=2    so many parts of a window
 

@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
 from cope.errors import Interrupted, UserError
-from cope.sweep.clock import in_words
+from cope.sweep.clock import duration
 from cope.sweep.process import Processes, Work
 from cope.sweep.trial import TrialRun
 from cope.sweep.tuning import Tuning
@@ -93,7 +93,7 @@ class Tuner:
             best = tuning.best()
             lowest = math.inf if best is None or best.value is None else best.value
             found = f"validation loss {statistics.fmean(losses):.4g}, lowest so far {lowest:.4g}"
-        return f"{name}: {found}; {in_words(seconds)}\n{indented(tuning.overrides(trial))}"
+        return f"{name}: {found}; {duration(seconds)}\n{indented(tuning.overrides(trial))}"
 
 
 def indented(overrides: Sequence[str]) -> str:
