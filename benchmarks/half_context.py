@@ -5,14 +5,14 @@ half as far, or because a batch comes from twice as many places of the text?
 
 Both hold for the rows "trained at half of it" of Figure 3 (``make figure3``),
 with as many tokens a step. Here one holds: a run has the batches of the full
-context, token by token, but every window is read as two halves. It is scored as
-those that were trained at the full context are. If it is as good as they are, it
-is the places; if it is as good as those of half a context, it is the reach.
+context, token by token, but every window is read as two halves. It is scored
+as those that were trained at the full context are. If it is as good as they
+are, it is the places; if it is as good as those of half a context, the reach.
 
     parts=2    so many parts of a window
 
-All else are settings of train.py. A run lies under outputs/half_context, and the
-same command goes on with it.
+All else are settings of train.py. A run lies under outputs/half_context, and
+the same command goes on with it.
 """
 
 if __name__ == "__main__":
