@@ -2,6 +2,8 @@
 half as far, or because a batch comes from twice as many places of the text?
 
     python benchmarks/half_context.py pe=cope seed=101
+    # windows in four parts
+    python benchmarks/half_context.py pe=relative seed=101 parts=4
 
 Both hold for the rows "trained at half of it" of Figure 3 (``make figure3``),
 with as many tokens a step. Here one holds: a run has the batches of the full
