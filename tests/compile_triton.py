@@ -90,8 +90,9 @@ def compiled(dtype: torch.dtype, masked: bool, every_option: bool) -> Iterator[t
     )
     yield z, {}
     yield count_part_kernel.warmup(inputs, i64, *lengths, 2, grid=(1,), **forward), {}
-    joined = (f32, f32, i32, i64, own, f32, i32, i64)
-    yield join_parts_kernel.warmup(*joined, 12, 1, 2, NUM_POSITIONS, HEAD_DIM, grid=(1,), PARTS=16, VALUE_DIM=HEAD_DIM), {}
+    for meetings in ((i32, i64), (None, None)):  # with a table, and without
+        joined = (f32, f32, *meetings, own, f32, i32, i64)
+        yield join_parts_kernel.warmup(*joined, 12, 1, 2, NUM_POSITIONS, HEAD_DIM, grid=(1,), PARTS=16, VALUE_DIM=HEAD_DIM), {}
     yield from each("forward", forward_kernel, inputs, own, f32, i32, i64, None, None, *lengths, 1)
     yield from each(
         "queries", query_gradients_kernel, inputs, own, 0.125, view(), view(), f32, i32, i64, f32, i32, i64, f32, i32, i64,

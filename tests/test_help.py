@@ -28,7 +28,7 @@ def test_a_commands_help_has_its_purpose_keys_and_examples(path: Path) -> None:
     examples = re.findall(rf"python (?:-S )?{re.escape(called)}", documentation)
     assert len(examples) >= (1 if path.stem in ASKED_BY_OTHERS else 2)
     # What is published is written only when asked for.
-    assert not any(place.startswith("docs/") for place in re.findall(r"^    to=(\S+)", documentation, re.MULTILINE))
+    assert not any(place.startswith("docs/") for place in re.findall(r"^ *to=(\S+)", documentation, re.MULTILINE))
     for settings in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
         keys = [
             node.target.id for node in settings.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import HALVES, OPEN, compare_with_reference, draw, gradients, run
+from kernel_cases import HALVES, OPEN, compare_with_reference, draw, gradients, padding, run
 
+from cope import relative_attention
 from cope.errors import UserError
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
@@ -95,6 +96,26 @@ def test_a_few_queries_share_the_keys_among_programs(num_queries, num_keys, num_
 
 
 @pytest.mark.slow
+def test_parts_are_joined_a_few_at_a_time(monkeypatch):
+    """Of grouped heads too, and where parts or whole rows are padding."""
+    monkeypatch.setattr(triton, "KEYS_PER_PART", 64)
+    monkeypatch.setattr(triton, "PARTS_AT_A_TIME", 2)
+    drawn = dict(num_queries=3, num_keys=330, num_positions=9, num_heads=4, num_key_heads=2, value_dim=5, shift=-1.0)
+    key_mask = padding(330, [330, 100], "left")
+    compare_with_reference(drawn, "triton", "paper", tolerance=5e-5, key_mask=key_mask)
+
+
+@pytest.mark.slow
+def test_parts_are_joined_without_positions_too(monkeypatch):
+    monkeypatch.setattr(triton, "KEYS_PER_PART", 64)
+    monkeypatch.setattr(triton, "PARTS_AT_A_TIME", 2)
+    values = draw(3, 330, None, relative=200, bias=(2, 50), dtype=torch.float32)
+    q, k, v, relative, bias = (values[name] for name in ("q", "k", "v", "relative", "bias"))
+    found, expected = (relative_attention(q, k, v, relative, bias=bias, backend=name) for name in ("triton", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_batch_in_groups_gives_what_it_gives_at_once(monkeypatch, dropout):
     values = draw(70, 80, 9, batch=3, gates="separate", relative=30, bias=(2, 20), dtype=torch.float32)
@@ -171,7 +192,7 @@ def test_kernels_compile_for_gpus(capability, tensors):
     finished = subprocess.run([sys.executable, script, str(capability), *tensors], capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     lines = finished.stdout.splitlines()
-    assert len(lines) == 7, finished.stdout
+    assert len(lines) == 8, finished.stdout
     limit = {80: 163, 90: 227}[capability]  # KiB of shared memory a block
     for line in lines:
         name, shared = line.split()

@@ -155,10 +155,12 @@ def test_a_trial_is_told_in_80_columns_with_how_many_there_are(tmp_path: Path, c
         asked._suggest(trial)
     asked.study.tell(trials[0], state=optuna.trial.TrialState.FAIL)  # as one that was drawn twice
     first = tuner._told(asked, trials[1], [1.25, 1.75], 61.0).splitlines()
-    assert first[0] == "cope trial 1 of 3: validation loss 1.5, lowest so far 1.5; 61 s"
+    assert first[0] == "cope trial 1 (1 of 3): validation loss 1.5, lowest so far 1.5; 61 s"
     assert first[1].startswith("    optimizer.lr=") and max(map(len, first)) <= 80
     assert " ".join(line.strip() for line in first[1:]) == " ".join(asked.overrides(trials[1]))
-    assert tuner._told(asked, trials[2], [1.25], 5.0).startswith("cope trial 2 of 3: broken off, worse than the median; 5 s\n")
+    assert tuner._told(asked, trials[2], [1.25], 5.0).startswith(
+        "cope trial 2 (2 of 3): broken off, worse than the median; 5 s\n"
+    )
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class Tuner:
 
         Trials that went on have then saved their state.
         """
-        total = sum(tuning.search.num_trials for tuning in self.tunings)
         ended = sum(len(tuning.trials) - len(tuning.unfinished()) for tuning in self.tunings)
+        total = max(ended, sum(tuning.search.num_trials for tuning in self.tunings))
         print(f"{ended} of {total} trials are finished; {self.jobs} at once", flush=True)
         with (
             self.processes.stopped_by_signals(),
@@ -83,8 +83,9 @@ class Tuner:
 
     def _told(self, tuning: Tuning, trial: Trial, losses: Sequence[float], seconds: float) -> str:
         """Tell Optuna, and say it in lines of at most 80 columns."""
-        numbers = [counted.number for counted in tuning.trials]  # Optuna numbers those drawn twice as well
-        name = f"{tuning.encoding} trial {1 + numbers.index(trial.number)} of {tuning.search.num_trials}"
+        numbers = [counted.number for counted in tuning.trials]  # Optuna's, as on file: those drawn twice have one as well
+        nth = f"{1 + numbers.index(trial.number)} of {tuning.search.num_trials}"
+        name = f"{tuning.encoding} trial {trial.number} ({nth})"
         if len(losses) < len(tuning.search.seeds):
             tuning.study.tell(trial, state=TrialState.PRUNED)
             found = "broken off, worse than the median"
