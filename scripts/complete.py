@@ -19,18 +19,8 @@ COMMANDS = ("train", "evaluate", "generate", "completion")  # of cope-lab
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
-COMPOSED = (
-    "train",
-    "table",
-    "report",
-    "decide",
-    "field",
-    "costs",
-    "tune",
-    "position_term",
-    "half_context",
-    "runs",
-)  # of train.py's settings
+# Whose settings are those of train.py too.
+COMPOSED = ("train", "table", "report", "decide", "field", "costs", "tune", "position_term", "half_context", "runs")
 CONFIG = {"prepare_corpus": "prepare_corpus.yaml", "probe_llm": "probe/llm.yaml"} | dict.fromkeys(COMPOSED, "train.yaml")
 
 
