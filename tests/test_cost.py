@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cope.errors import UserError
 from cope.report.cost_sheets import ALL, cost_sheet, costs_sheets
+from cope.run.batches import StepBatch, TrainingBatches
 from cope.run.configuration import definition
 from cope.run.cost import flops_of_step
 from cope.run.experiment import Experiment
@@ -54,6 +56,17 @@ def test_all_but_the_time_is_told_without_a_step(compose: Compose) -> None:
     with_time, without = (costs_sheets([plan], {run.folder.path: (cost, "32-true")}, 1) for cost in (measured, told))
     for one, other in zip(with_time, without, strict=True):
         assert set(one.columns) - set(other.columns) == {"on this CPU"}
+
+
+def test_a_step_of_a_generated_task_waits_for_its_batch(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = TrainingBatches.at
+
+    def slow(batches: TrainingBatches, step: int) -> StepBatch:
+        time.sleep(0.2)
+        return at(batches, step)
+
+    monkeypatch.setattr(TrainingBatches, "at", slow)
+    assert Experiment(dry(compose("task=flip_flop", "trainer.steps=2"))).cost().step_s > 0.2
 
 
 def test_tokens_are_those_that_a_run_reads(compose: Compose) -> None:
