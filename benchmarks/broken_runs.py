@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 import cope.report.page
 import cope.report.run_sheets
 import cope.sweep.preload  # noqa: F401
-from cope.kernels.native.build import cache_folder
+from cope.files import cache_folder
 from cope.report.claims import ClaimsPlan
 from cope.run.folder import RunFolder
 from cope.sweep.plan import planned_seeds, read_plans

@@ -12,6 +12,7 @@ from kernel_marks import NEEDS_COMPILER
 
 from cope import cope_attention, functional
 from cope.errors import UserError
+from cope.files import cache_folder
 from cope.kernels import native
 from cope.kernels.native import build
 from cope.kernels.native.build import CannotBuild, library
@@ -152,12 +153,12 @@ def test_the_cache_is_where_its_variables_say(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for value, wanted in (("~/kept", "kept"), ("", ".cache/cope-lab"), (str(tmp_path / "there"), "there")):
         monkeypatch.setenv("COPE_CACHE", value)
-        assert build.cache_folder() == tmp_path / wanted
+        assert cache_folder() == tmp_path / wanted
     monkeypatch.setattr(Path, "expanduser", lambda self: Path.home())
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
     monkeypatch.setenv("COPE_CACHE", "")
     with pytest.raises(CannotBuild, match=r"no home folder .*set COPE_CACHE"):
-        build.cache_folder()
+        library()
 
 
 def test_auto_falls_back_once_and_says_why(monkeypatch, caplog):

@@ -37,6 +37,20 @@ def user_path(key: str, text: str | Path) -> Path:
         raise UserError(f"{key}={text}: there is no home folder of that name; allowed: ~/..., or a whole path.") from error
 
 
+def cache_folder() -> Path:
+    """Where is kept what can be made again: ``$COPE_CACHE``, or ``cope-lab`` in the user's cache folder.
+
+    Raises:
+        UserError: there is no home folder; a clause, to be read after a colon.
+    """
+    try:
+        if os.environ.get("COPE_CACHE"):
+            return Path(os.environ["COPE_CACHE"]).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cope-lab"
+    except RuntimeError as error:
+        raise UserError("there is no home folder to keep it in; set COPE_CACHE to a folder") from error
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 

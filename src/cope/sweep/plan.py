@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from cope.errors import UserError, check_choice
 from cope.overrides import Composer
-from cope.run.configuration import check_top_level, definition, run_folder
 from cope.sweep.jobs import Job
+from cope.sweep.rows import kept_rows
 
 
 @dataclass(frozen=True)
@@ -117,22 +117,20 @@ def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Seq
     scale = [override for override in overrides if override.startswith("scale=")]
     runs = []
     of_sections = [(section, row, own) for section, rows in content["sections"].items() for row, own in rows.items()]
-    for section, row, own in tqdm(
+    rows = tqdm(
         of_sections, bar_format=name + ": {n_fmt} of {total_fmt} rows |{bar}|", disable=None, delay=1, leave=False, ncols=80
-    ):  # each takes a tenth of a second
-        place = f"{name}, {section}: {row}"
-        if "at_scale" in content:
-            base = _composed_row(configs, (*own, *scale), place)
-            own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task.name, [])]
-        config = _composed_row(configs, (*own, *overrides), place)
-        check_top_level(config)
-        defined = definition(config)
-        for seed in seeds:
-            runs.append(
-                PlannedRun(
-                    (*own, *overrides, f"seed={seed}"), run_folder(config, seed, defined), config.scale, section, row, seed
+    )
+    with kept_rows(configs, lambda overrides: composed(configs, overrides)) as row_of:
+        for section, name_of_row, own in rows:
+            with _told_with(f"{name}, {section}: {name_of_row}"):
+                if "at_scale" in content:
+                    base = row_of((*own, *scale))
+                    own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task, [])]
+                row = row_of((*own, *overrides))
+            for seed in seeds:
+                runs.append(
+                    PlannedRun((*own, *overrides, f"seed={seed}"), row.folder(seed), row.scale, section, name_of_row, seed)
                 )
-            )
     runs.sort(key=lambda run: run.seed)
     splits = tuple(content["splits"]) if "splits" in content else None
     return Plan(name, content["title"], seeds, splits, tuple(content["sections"]), tuple(runs))
@@ -198,9 +196,11 @@ def composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
         raise UserError("\n".join(problems)) from error
 
 
-def _composed_row(configs: Path, overrides: tuple[str, ...], place: str) -> DictConfig:
+@contextmanager
+def _told_with(place: str) -> Iterator[None]:
+    """Add to what is wrong with a row's overrides which row it is."""
     try:
-        return composed(configs, overrides)
+        yield
     except NoRecipe:
         raise
     except UserError as error:

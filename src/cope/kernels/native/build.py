@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from cope.files import lock
+from cope.errors import UserError
+from cope.files import cache_folder, lock
 
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
@@ -36,16 +37,6 @@ log = logging.getLogger(__name__)
 
 class CannotBuild(RuntimeError):
     """Why there is no native kernel on this machine; one clause, to be read after a colon."""
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    try:
-        if os.environ.get("COPE_CACHE"):
-            return Path(os.environ["COPE_CACHE"]).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cope-lab"
-    except RuntimeError as error:
-        raise CannotBuild("there is no home folder to keep the compiled kernel in; set COPE_CACHE to a folder") from error
 
 
 def find_compiler() -> list[str]:
@@ -88,7 +79,10 @@ def library(instructions: str | None = None, extra_flags: tuple[str, ...] = ()) 
     sources = sorted(SOURCES.iterdir())
     identity = "\n".join([version.stdout, *compiler, *flags, platform.machine(), *(source.read_text() for source in sources)])
     name = f"native-{instructions.lower()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    path = cache_folder() / name
+    try:
+        path = cache_folder() / name
+    except UserError as error:
+        raise CannotBuild(str(error)) from error
     try:
         if not _is_whole(path):
             with lock(path.with_suffix(".lock"), wait=f"another process is compiling {path}: waiting for it"):

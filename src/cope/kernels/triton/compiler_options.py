@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 
 from cope.errors import UserError
-from cope.files import lock, read_json, write_json
-from cope.kernels.native.build import CannotBuild, cache_folder
+from cope.files import cache_folder, lock, read_json, write_json
 
 Options = dict[str, Any]  # of Triton's compiler, or sizes of a tile
 
@@ -114,7 +113,7 @@ def fastest(card: str, kind: Kind, candidates: Sequence[Options], trial: Trial) 
                 return candidates[0]
             else:
                 found = _tried_by_one(path, card, kind, candidates, trial)
-        except (OSError, UserError, CannotBuild) as error:  # what cannot be kept would be measured anew by each process
+        except (OSError, UserError) as error:  # what cannot be kept would be measured anew by each process
             log.warning("Triton kernels are compiled with their default options, for no others can be kept: %s", error)
             found = candidates[0]
         _taken[card, kind] = found
@@ -130,7 +129,7 @@ def kept(card: str) -> list[dict[str, Any]]:
     """What is kept for this card: the contents of all files; nothing where there is no Triton, or no folder to keep it in."""
     try:
         files = sorted(folder(card).glob("*.json"))
-    except (ImportError, CannotBuild):
+    except (ImportError, UserError):
         return []
     entries = [_entry(path, None) for path in files]
     return [entry for entry in entries if entry is not None]
