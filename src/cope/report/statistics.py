@@ -1,11 +1,15 @@
-"""What a handful of seeds is summed up by."""
+"""What a handful of seeds is summed up by.
+
+Each run needs the first few of these; ``scipy.stats``, which takes a second to import, is imported by the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, mannwhitneyu, trim_mean
 
 from cope.metrics import Metric
 
@@ -15,8 +19,11 @@ MISSING = "missing"  # what stands where there is no value
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), as fractions; of examples it treats each as independent."""
-    interval = binomtest(successes, count).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, shrunk = successes / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / shrunk
+    half = z / shrunk * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - half if successes else 0.0), (middle + half if successes < count else 1.0)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -39,6 +46,7 @@ def interquartile_mean(*strata: Sequence[float]) -> tuple[float, float, float]:
 
     Agarwal et al. 2021, arXiv 2108.13264: strata are tasks, or splits; of one cell there is one. NaN for less than two values.
     """
+    from scipy.stats import bootstrap, trim_mean
 
     def middle(*resampled: np.ndarray, axis: int) -> np.ndarray:
         found: np.ndarray = trim_mean(np.concatenate(resampled, axis=axis), 0.25, axis=axis)
@@ -57,6 +65,8 @@ def interquartile_mean(*strata: Sequence[float]) -> tuple[float, float, float]:
 
 def probability_lower(first: Sequence[float], second: Sequence[float]) -> float:
     """That a seed of ``first`` is below one of ``second``, an equal one counting half: Mann and Whitney's U over the pairs."""
+    from scipy.stats import mannwhitneyu
+
     return float(mannwhitneyu(second, first).statistic) / (len(first) * len(second))
 
 
