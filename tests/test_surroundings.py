@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from runs import clean_environment
 
 from cope.building import arguments
+from cope.command_start import INTERRUPTED, NO_READER, STOPPED
 from cope.run.device import TrainerSettings
-from cope.signals import INTERRUPTED, NO_READER, STOPPED
 
 TRAIN = str(ROOT / "train.py")
 

@@ -21,13 +21,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.building import converted
+from cope.command_start import INTERRUPTED, NO_READER, STOPPED, end_at_once
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
 from cope.memory import is_out_of_memory
 from cope.overrides import check_overrides, given_twice, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
-from cope.signals import INTERRUPTED, NO_READER, STOPPED, end_at_once, handled_by
+from cope.signals import handled_by
 
 LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
 BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)

@@ -26,8 +26,9 @@ from typing import Any
 
 import cloudpickle
 
+from cope.command_start import INTERRUPTED
 from cope.errors import Interrupted
-from cope.signals import INTERRUPTED, handled_by
+from cope.signals import handled_by
 
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
