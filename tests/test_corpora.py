@@ -366,6 +366,7 @@ def test_a_sample_is_spread_over_the_text_and_bounded(monkeypatch: pytest.Monkey
     assert all(140 <= sum(low <= number < low + 200 for number in sample) * 4 <= 180 for low in range(0, 1000, 200))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     """A corpus of 400 MB, of which no more is ever held than a few documents."""
     code = f"""

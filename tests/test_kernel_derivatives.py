@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from kernel_marks import NEEDS_COMPILER
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -145,22 +147,30 @@ REFERENCE_ALONE: dict[str, Callable[[Attend], Tensor]] = {
 }
 
 
+def cases(derivations: Iterable[str]) -> list[ParameterSet]:
+    """Each of them with each backend; what is compiled takes a second, so by default with one of ours alone."""
+    found = []
+    for derive, kind in product(derivations, KINDS):
+        kind, backend, marks = (*kind.values, kind.marks) if isinstance(kind, ParameterSet) else (*kind, ())
+        slow = [pytest.mark.slow] if "compile" in derive and backend != "native" else []
+        found.append(pytest.param(derive, kind, backend, marks=[*marks, *slow]))
+    return found
+
+
 @cache
 def from_the_reference(derive: str, kind: str) -> Tensor:
     torch.compiler.reset()
     return (EQUAL | REFERENCE_ALONE)[derive](attend_with(kind, "reference"))
 
 
-@pytest.mark.parametrize(("kind", "backend"), KINDS)
-@pytest.mark.parametrize("derive", EQUAL)
+@pytest.mark.parametrize(("derive", "kind", "backend"), cases(EQUAL))
 def test_derivatives_equal_the_references(derive, kind, backend):
     expected = from_the_reference(derive, kind)
     torch.compiler.reset()
     torch.testing.assert_close(EQUAL[derive](attend_with(kind, backend)), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("kind", "backend"), KINDS)
-@pytest.mark.parametrize("derive", REFERENCE_ALONE)
+@pytest.mark.parametrize(("derive", "kind", "backend"), cases(REFERENCE_ALONE))
 def test_derivatives_that_the_reference_alone_has_are_refused(derive, kind, backend):
     assert from_the_reference(derive, kind).abs().max() > 0.01
     torch.compiler.reset()
@@ -195,7 +205,7 @@ def test_a_backward_pass_under_autocast_keeps_single_precision(backend):
     torch.testing.assert_close(found, gradient_through(attend_with("contextual", "reference")), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "auto"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("blockwise", marks=pytest.mark.slow)])
 def test_one_graph_serves_every_length(backend):
     torch.compiler.reset()
     attend = torch.compile(

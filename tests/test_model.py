@@ -195,6 +195,7 @@ CHECK_ANNOTATED_SHAPES = """
 """
 
 
+@pytest.mark.slow
 def test_annotated_shapes_hold(compose):
     # In a process of its own: the hook rewrites modules while they are imported, and here they are imported already.
     code = textwrap.dedent(CHECK_ANNOTATED_SHAPES)

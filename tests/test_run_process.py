@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -139,17 +138,10 @@ def test_a_job_leaves_ctrl_c_to_the_launcher() -> None:
     assert Processes().call(lambda: signal.getsignal(signal.SIGINT), os.environ) == signal.SIG_IGN
 
 
-FIRST_CASE = ("table", signal.SIGTERM, True)
-
-
-@pytest.mark.parametrize(
-    ("kind", "number", "trains_already"),
-    [
-        # The others send what the tests above send as well, or begin before there is anything to save.
-        pytest.param(*case, marks=() if case == FIRST_CASE else pytest.mark.slow)
-        for case in itertools.product(["table", "sweep"], [signal.SIGTERM, signal.SIGINT], [False, True])
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trains_already", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["table", "sweep"])
 def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
     tmp_path: Path, kind: str, number: signal.Signals, trains_already: bool
 ) -> None:

@@ -80,7 +80,7 @@ class Comparison:
             return Outcome.MISSING
         return first_reached(self.evidence.running(), self.rule.needed)
 
-    @property
+    @cached_property
     def is_settled(self) -> bool:
         """Whether it is as claimed, or so close that a claim which it is a part of can be of no difference."""
         running = self.evidence.running()
