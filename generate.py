@@ -30,7 +30,7 @@ if __name__ == "__main__":
 import sys
 
 from cope.cli import read_settings, run_command
-from cope.signals import INTERRUPTED
+from cope.endings import INTERRUPTED
 
 
 def main(arguments: list[str]) -> None:

@@ -33,7 +33,8 @@ from pathlib import Path
 from hydra.plugins.launcher import Launcher
 from table import CONFIGS, launcher_of
 
-from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.cli import run_command, split_settings
+from cope.endings import LEFT_OVER
 from cope.errors import check_at_least, check_between
 from cope.heads.measure_runs import MEASURED_TABLE, is_unmeasured, measure_heads
 from cope.report.agenda import Agenda, progress_line

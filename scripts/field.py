@@ -39,7 +39,8 @@ import yaml
 from decide import run_until_decided
 from table import CONFIGS, launcher_of, run_waiting
 
-from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.cli import run_command, split_settings
+from cope.endings import LEFT_OVER
 from cope.errors import check_between, check_choice
 from cope.report.claims import ClaimsPlan, Verdict, judge
 from cope.report.field import field_cells, field_claims, ranking, write_field

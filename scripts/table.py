@@ -41,7 +41,8 @@ from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 
-from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.cli import run_command, split_settings
+from cope.endings import LEFT_OVER
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
 from cope.overrides import Composer

@@ -32,7 +32,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cope.cli import LEFT_OVER, run_command, split_settings
+from cope.cli import run_command, split_settings
+from cope.endings import LEFT_OVER
 from cope.errors import check_at_least, check_choice, counted
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed

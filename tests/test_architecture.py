@@ -26,7 +26,7 @@ FLOORS = [
     {"heads"},
     {"report"},
     {"sweep"},
-    {"command_start", "cli", "overrides", "help"},
+    {"command_start", "cli", "overrides", "help", "endings"},
     {"run"},
     {"model"},
     {"positions"},

@@ -15,7 +15,8 @@ from conftest import ENCODINGS, TASKS, WITH_JOBS
 from omegaconf import DictConfig
 from runs import after_step, clean_environment, command, folder_of, run, train, train_here
 
-from cope.cli import INTERRUPTED, LEFT_OVER, reporting_errors
+from cope.cli import reporting_errors
+from cope.endings import INTERRUPTED, LEFT_OVER
 from cope.errors import Interrupted, UserError
 from cope.run.folder import RunFolder
 from cope.run.loop import TrainingLoop

@@ -22,7 +22,8 @@ from conftest import composed_in
 from omegaconf import DictConfig
 from runs import after_step, contents, folder_of, run
 
-from cope.cli import BUSY, reporting_errors
+from cope.cli import reporting_errors
+from cope.endings import BUSY
 from cope.errors import Interrupted, UserError
 from cope.files import write_text
 from cope.run.experiment import Experiment

@@ -13,7 +13,7 @@ from conftest import ROOT
 from plans import SEEDS, plan_in
 from runs import completed
 
-from cope.cli import LEFT_OVER
+from cope.endings import LEFT_OVER
 from cope.errors import UserError
 from cope.sweep.plan import PlannedRun
 

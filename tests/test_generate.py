@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from runs import command_here
 
 from cope.building import build
-from cope.cli import INTERRUPTED, read_settings
+from cope.cli import read_settings
+from cope.endings import INTERRUPTED
 from cope.errors import UserError
 from cope.functional import BACKENDS
 from cope.kernels import native, triton

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, WITH_JOBS
 from runs import train_here
 
-from cope.cli import INTERRUPTED
+from cope.endings import INTERRUPTED
 from cope.errors import Interrupted
 from cope.sweep.process import CONTEXT, Processes
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from runs import clean_environment
 
 from cope.building import arguments
-from cope.command_start import INTERRUPTED, NO_READER, STOPPED
+from cope.endings import INTERRUPTED, NO_READER, STOPPED
 from cope.run.device import TrainerSettings
 
 TRAIN = str(ROOT / "train.py")

@@ -15,7 +15,7 @@ from conftest import CONFIGS, ROOT, WITH_JOBS
 from plans import SEEDS, TABLES, composed, plan_in
 from runs import command_here, completed
 
-from cope.cli import LEFT_OVER
+from cope.endings import LEFT_OVER
 from cope.errors import UserError
 from cope.report.findings import Findings
 from cope.report.paper import paper_values

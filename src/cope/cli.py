@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cope.building import converted
-from cope.command_start import INTERRUPTED, NO_READER, STOPPED, end_at_once
+from cope.endings import BUSY, INTERRUPTED, NO_READER, STOPPED, end_at_once
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
 from cope.memory import is_out_of_memory
@@ -30,8 +30,6 @@ from cope.run.configuration import TOP_LEVEL_KEYS
 from cope.run.lookup import run_path
 from cope.signals import handled_by
 
-LEFT_OVER = 3  # of a sweep, some of whose runs failed or were stopped; 1 is of a command that was refused
-BUSY = 75  # of one whose run another process has (EX_TEMPFAIL of sysexits.h)
 OF_TRAIN = (*TOP_LEVEL_KEYS, "hydra")  # what settings of train.py begin with
 
 Settings = TypeVar("Settings")

@@ -7,9 +7,7 @@ import signal
 import sys
 from contextlib import suppress
 
-INTERRUPTED = 130  # the shell's exit status of a program stopped by Ctrl-C
-NO_READER = 141  # that of a program whose output nobody reads any more, as before "| head"
-STOPPED = "Stopped; the same command goes on from there."
+from cope.endings import NO_READER, end_at_once
 
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
@@ -46,14 +44,6 @@ def start_command(documentation: str | None = None, doing: str = "", has_setting
         from cope.cli import OF_TRAIN, check_keys  # here, since it imports Hydra
 
         check_keys(documentation, OF_TRAIN if has_settings_of_train else ())
-
-
-def end_at_once(number: int, frame: object) -> None:
-    """The handler of a command that has begun nothing yet: modules that are half imported cannot clean up."""
-    try:
-        os.write(2, f"{STOPPED}\n".encode())
-    finally:
-        os._exit(INTERRUPTED)
 
 
 def _open_standard_streams() -> None:

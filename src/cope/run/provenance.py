@@ -31,6 +31,7 @@ ABOVE_A_RUN = (
     "help.py",
     "overrides.py",
     "command_start.py",
+    "endings.py",
     "sweep",
     "report",
     "heads",

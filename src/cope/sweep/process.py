@@ -26,7 +26,7 @@ from typing import Any
 
 import cloudpickle
 
-from cope.command_start import INTERRUPTED
+from cope.endings import INTERRUPTED
 from cope.errors import Interrupted
 from cope.signals import handled_by
 

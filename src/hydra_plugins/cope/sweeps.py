@@ -30,7 +30,8 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         # Imported here, since Hydra imports this module before every command.
-        from cope.cli import LEFT_OVER, reporting_errors
+        from cope.cli import reporting_errors
+        from cope.endings import LEFT_OVER
         from cope.report.run_sheets import sweep_sheets
         from cope.report.sheets import show
         from cope.sweep.jobs import check_jobs, job_of, run_jobs, tell_end, without_hydra
