@@ -6,11 +6,13 @@ What takes long to import is imported where it is used: the process that hands o
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
 texts: Path  # where corpora are prepared, once a session has begun
+composed_before: Path  # what Hydra made of these configs, for all processes and the next session
 
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
@@ -48,6 +51,14 @@ gc.set_threshold(50_000, 10, 10)
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    digest = hashlib.sha256("".join(map(version, ("hydra-core", "omegaconf"))).encode())
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        digest.update(path.relative_to(CONFIGS).as_posix().encode() + path.read_bytes())
+    global composed_before
+    composed_before = config.cache.mkdir("composed") / digest.hexdigest()[:16]  # type: ignore[union-attr]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,10 +124,17 @@ def _composed(overrides: tuple[str, ...]) -> bytes:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from cope.files import write_atomically
+
     choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
     if choices == overrides:
+        kept = composed_before / hashlib.sha256(repr(overrides).encode()).hexdigest()
+        if kept.exists():
+            return kept.read_bytes()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return pickle.dumps(compose("train", overrides=["scale=smoke", "logger=none", *overrides]))
+            found = pickle.dumps(compose("train", overrides=["scale=smoke", "logger=none", *overrides]))
+        write_atomically(kept, lambda file: file.write(found))
+        return found
     config = pickle.loads(_composed(choices))
     settings = [override for override in overrides if override not in choices]
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(settings), config)
