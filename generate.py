@@ -30,6 +30,7 @@ if __name__ == "__main__":
 import sys
 
 from cope.cli import read_settings, run_command
+from cope.command_start import write_whole
 from cope.endings import INTERRUPTED
 
 
@@ -39,12 +40,10 @@ def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, GenerationSettings, 'python generate.py run=<run folder> prompt="..." [key=value ...]')
     try:
         pieces = text_pieces(settings)
-        if settings.stream:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-            print()
-        else:
-            print("".join(pieces))
+        # Whole: where its lines end is the model's to say.
+        for piece in pieces if settings.stream else ["".join(pieces)]:
+            write_whole(piece, sys.stdout)
+        print()
     except KeyboardInterrupt:  # there is nothing to go on with, which is what reporting_errors would promise
         print()
         sys.exit(INTERRUPTED)

@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> None:
     for values in itertools.product(*COMPARED.values()):
         own = dict(zip(COMPARED, values, strict=True))
         found = measure(composed(CONFIGS, (*overrides, *(f"{key}={value}" for key, value in own.items()))))
-        rows.append(own | {name: f"{value:.2g}" for name, value in asdict(found).items()})
+        short = {key.removeprefix("pe."): value for key, value in own.items()}  # a line of the table has 80 characters
+        rows.append(short | {name: f"{value:.2g}" for name, value in asdict(found).items()})
     print(pd.DataFrame(rows).to_string(index=False))
 
 

@@ -34,10 +34,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
+from cope.command_start import width_of
 from cope.errors import UserError
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
-from cope.report.verdicts import claim_in_full, claim_lines, line_width
+from cope.report.verdicts import claim_in_full, claim_lines
 from cope.sweep.plan import read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -64,14 +65,14 @@ def main(arguments: list[str]) -> None:
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
     if settings.why is not None:
-        print(claim_in_full(report.verdicts, claims_plan, settings.why, line_width()))
+        print(claim_in_full(report.verdicts, claims_plan, settings.why, width_of(sys.stdout)))
     elif settings.claims:
-        print(claim_lines(report.verdicts, claims_plan, line_width()))
+        print(claim_lines(report.verdicts, claims_plan, width_of(sys.stdout)))
     else:
         command = shlex.join(["python", "scripts/report.py", *arguments])
         print("writing tables and pictures ...", file=sys.stderr, flush=True)
         page = write_report(report, settings.to, command, settings.with_runs)
-        print(f"{claim_lines(report.verdicts, claims_plan, line_width())}\n\nwritten: {page}")
+        print(f"{claim_lines(report.verdicts, claims_plan, width_of(sys.stdout))}\n\nwritten: {page}")
 
 
 if __name__ == "__main__":

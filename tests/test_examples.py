@@ -53,7 +53,8 @@ def test_cope_is_added_to_a_model_with_rope(tmp_path, monkeypatch, capsys):
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     run_notebook("what_does_it_count.ipynb", SECONDS, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
-    assert printed.count("layer 1, head 1: ") == 1 and "unused positions" in printed
+    assert printed.count("layer 1, head 1: ") == 1
+    assert re.search(r"^layer 1: <PositionUse: share .+ positions unused>$", printed, re.MULTILINE)
 
 
 @pytest.mark.slow

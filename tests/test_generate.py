@@ -305,9 +305,11 @@ def test_what_a_run_cannot_do_is_told_before_any_text(leave_run):
 
 def test_a_mistyped_run_is_guessed(leave_run, tmp_path):
     leave_run("pe=none", "task=counting")
+    (tmp_path / "outputs" / "code").mkdir()
     for typed, said in (
         ("outputs/seed=2", "outputs/seed=2 does not exist. Did you mean 'seed=1'?"),
         ("output/seed=1", "output does not exist. Did you mean 'outputs'?"),
+        ("outputs/nope", "outputs/nope does not exist."),  # half of its letters are those of "code"
     ):
         with pytest.raises(UserError) as refused:
             text_pieces(parse([f"run={tmp_path / typed}", "prompt=a"]))

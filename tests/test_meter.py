@@ -10,7 +10,7 @@ from kernel_cases import padding
 
 from cope.errors import UserError
 from cope.kernels.reference import contextual_positions
-from cope.meter import position_use, total
+from cope.meter import PositionUse, position_use, total
 from cope.model.inspection import position_use_by_layer
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -55,6 +55,12 @@ def test_a_table_of_zeros_is_inert_and_batches_add_up():
     closed = position_use(Q, torch.zeros_like(K), torch.randn(100, 4))
     assert closed.unused == list(range(76, 100))
     assert math.isclose(closed.reads.sum(), 2 * 4 * 150 * 151 / 2, rel_tol=1e-6)
+
+
+def test_it_is_shown_in_one_short_line_and_keeps_its_numbers():
+    use = PositionUse(torch.full((16,), 3.0), torch.linspace(0.0, 1.0, 16), torch.tensor([1.0] * 52 + [0.0] * 12))
+    assert f"{use}" == repr(use) == "<PositionUse: share 0.00 to 0.25 in 16 heads, 12 of 64 positions unused>"
+    assert use.unused == list(range(52, 64)) and use.share.shape == (16,)
 
 
 def test_the_meter_of_a_model(make_model):

@@ -134,7 +134,8 @@ def run_hydra_command(main: Callable[[], None], config_folder: str, config_name:
             with redirect_stdout(text) if prints_only(arguments) else nullcontext():
                 main()
         finally:
-            print(text.getvalue(), end="")  # here, where it is known what to do if nobody takes it
+            # Here, where it is known what to do if nobody takes it; whole lines, as cope.command_start.write_whole does.
+            type(sys.stdout).write(sys.stdout, text.getvalue())
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import difflib
 import math
 from collections.abc import Iterable
 
+NEAR = 0.6  # of 1: how alike two words are by difflib's ratio; at 0.5 "nope" would be a slip of "code"
+
 
 class UserError(ValueError):
     """Something the user can put right: a setting, a file, a folder, a missing package."""
@@ -37,7 +39,7 @@ def nearest(value: object, allowed: Iterable[object]) -> str:
     typed = str(value)
     if typed.isdigit():  # a number is no slip of another
         return ""
-    matches = difflib.get_close_matches(typed, [str(choice) for choice in allowed], n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(typed, [str(choice) for choice in allowed], n=3, cutoff=NEAR)
     matches.sort(key=lambda match: sorted(match) != sorted(typed))  # two letters that changed places are the likeliest slip
     return f" Did you mean {matches[0]!r}?" if matches else ""
 

@@ -93,7 +93,7 @@ def measuring(model: PreTrainedModel) -> Iterator[list[PositionUse]]:
 
     with measuring(model) as uses:
         model(**inputs)
-    print([use.share for use in uses], [use.unused for use in uses])
+    print(*uses, sep="\n")  # in short; use.share and use.unused have every number
     """
     uses: list[PositionUse] = []
     modules = [module for module in model.modules() if hasattr(module, "cope_table")]

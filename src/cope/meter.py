@@ -15,18 +15,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cope.errors import counted
 from cope.kernels.reference import causal_mask, contextual_positions, interpolate
 
 QUERIES_PER_BLOCK = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PositionUse:
     """What :func:`position_use` found in one layer. Those of several batches add up."""
 
     content_variance: Float[Tensor, " heads"]  # of q.k / sqrt(head_dim) among a query's keys, summed over the queries
     position_variance: Float[Tensor, " heads"]  # of what the table adds
     reads: Float[Tensor, " num_positions"]  # of each vector, by pairs of query and key; a position in between reads two in part
+
+    def __repr__(self) -> str:
+        """Short, however many heads and positions there are; the attributes have every number."""
+        lowest, highest = self.share.min().item(), self.share.max().item()
+        share = f"share {lowest:.2f} to {highest:.2f} in {counted(len(self.share), 'head')}"
+        return f"<PositionUse: {share}, {len(self.unused)} of {len(self.reads)} positions unused>"
 
     def __add__(self, other: PositionUse) -> PositionUse:
         return PositionUse(

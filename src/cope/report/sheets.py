@@ -7,20 +7,21 @@ import io
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cope.command_start import broken, width_of, write_whole
 from cope.errors import check_choice
 
 FORMATS = ("table", "markdown", "csv", "latex", "json")
-ANY_WIDTH = 10_000  # of what is no terminal: a file or a pipe cuts nothing
+LEAST_ROOM = 20  # for a cell beside its column's name, however narrow the terminal is
+GAP, NARROW_GAP = 2, 1  # between columns; narrow where all of them then have room side by side
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
          "|": r"\textbar{}"}  # fmt: skip
@@ -46,20 +47,18 @@ class Sheet:
         return cls(title, columns, cells, tuple(notes), **marks)
 
 
-def show(sheets: Sequence[Sheet], form: str = "table", stream: IO[str] | None = None) -> None:
-    """Print ``sheets``: coloured on a terminal alone, and nowhere cut."""
+def show(sheets: Sequence[Sheet], form: str = "table", stream: TextIO | None = None) -> None:
+    """Print ``sheets``: coloured on a terminal alone, as wide as that or 80 characters, and nowhere cut."""
     check_choice("format", form, FORMATS)
     target = stream or sys.stdout
     if form == "table":
-        console = Console(file=target, highlight=False, soft_wrap=False)
-        if not console.is_terminal:
-            console = Console(file=target, highlight=False, width=ANY_WIDTH)
+        console = Console(file=target, highlight=False, width=width_of(target))
         for index, sheet in enumerate(sheets):
             console.print("\n" if index else "", end="")
             _draw(sheet, console)
         target.flush()
         return
-    print(as_text(sheets, form), file=target, flush=True)
+    write_whole(f"{as_text(sheets, form)}\n", target)
 
 
 def as_text(sheets: Sequence[Sheet], form: str) -> str:
@@ -75,29 +74,32 @@ def as_text(sheets: Sequence[Sheet], form: str) -> str:
 
 
 def _draw(sheet: Sheet, console: Console) -> None:
-    """What is too wide for the terminal has its words on a line below each row, or each figure on a line of its own."""
+    """What is too wide for a line has its words on a line below each row, or each figure on a line of its own."""
     if sheet.title:
-        console.print(Text(sheet.title, style="bold"), soft_wrap=not console.is_terminal)
+        _print_sentence(sheet.title, console, "bold")
     places = list(range(len(sheet.columns)))
     movable = sorted((p for p in places[1:] if sheet.columns[p] in sheet.words | sheet.aside), key=lambda p: _longest(sheet, p))
-    while movable and _width(sheet, places) > console.width:
+    while movable and _width(sheet, places, NARROW_GAP) > console.width:
         places.remove(movable.pop())
-    if _width(sheet, places) > console.width:
+    if _width(sheet, places, NARROW_GAP) > console.width:
         _draw_as_records(sheet, console)
     else:
         with console.capture() as drawn:
-            console.print(_grid(sheet, places))
+            console.print(_grid(sheet, places, GAP if _width(sheet, places, GAP) <= console.width else NARROW_GAP))
         lines = drawn.get().splitlines()
         head, rows = lines[: -len(sheet.rows)], lines[-len(sheet.rows) :]
         console.file.write("".join(f"{line.rstrip()}\n" for line in head))
         for line, row in zip(rows, sheet.rows, strict=True):
             console.file.write(f"{line.rstrip()}\n")
             if below := "  ".join(_named(sheet, row, place) for place in range(len(row)) if place not in places and row[place]):
-                console.print(Text(f"    {below}", style="dim"), soft_wrap=True)
+                console.print(Text(broken(f"    {below}", console.width), style="dim"), soft_wrap=True)
     for note in sheet.notes:
-        # A path stays one.
-        for line in textwrap.wrap(note, console.width, break_long_words=False, break_on_hyphens=False) or [""]:
-            console.print(Text(line, style="dim"), soft_wrap=True)
+        _print_sentence(note, console, "dim")
+
+
+def _print_sentence(text: str, console: Console, style: str) -> None:
+    """On a terminal broken between words; elsewhere in one line, for whoever looks for it there."""
+    console.print(Text(broken(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
 
 
 def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:
@@ -111,12 +113,12 @@ def _longest(sheet: Sheet, place: int) -> int:
     return max([len(word) for word in sheet.columns[place].split()] + [len(row[place]) for row in sheet.rows], default=1)
 
 
-def _width(sheet: Sheet, places: Sequence[int]) -> int:
-    return sum(_longest(sheet, place) + 2 for place in places) - 1
+def _width(sheet: Sheet, places: Sequence[int], gap: int) -> int:
+    return sum(_longest(sheet, place) + gap for place in places) - 1
 
 
-def _grid(sheet: Sheet, places: Sequence[int]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+def _grid(sheet: Sheet, places: Sequence[int], gap: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold", padding=(0, gap - 1, 0, 0))
     for place in places:
         is_text = place == 0 or sheet.columns[place] in sheet.words
         table.add_column(
@@ -132,10 +134,12 @@ def _draw_as_records(sheet: Sheet, console: Console) -> None:
     """Where not even the figures have room side by side: each row by itself, a line for each column."""
     width = max(len(column) for column in sheet.columns)
     for row in sheet.rows:
-        console.print(Text(row[0], style="bold"))
+        console.print(Text(row[0], style="bold"), soft_wrap=True)
         for column, cell in zip(sheet.columns[1:], row[1:], strict=True):
             if cell:
-                console.print(Text(f"  {column:{width}}  {cell}"), soft_wrap=True)
+                head = f"  {column:{width}}  "
+                told = broken(cell, max(LEAST_ROOM, console.width - len(head))).replace("\n", "\n" + " " * len(head))
+                console.print(Text(head + told), soft_wrap=True)
 
 
 def _markdown(sheet: Sheet) -> str:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
+from cope.command_start import WIDTH
 from cope.report.claims import ClaimsPlan, Verdict
 from cope.report.comparisons import COLUMNS
 
 OLD_SEEDS = "These seeds were seen before the plan was made: what follows shows how the rule works, and decides nothing."
 
 
-LONGEST_LINE = 100
-
-
-def line_width() -> int:
-    """Of what is printed: the terminal's, if that is less than ``LONGEST_LINE``."""
-    return min(LONGEST_LINE, shutil.get_terminal_size().columns) if sys.stdout.isatty() else LONGEST_LINE
-
-
-def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = LONGEST_LINE) -> str:
+def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = WIDTH) -> str:
     """A line for each claim, folded at ``width``, and how many there are of each verdict."""
     counts = Counter(verdict.outcome for verdict in verdicts)
     decided = [verdict for verdict in verdicts if verdict.outcome in COLUMNS]
@@ -36,7 +27,7 @@ def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = LONG
     return "\n".join([*_heading(plan), *(verdict.line(width) for verdict in verdicts), "", total])
 
 
-def claim_in_full(verdicts: Sequence[Verdict], plan: ClaimsPlan, number: int, width: int = LONGEST_LINE) -> str:
+def claim_in_full(verdicts: Sequence[Verdict], plan: ClaimsPlan, number: int, width: int = WIDTH) -> str:
     """All there is to know of one claim, folded at ``width``."""
     plan.claim(number)
     verdict = next(verdict for verdict in verdicts if verdict.number == number)
