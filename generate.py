@@ -30,8 +30,8 @@ if __name__ == "__main__":
 import sys
 
 from cope.cli import read_settings, run_command
-from cope.command_start import write_whole
 from cope.endings import INTERRUPTED
+from cope.lines import write_whole
 
 
 def main(arguments: list[str]) -> None:

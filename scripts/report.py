@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cope.cli import run_command, split_settings
-from cope.command_start import width_of
 from cope.errors import UserError
+from cope.lines import width_of
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
 from cope.report.verdicts import claim_in_full, claim_lines

@@ -26,7 +26,7 @@ FLOORS = [
     {"heads"},
     {"report"},
     {"sweep"},
-    {"command_start", "cli", "overrides", "help", "endings"},
+    {"command_start", "cli", "overrides", "help", "endings", "lines"},
     {"run"},
     {"model"},
     {"positions"},

@@ -8,13 +8,14 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ENCODINGS, ROOT
 from runs import clean_environment
 
-from cope.command_start import WIDTH, break_lines_of, broken
+from cope.lines import WIDTH, break_lines_of, broken
 from cope.report.sheets import Sheet, show
 
 LONG_PATH = "outputs/counting/cope/b0e00cfa/seed=1/wandb/offline-run-20261127_222316-b0e00cfa-cope-1/files"
@@ -75,6 +76,9 @@ def test_a_table_is_narrow_in_a_pipe_and_has_every_cell() -> None:
     assert title == sheet.title
     assert max(map(len, lines)) <= WIDTH
     assert " ".join(stream.getvalue().split()).count(differences) == stream.getvalue().count("100.0 (10.0)") / 6 == 2
+    stream = io.StringIO()
+    show([replace(sheet, is_list=True)], stream=stream)  # such as of runs, among which somebody looks for one
+    assert [line.split()[0] for line in stream.getvalue().splitlines() if differences in line] == ["cope", "absolute"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")

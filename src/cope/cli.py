@@ -24,6 +24,7 @@ from cope.building import converted
 from cope.endings import BUSY, INTERRUPTED, NO_READER, STOPPED, end_at_once
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
+from cope.lines import write_whole
 from cope.memory import is_out_of_memory
 from cope.overrides import check_overrides, given_twice, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
@@ -134,8 +135,7 @@ def run_hydra_command(main: Callable[[], None], config_folder: str, config_name:
             with redirect_stdout(text) if prints_only(arguments) else nullcontext():
                 main()
         finally:
-            # Here, where it is known what to do if nobody takes it; whole lines, as cope.command_start.write_whole does.
-            type(sys.stdout).write(sys.stdout, text.getvalue())
+            write_whole(text.getvalue(), sys.stdout)  # here, where it is known what to do if nobody takes it
 
 
 @contextmanager

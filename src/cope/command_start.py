@@ -1,7 +1,4 @@
-"""What a command does first, before it imports what takes seconds: nothing around it may end it with a stack trace.
-
-From then on lines break between words where the terminal ends, never inside a path or a command to copy.
-"""
+"""What a command does first, before it imports what takes seconds: nothing around it may end it with a stack trace."""
 
 from __future__ import annotations
 
@@ -12,18 +9,8 @@ from contextlib import suppress
 
 from cope.endings import NO_READER, end_at_once
 
-TYPE_CHECKING = False  # which type checkers take to be true; what is imported before Ctrl-C is seen to is to be little
-
-if TYPE_CHECKING:
-    from typing import TextIO
-
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
-WIDTH = 80  # of what is no terminal, such as a file; there tables alone are broken
-_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""  # as a shell has it: between quotes there may be spaces
-_NO_WORD_OF_A_SENTENCE = r"""(?=[-'"]|\S*[=/*]|\S+\.\w)"""
-# The program, what comes right after it, and further arguments up to a comma or the like.
-COMMAND = rf"\b(?:python|pip|make|wandb|scancel|cope-lab) {_WORD}(?:(?<![.,;:)]) {_NO_WORD_OF_A_SENTENCE}{_WORD})*"
 
 
 def start_command(documentation: str | None = None, doing: str = "", has_settings_of_train: bool = False) -> None:
@@ -74,6 +61,8 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
         if stream.isatty():
+            from cope.lines import break_lines_of
+
             break_lines_of(stream)
     import logging
 
@@ -88,51 +77,3 @@ def _check_variables_of_pytorch() -> None:
     except Exception as error:
         set_here = ", ".join(f"{name}={os.environ[name]}" for name in PYTORCH_REFUSES if name in os.environ)
         sys.exit(f"PyTorch cannot start with {set_here}: {str(error).strip()}")
-
-
-def width_of(stream: TextIO) -> int:
-    """How many characters a line of ``stream`` has room for."""
-    if not stream.isatty():
-        return WIDTH
-    import shutil
-
-    return shutil.get_terminal_size((WIDTH, 0)).columns
-
-
-def broken(text: str, width: int) -> str:
-    """``text`` with its lines broken between words; a word or a command that is wider than ``width`` has a line of its own."""
-    return "\n".join(_broken_line(line, width) for line in text.split("\n"))
-
-
-def _broken_line(line: str, width: int) -> str:
-    if len(line) <= width:
-        return line
-    import re
-    import textwrap
-
-    indent = line[: len(line) - len(line.lstrip())]
-    with_whole_commands = re.sub(COMMAND, lambda command: command[0].replace(" ", "\0"), line)
-    parts = textwrap.wrap(
-        with_whole_commands, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
-        expand_tabs=False, replace_whitespace=False,
-    )  # fmt: skip
-    return "\n".join(parts).replace("\0", " ")
-
-
-def break_lines_of(stream: TextIO) -> None:
-    """Break all that is printed to ``stream`` from now on at the width of its terminal, but for :func:`write_whole`."""
-    write = stream.write
-
-    def write_broken(text: str) -> int:
-        is_prose = not {"\r", "\x1b"} & set(text)  # who moves the cursor or colours has looked at the width already
-        # Asked anew each time: terminals change, and a job's output turns to a file.
-        write(broken(text, width_of(stream)) if is_prose and stream.isatty() else text)
-        return len(text)
-
-    stream.write = write_broken  # type: ignore[method-assign]
-
-
-def write_whole(text: str, stream: TextIO) -> None:
-    """Write what is no prose, such as CSV: its lines are another program's, even where they are copied from a terminal."""
-    type(stream).write(stream, text)
-    stream.flush()

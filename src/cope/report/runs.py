@@ -108,6 +108,7 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
         tuple(shown),
         tuple(zip(*shown.values(), strict=True)),
         words=frozenset({"encoding", "scale", "differs in", "state", "metric", "folder"}),
+        is_list=True,
     )
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cope.command_start import broken, width_of, write_whole
 from cope.errors import check_choice
+from cope.lines import broken, width_of, write_whole
 
 FORMATS = ("table", "markdown", "csv", "latex", "json")
+ANY_WIDTH = 10_000
 LEAST_ROOM = 20  # for a cell beside its column's name, however narrow the terminal is
 GAP, NARROW_GAP = 2, 1  # between columns; narrow where all of them then have room side by side
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -38,9 +39,10 @@ class Sheet:
     faint: frozenset[int] = field(default=frozenset())  # rows that are not ours, such as the paper's
     words: frozenset[str] = field(default=frozenset())  # columns of text, set to the left
     aside: frozenset[str] = field(default=frozenset())  # figures that go below their row where there is no room
+    is_list: bool = False  # where no terminal is each row stays a line, for whoever looks for one
 
     @classmethod
-    def of(cls, title: str, rows: Sequence[Mapping[str, str]], notes: Iterable[str] = (), **marks: frozenset[Any]) -> Sheet:
+    def of(cls, title: str, rows: Sequence[Mapping[str, str]], notes: Iterable[str] = (), **marks: Any) -> Sheet:
         """A sheet of ``rows``, each by column; what a row has not is left empty."""
         columns = tuple(dict.fromkeys(name for row in rows for name in row))
         cells = tuple(tuple(row.get(name, "") for name in columns) for row in rows)
@@ -52,8 +54,9 @@ def show(sheets: Sequence[Sheet], form: str = "table", stream: TextIO | None = N
     check_choice("format", form, FORMATS)
     target = stream or sys.stdout
     if form == "table":
-        console = Console(file=target, highlight=False, width=width_of(target))
         for index, sheet in enumerate(sheets):
+            width = ANY_WIDTH if sheet.is_list and not target.isatty() else width_of(target)
+            console = Console(file=target, highlight=False, width=width)
             console.print("\n" if index else "", end="")
             _draw(sheet, console)
         target.flush()

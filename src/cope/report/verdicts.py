@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from cope.command_start import WIDTH
+from cope.lines import WIDTH
 from cope.report.claims import ClaimsPlan, Verdict
 from cope.report.comparisons import COLUMNS
 

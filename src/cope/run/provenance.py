@@ -32,6 +32,7 @@ ABOVE_A_RUN = (
     "overrides.py",
     "command_start.py",
     "endings.py",
+    "lines.py",
     "sweep",
     "report",
     "heads",
