@@ -18,11 +18,10 @@ import itertools
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from cope.cli import run_command
 from cope.errors import UserError
 from cope.overrides import Composer
+from cope.report.sheets import Sheet, show
 from cope.sweep.plan import composed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> None:
         found = measure(composed(CONFIGS, (*overrides, *(f"{key}={value}" for key, value in own.items()))))
         short = {key.removeprefix("pe."): value for key, value in own.items()}  # a line of the table has 80 characters
         rows.append(short | {name: f"{value:.2g}" for name, value in asdict(found).items()})
-    print(pd.DataFrame(rows).to_string(index=False))
+    show([Sheet.of("", rows)])
 
 
 if __name__ == "__main__":

@@ -50,8 +50,10 @@ def test_a_probe_asks_scores_and_writes(server: Server, tmp_path: Path) -> None:
     reply = result["questions"][1]["replies"][0]
     assert (reply["reply"], reply["answer"], reply["outcome"]) == ("It is 1 times.", 1, "wrong")
     table = probe_table(result)
-    assert re.search(r"paper_alice +2 +100\.0 \(34\.2 to 100\.0\) +0\.0 \(0\.0 to 65\.8\) .* 2 +0\n", table), table
-    assert re.search(r"whole_text +4 +0\.0 \(0\.0 to 32\.4\) .* 100\.0 \(67\.6 to 100\.0\) +8 +0\n", table), table
+    assert re.search(r"paper_alice +2 +100\.0 \(34\.2 to 100\.0\) +0\.0 \(0\.0 to 65\.8\) +0\n.*  replies 2\n", table), table
+    assert re.search(
+        r"whole_text +4 +0\.0 \(0\.0 to 32\.4\) .* 0\n +no answer % 100\.0 \(67\.6 to 100\.0\)  replies 8\n", table
+    ), table
     assert "paper_book: the truth is 0, the model said 1, 1" in table
     assert "GPT-4 (temperature 1, top-p 1) said 1 and 1" in table
     assert "rebuilt" in table
@@ -154,7 +156,7 @@ def test_an_answer_that_is_none_does_not_stop_the_others(server: Server, tmp_pat
     result, _ = run_probe(settings(server), str(tmp_path))
     assert [score["failed"] for score in result["scores"]] == [1, 0]
     assert "the server's answer is not a chat completion" in failures_line(result)
-    assert re.search(r"paper_alice +2 +- +- +- +0 +1\n", probe_table(result))
+    assert re.search(r"paper_alice +2 +- +- +1\n +no answer % -  replies 0\n", probe_table(result))
 
 
 def test_a_refused_prompt_is_not_tried_again(server: Server, tmp_path: Path) -> None:

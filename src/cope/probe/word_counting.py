@@ -16,7 +16,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from cope.errors import UserError, counted
@@ -24,6 +23,7 @@ from cope.files import append_json_line, write_json, write_text
 from cope.metrics import percent
 from cope.probe.models import ProbeSettings, Reply, RequestFailed, Responder, open_responder
 from cope.probe.questions import FAILED, NO_ANSWER, RIGHT, WRONG, outcome, parse_answer, published_answers
+from cope.report.sheets import Sheet, as_text
 from cope.report.statistics import wilson_interval
 from cope.run.folder import RunFolder
 
@@ -165,16 +165,18 @@ def probe_table(result: dict[str, Any]) -> str:
     rows = []
     for cell in result["scores"]:
         count = cell[RIGHT] + cell[WRONG] + cell[NO_ANSWER]
-        shares = {f"{name} % (95% interval)": _share(cell[name], count) for name in (RIGHT, WRONG, NO_ANSWER)}
+        shares = {f"{name} %": _share(cell[name], count) for name in (RIGHT, WRONG, NO_ANSWER)}
         rows.append(
-            {"prompts": cell["family"], "sentences": cell["sentences"], **shares, "replies": count, FAILED: cell[FAILED]}
-        )
+            {"prompts": cell["family"], "sentences": f"{cell['sentences']}", **shares, "replies": f"{count}",
+             FAILED: f"{cell[FAILED]}"}
+        )  # fmt: skip
     settings = result["settings"]
     sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, samples {settings['samples']}"
     lines = [
         f"{result['model']} ({sampling}, seed {settings['seed']}, {result['date'] or 'no reply'})",
         "",
-        pd.DataFrame(rows).to_string(index=False),
+        as_text([Sheet.of("", rows, aside=frozenset({f"{NO_ANSWER} %", "replies", FAILED}))], "table"),
+        "In brackets: 95% intervals (Wilson's).",
         "",
         *_own_answers(result),
         published_answers(),

@@ -65,7 +65,11 @@ def show(sheets: Sequence[Sheet], form: str = "table", stream: TextIO | None = N
 
 
 def as_text(sheets: Sequence[Sheet], form: str) -> str:
-    """``sheets`` in one of the forms that are pasted."""
+    """``sheets`` in one of :data:`FORMATS`; a table as where no terminal is."""
+    if form == "table":
+        stream = io.StringIO()
+        show(sheets, stream=stream)
+        return stream.getvalue().strip("\n")
     if form == "json":
         content = [
             {"title": sheet.title, "rows": [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]}
