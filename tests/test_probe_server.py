@@ -156,7 +156,7 @@ def test_an_answer_that_is_none_does_not_stop_the_others(server: Server, tmp_pat
     result, _ = run_probe(settings(server), str(tmp_path))
     assert [score["failed"] for score in result["scores"]] == [1, 0]
     assert "the server's answer is not a chat completion" in failures_line(result)
-    assert re.search(r"paper_alice +2 +- +- +1\n +no answer % -  replies 0\n", probe_table(result))
+    assert re.search(r"paper_alice +2 +-( +-)+( +0)? +1\n", probe_table(result))
 
 
 def test_a_refused_prompt_is_not_tried_again(server: Server, tmp_path: Path) -> None:
