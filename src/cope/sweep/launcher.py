@@ -74,7 +74,8 @@ class Call:
         return returned
 
 
-Ended = tuple[Call, JobReturn, float | None]  # and the seconds it took; None where its waiting cannot be told apart
+# Of a job that ended: the seconds it took, without those it waited; and how many run at once where it ran.
+Ended = tuple[Call, JobReturn, float, int]
 
 
 def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[Call]:
@@ -91,16 +92,20 @@ def failed(error: Exception) -> JobReturn:
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
-def told(calls: Sequence[Call], at_once: int, ended: Generator[Ended]) -> list[JobReturn]:
-    """The outcome of each of ``calls``, in their order, told of as they end; ``ended`` is closed where that fails."""
+def told(calls: Sequence[Call], ended: Generator[Ended], at_once: int | None = None) -> list[JobReturn]:
+    """The outcome of each of ``calls``, in their order, told of as they end; ``ended`` is closed where that fails.
+
+    Args:
+        at_once: how many run at once, where that is known before the first has ended.
+    """
     outcomes: dict[int, JobReturn] = {}
     with closing(Progress(calls, at_once)) as progress, closing(ended):
-        for call, outcome, seconds in ended:
+        for call, outcome, seconds, now_at_once in ended:
             job = job_of(without_hydra(call.composed()), call.overrides)
             if error_of(outcome) is None and job.result() is None:  # as where folders are shared, and slowly
                 outcome = failed(RuntimeError(f"it ended, and there is no result in {job.folder.path}"))
             outcomes[call.number] = outcome
-            progress.tell(call, job, outcome, seconds, min(at_once, len(calls) - len(outcomes)))
+            progress.tell(call, job, outcome, seconds, now_at_once)
     return [outcomes[call.number] for call in calls]
 
 
@@ -146,13 +151,13 @@ class LocalQueue:
                         outcome = failed(error)
                     # What failed before the sweep was stopped is told, and kept, even so.
                     if not self.processes.is_stopping() or not isinstance(error_of(outcome), Interrupted | None):
-                        yield work.of, outcome, time.monotonic() - work.began
+                        yield work.of, outcome, time.monotonic() - work.began, at_once
             if self.processes.is_stopping():
                 raise KeyboardInterrupt
 
         with self.processes.stopped_by_signals():
             print(f"{len(calls)} to do; {why}", flush=True)
-            return told(calls, at_once, as_they_end())
+            return told(calls, as_they_end(), at_once)
 
     def _places(self, calls: Sequence[Call]) -> tuple[int, str]:
         """How many jobs at once, and why."""
@@ -163,10 +168,13 @@ class LocalQueue:
 
 
 class Progress:
-    """Tells of each job as it ends; how many are done and how long it may still take, on a terminal in one line below them."""
+    """Tells of each job as it ends; how many are done and how long it may still take, on a terminal in one line below them.
 
-    def __init__(self, calls: Sequence[Call], at_once: int) -> None:
-        self.at_once = at_once
+    Args:
+        at_once: as for :func:`told`.
+    """
+
+    def __init__(self, calls: Sequence[Call], at_once: int | None) -> None:
         self.clock = Clock(user_path("output_dir", calls[0].composed().output_dir))
         self.waiting = {call.number: _kind(call) for call in calls}
         self.num_jobs = len(calls)
@@ -176,39 +184,39 @@ class Progress:
             total=len(calls), bar_format="{n_fmt} of {total_fmt} runs |{bar}| {desc}", disable=not sys.stderr.isatty(),
             dynamic_ncols=True, leave=False,
         )  # fmt: skip
-        self.bar.set_description_str(f"{at_once} running{self._guess()}")
+        self.bar.set_description_str("in the queue" if at_once is None else f"{at_once} running{self._guess(at_once)}")
 
-    def tell(self, call: Call, job: Job, outcome: JobReturn, seconds: float | None, num_running: int) -> None:
-        """Print a line; ``seconds`` are as in ``Ended``."""
+    def tell(self, call: Call, job: Job, outcome: JobReturn, seconds: float, at_once: int) -> None:
+        """Print a line; ``seconds`` and ``at_once`` are as in ``Ended``."""
         del self.waiting[call.number]
         told = self._told(job, outcome, seconds)
         if not self.bar.disable:
-            self.bar.set_description_str(f"{num_running} running{self._guess()}", refresh=False)
+            running = min(at_once, len(self.waiting))
+            self.bar.set_description_str(f"{running} running{self._guess(at_once)}", refresh=False)
             self.bar.update()
             self.bar.write(told)
             return
-        guess = self._guess() or f" in {duration(time.monotonic() - self.started)}"
+        guess = self._guess(at_once) or f" in {duration(time.monotonic() - self.started)}"
         print(f"[{self.num_jobs - len(self.waiting)}/{self.num_jobs}{guess}] {told}", flush=True)
 
     def close(self) -> None:
         """Take the line away."""
         self.bar.close()
 
-    def _guess(self) -> str:
-        left = self.clock.seconds(self.waiting.values(), self.at_once)
+    def _guess(self, at_once: int) -> str:
+        left = self.clock.seconds(self.waiting.values(), at_once)
         if left is not None and self.besides:
-            left += statistics.fmean(self.besides) * len(self.waiting) / self.at_once
+            left += statistics.fmean(self.besides) * len(self.waiting) / at_once
         return "" if left is None or not self.waiting else f", {duration(left)} left"
 
-    def _told(self, job: Job, outcome: JobReturn, seconds: float | None) -> str:
+    def _told(self, job: Job, outcome: JobReturn, seconds: float) -> str:
         error = error_of(outcome)
         if error is not None:
             return job.ended_with(error)  # which is kept now: the sweep may be interrupted before it ends
         result = job.result()
         assert result is not None
         self.clock.add(result)
-        if seconds is not None:
-            self.besides.append(max(0.0, seconds - result["time_s"]))
+        self.besides.append(max(0.0, seconds - result["time_s"]))
         return run_line(result)
 
 

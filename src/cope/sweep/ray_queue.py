@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -42,12 +43,19 @@ def run_on_ray(
 
     # A process of its own for each job, as everywhere: what one sets is nothing to the next.
     @ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=num_retries, max_calls=1)
-    def run(call: Call) -> JobReturn:
+    def run(call: Call) -> tuple[JobReturn, float]:
+        began = time.monotonic()
         os.chdir(place)  # paths are relative to where the command was typed
         try:
-            return call()
+            outcome = call()
         except KeyboardInterrupt:
-            return failed(Interrupted("It was stopped."))
+            outcome = failed(Interrupted("It was stopped."))
+        return outcome, time.monotonic() - began
+
+    def at_once() -> int:
+        all_there_is = ray.cluster_resources()
+        room = [all_there_is.get(name, 0) / needed for name, needed in (("CPU", cpus), ("GPU", gpus)) if needed]
+        return max(1, int(min([jobs_at_once, *room])))
 
     def as_they_end() -> Generator[Ended]:
         waiting, running = list(calls), dict[ray.ObjectRef, Call]()
@@ -59,10 +67,10 @@ def run_on_ray(
                 for reference in ray.wait(list(running))[0]:
                     call = running.pop(reference)
                     try:
-                        outcome = ray.get(reference)
+                        outcome, seconds = ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        outcome = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}"))
-                    yield call, outcome, None
+                        outcome, seconds = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}")), 0.0
+                    yield call, outcome, seconds, at_once()
         except BaseException:  # Ctrl-C, here or while one was told of, or an error: nothing goes on behind it
             with suppress(Exception):  # a cluster that is lost hears nothing
                 for reference in running:
@@ -72,6 +80,6 @@ def run_on_ray(
 
     print(f"{len(calls)} for Ray; {jobs_at_once} at a time at most", flush=True)
     try:
-        return told(calls, jobs_at_once, as_they_end())
+        return told(calls, as_they_end())
     finally:
         ray.shutdown()

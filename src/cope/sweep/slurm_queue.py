@@ -74,7 +74,7 @@ def run_on_slurm(
     array = jobs[0].job_id.partition("_")[0]
     print(f"{len(calls)} submitted to Slurm, as job {array}; {jobs_at_once} at a time at most", flush=True)
     try:
-        return told(calls, jobs_at_once, _as_they_end(list(zip(calls, jobs, strict=True)), array))
+        return told(calls, _as_they_end(list(zip(calls, jobs, strict=True)), array))
     except KeyboardInterrupt:
         print(f"\nThe jobs go on without this command; scancel {array} lets them save their state and ends them.", flush=True)
         raise
@@ -86,32 +86,41 @@ def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Generator[Ended
     Slurm's accounting, which submitit would ask, is not there on every cluster.
     """
     gone_since: dict[str, float] = {}
+    running_since: dict[str, float] = {}
+    at_once = 1
     while waiting:
-        queued = _queued(array)
+        queued, now = _queued(array), time.monotonic()
+        states = {job.job_id: "UNKNOWN" if queued is None else queued.get(job.job_id, "GONE") for _, job in waiting}
+        at_once = max(at_once, list(states.values()).count("RUNNING"))
         for call, job in list(waiting):
-            is_gone = queued is not None and job.job_id not in queued
-            if is_gone:
-                gone_since.setdefault(job.job_id, time.monotonic())
+            state = states[job.job_id]
+            if state == "RUNNING":
+                running_since.setdefault(job.job_id, now)
+            elif state == "PENDING":  # once more
+                running_since.pop(job.job_id, None)
+            if state == "GONE":
+                gone_since.setdefault(job.job_id, now)
             else:
                 gone_since.pop(job.job_id, None)
             if job.paths.result_pickle.exists():
                 outcome = _result(job)
-            elif is_gone and time.monotonic() - gone_since[job.job_id] > GRACE_SECONDS:
+            elif now - gone_since.get(job.job_id, now) > GRACE_SECONDS:
                 outcome = failed(RuntimeError(f"Slurm ended job {job.job_id}; see {job.paths.stderr}"))
             else:
                 continue
             waiting.remove((call, job))
-            yield call, outcome, None
+            # One that was never seen to run took less than the time between two looks.
+            yield call, outcome, now - running_since.get(job.job_id, now - POLL_SECONDS), at_once
         time.sleep(POLL_SECONDS if waiting else 0)
 
 
-def _queued(array: str) -> set[str] | None:
-    """The jobs of ``array`` that Slurm has not ended; None if it does not answer now."""
+def _queued(array: str) -> dict[str, str] | None:
+    """The state of each job of ``array`` that Slurm has not ended; None if it does not answer now."""
     # Both kinds of ids: a single job is no array.
-    asked = subprocess.run(["squeue", "-h", "-r", "-o", "%F_%K %A", "-j", array], capture_output=True, text=True)
+    asked = subprocess.run(["squeue", "-h", "-r", "-o", "%F_%K %A %T", "-j", array], capture_output=True, text=True)
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return None
-    return set(asked.stdout.split())
+    return {name: state for *names, state in map(str.split, asked.stdout.splitlines()) for name in names}
 
 
 def _result(job: Any) -> JobReturn:
