@@ -106,12 +106,12 @@ decide: $(INSTALLED) ## Run what claims of the paper still need until each is de
 	$(if $(IS_DRY),$(error DRY=1 is not for make decide; allowed: make reproduce DRY=1, make claims))
 	$(DECIDE)
 
-WRITE = $(BIN)/python scripts/report.py to=$(call quoted,$(1)) scale=$(call quoted,$(SCALE)) $(SET)
+WRITE = $(BIN)/python scripts/report.py to=$(call quoted,$(1)) scale=$(call quoted,$(SCALE)) $(SET) $(QUEUE)
 
 .PHONY: claims
 claims: $(INSTALLED) ## Print the verdict on each claim of the paper, from finished runs; WHY=9 tells all of one
 	$(NO_SEEDS)
-	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(call quoted,$(WHY))) scale=$(call quoted,$(SCALE)) $(SET)
+	$(BIN)/python scripts/report.py claims=true $(if $(WHY),why=$(call quoted,$(WHY))) scale=$(call quoted,$(SCALE)) $(SET) $(QUEUE)
 
 .PHONY: report
 report: $(INSTALLED) ## Write outputs/report/ (or REPORT=): verdicts, tables, figures, one page

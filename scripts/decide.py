@@ -43,7 +43,7 @@ from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs, tell_end
-from cope.sweep.plan import PlannedRun, composed, read_plans, tables_with
+from cope.sweep.plan import PlannedRun, composed, of_hydra_and_of_runs, read_plans, tables_with
 from cope.threads import num_cores
 
 RUNS_PER_CORE = 4  # of a batch, at least: a batch ends with its last run, for which other cores wait
@@ -61,14 +61,13 @@ class DecideSettings:
 
 def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, DecideSettings, "python scripts/decide.py [claims=1,2 ...]")
-    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
+    _, overrides = of_hydra_and_of_runs(CONFIGS, others)
     plan = ClaimsPlan.read(CONFIGS)
     if settings.seeds is not None:
         check_between("seeds", settings.seeds, 1, len(plan.seeds))
         plan = plan.with_seeds(settings.seeds)
     claims = [plan.claim(number) for number in settings.claims] or plan.claims
     cells = {(relation["section"], row) for claim in claims for relation in claim["relations"] for row in rows_of(relation)}
-    overrides = [override for override in others if override not in of_hydra]
     names = tables_with(CONFIGS, {section for section, _ in cells})
     tables, left_out = read_plans(CONFIGS, overrides, plan.seeds, names)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)

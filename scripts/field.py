@@ -49,7 +49,7 @@ from cope.report.published import copy_runs
 from cope.report.sheets import show
 from cope.sweep.jobs import tell_end
 from cope.sweep.listing import print_runs
-from cope.sweep.plan import Plan, plan_of, planned_seeds
+from cope.sweep.plan import Plan, of_hydra_and_of_runs, plan_of, planned_seeds
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class FieldSettings:
 
 def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, FieldSettings, "python scripts/field.py action=run")
-    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
-    plan = read_field(settings, [override for override in others if override not in of_hydra])
+    _, overrides = of_hydra_and_of_runs(CONFIGS, others)
+    plan = read_field(settings, overrides)
     first_seeds = plan.seeds[: settings.seeds]
     runs = [run for run in plan.runs if run.seed in first_seeds]
     waiting = [run for run in runs if run.result() is None]

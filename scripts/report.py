@@ -39,7 +39,7 @@ from cope.lines import width_of
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
 from cope.report.verdicts import claim_in_full, claim_lines
-from cope.sweep.plan import read_plans, tables_with
+from cope.sweep.plan import of_hydra_and_of_runs, read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -58,9 +58,11 @@ class ReportSettings:
 
 
 def main(arguments: list[str]) -> None:
-    settings, overrides = split_settings(arguments, ReportSettings, "python scripts/report.py to=outputs/report")
+    settings, others = split_settings(arguments, ReportSettings, "python scripts/report.py to=outputs/report")
     claims_plan = ClaimsPlan.read(CONFIGS, settings.first_seed)
     names = tables_with(CONFIGS, claims_plan.sections) if settings.claims else None
+    # A launcher's are for the runs of `make reproduce`; here nothing is run.
+    of_hydra, overrides = of_hydra_and_of_runs(CONFIGS, others)
     plans, left_out = read_plans(CONFIGS, overrides, claims_plan.seeds, names)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
@@ -69,7 +71,8 @@ def main(arguments: list[str]) -> None:
     elif settings.claims:
         print(claim_lines(report.verdicts, claims_plan, width_of(sys.stdout)))
     else:
-        command = shlex.join(["python", "scripts/report.py", *arguments])
+        own = [argument for argument in arguments if argument not in of_hydra]
+        command = shlex.join(["python", "scripts/report.py", *own])
         print("writing tables and pictures ...", file=sys.stderr, flush=True)
         page = write_report(report, settings.to, command, settings.with_runs)
         print(f"{claim_lines(report.verdicts, claims_plan, width_of(sys.stdout))}\n\nwritten: {page}")

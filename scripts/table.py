@@ -45,7 +45,6 @@ from cope.cli import run_command, split_settings
 from cope.endings import LEFT_OVER
 from cope.errors import UserError, check_at_least, check_between, check_choice
 from cope.heads.measure_runs import MEASURED_TABLE, measure_heads
-from cope.overrides import Composer
 from cope.report.findings import Findings
 from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import show_tables
@@ -58,6 +57,7 @@ from cope.sweep.plan import (
     all_runs,
     composed,
     launcher_for,
+    of_hydra_and_of_runs,
     planned_seeds,
     read_plan,
     read_plans,
@@ -86,10 +86,7 @@ class TableSettings:
 
 def main(arguments: list[str]) -> None:
     settings, others = split_settings(arguments, TableSettings, f"allowed: all, {', '.join(table_names(CONFIGS))}.")
-    of_hydra = [override for override in others if override.startswith(("hydra.", "hydra/"))]
-    overrides = [override for override in others if override not in of_hydra]
-    if problems := Composer(CONFIGS).problems(of_hydra):
-        raise UserError("\n".join(problems))
+    _, overrides = of_hydra_and_of_runs(CONFIGS, others)
     seeds = planned_seeds(CONFIGS)
     check_between("seeds", settings.seeds, 1, len(seeds))
     plans = read(settings, overrides, seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,19 @@ def test_tables_without_a_recipe_at_the_scale_are_left_out_by_name() -> None:
 def test_what_a_launcher_writes_itself_goes_where_runs_go(tmp_path: Path) -> None:
     with command.launcher_of(["scale=smoke", "hydra/launcher=submitit_slurm", f"output_dir={tmp_path}"]) as launcher:
         assert launcher.folder == tmp_path / ".submitit" / "%j"
+
+
+def test_what_reproduce_asks_of_a_launcher_keeps_no_report_from_being_written(tmp_path: Path) -> None:
+    """After nights of runs a refused setting would be told last."""
+    asked = ["LAUNCHER=submitit_slurm", "JOBS=2", f"SET=hydra.launcher.partition=gpu output_dir={tmp_path / 'outputs'}"]
+    steps = ["make", "-n", f"INSTALLED={ROOT / 'Makefile'}", "SCALE=smoke", *asked, "reproduce"]
+    shown = subprocess.run(steps, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (report,) = re.findall(r"scripts/report\.py [^&]*", shown)
+    script, _, *arguments = shlex.split(report)
+    told = command_here(script, "claims=true", *arguments)
+    assert told.returncode == 0 and told.stdout.endswith("\n17 not run.\n"), told.stderr
+    misspelt = command_here(script, "claims=true", "hydra/launcher=submitit_slurm", "hydra.launcher.partitions=gpu")
+    assert misspelt.returncode == 1 and "Did you mean 'hydra.launcher.partition'?" in misspelt.stderr
 
 
 @WITH_JOBS

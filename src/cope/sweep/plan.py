@@ -213,6 +213,18 @@ def all_runs(plans: Iterable[Plan]) -> list[PlannedRun]:
     return sorted(found.values(), key=lambda run: run.seed)
 
 
+def of_hydra_and_of_runs(configs: Path, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of Hydra's own settings, such as its launcher's, and those of ``train.py``'s runs.
+
+    Raises:
+        UserError: what is wrong with Hydra's.
+    """
+    of_hydra = [override for override in overrides if override.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    if problems := Composer(configs).problems(of_hydra):
+        raise UserError("\n".join(problems))
+    return of_hydra, [override for override in overrides if override not in of_hydra]
+
+
 @contextmanager
 def launcher_for(configs: Path, overrides: Sequence[str], task_function: TaskFunction) -> Iterator[Launcher]:
     """The launcher that ``python train.py -m`` would have with these overrides of Hydra's own settings."""
