@@ -19,7 +19,7 @@ from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.plan import composed as composed_settings
 from cope.sweep.plan import launcher_for, read_plan
-from cope.sweep.process import Processes
+from cope.sweep.process import Lost, Processes
 from hydra_plugins.cope.sweeps import check_number
 
 
@@ -81,6 +81,34 @@ def test_a_job_that_ends_well_and_leaves_no_result_is_left_over(tmp_path: Path, 
     with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher:
         left_over = run_jobs(launcher, [run])
     assert "it ended, and there is no result in" in left_over[run.folder.path]
+
+
+@pytest.mark.parametrize("error", [Lost("its process ended with exit status -9"), RuntimeError("no picture")])
+def test_a_run_that_was_finished_when_its_process_was_lost_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run, *_ = read_plan(CONFIGS, "table4", [f"output_dir={tmp_path}"], SEEDS).runs
+
+    def end_so(*_: object) -> JobReturn:
+        finish(run.folder.path, "counting", 1.0)
+        raise error
+
+    monkeypatch.setattr(Processes, "call", end_so)
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher:
+        left_over = run_jobs(launcher, [run])
+    is_lost = isinstance(error, Lost)  # any other error is told, though there is a result
+    assert (list(left_over), run.folder.failure.exists()) == (([], False) if is_lost else ([run.folder.path], True))
+
+
+def test_what_another_process_has_and_finishes_meanwhile_is_not_left_over(tmp_path: Path) -> None:
+    runs = plan_in(tmp_path, "table4", 1).runs[:2]
+
+    class FinishesOne(Answers):
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            finish(runs[0].folder.path, "counting", 1.0)
+            return super().launch(job_overrides, initial_job_idx)
+
+    assert list(run_jobs(FinishesOne(AlreadyRunning("."), AlreadyRunning(".")), runs)) == [runs[1].folder.path]
 
 
 def test_what_anothers_launcher_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,8 +125,12 @@ def run_jobs(launcher: Launcher, jobs: Sequence[Job], again: bool = False) -> di
     for job in waiting:
         job.folder.failure.unlink(missing_ok=True)
     returned = _launched(launcher, waiting) if waiting else []
-    errors = zip(waiting, map(error_of, returned), strict=True)
-    return {job.folder.path: job.ended_with(error) for job, error in errors if error is not None}
+    left_over = {}
+    for job, error in zip(waiting, map(error_of, returned), strict=True):
+        is_finished_by_another = isinstance(error, AlreadyRunning) and not again and job.result() is not None
+        if error is not None and not is_finished_by_another:
+            left_over[job.folder.path] = job.ended_with(error)
+    return left_over
 
 
 def _launched(launcher: Launcher, jobs: Sequence[Job]) -> Sequence[JobReturn]:

@@ -30,7 +30,7 @@ from cope.run.summary import run_line
 from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import Job, error_of, job_of, without_hydra
 from cope.sweep.places import gpu_names, num_places
-from cope.sweep.process import Processes, Work, output_to
+from cope.sweep.process import Lost, Processes, Work, output_to
 from cope.threads import num_cores
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -101,9 +101,13 @@ def told(calls: Sequence[Call], ended: Generator[Ended], at_once: int | None = N
     outcomes: dict[int, JobReturn] = {}
     with closing(Progress(calls, at_once)) as progress, closing(ended):
         for call, outcome, seconds, now_at_once in ended:
-            job = job_of(without_hydra(call.composed()), call.overrides)
-            if error_of(outcome) is None and job.result() is None:  # as where folders are shared, and slowly
+            config = without_hydra(call.composed())
+            job = job_of(config, call.overrides)
+            has_result = job.result() is not None
+            if error_of(outcome) is None and not has_result:  # as where folders are shared, and slowly
                 outcome = failed(RuntimeError(f"it ended, and there is no result in {job.folder.path}"))
+            elif isinstance(error_of(outcome), Lost) and has_result and not config.force:  # lost when its run was finished
+                outcome = JobReturn(status=JobStatus.COMPLETED)
             outcomes[call.number] = outcome
             progress.tell(call, job, outcome, seconds, now_at_once)
     return [outcomes[call.number] for call in calls]

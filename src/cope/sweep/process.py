@@ -53,6 +53,10 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Lost(RuntimeError):
+    """A job's process ended without an answer; what it had written is there."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One job.
@@ -126,7 +130,8 @@ class Processes:
 
         Raises:
             Interrupted: it was stopped, or was not begun since no more are.
-            RuntimeError: its process cannot be started, or ended without an answer.
+            Lost: it ended without an answer.
+            RuntimeError: its process cannot be started.
         """
         receiver, sender = CONTEXT.Pipe(duplex=False)
         with _one_thread:
@@ -160,7 +165,7 @@ class Processes:
             return cloudpickle.loads(answer)
         if status == INTERRUPTED or self.is_stopping():
             raise Interrupted("It was stopped.")
-        raise RuntimeError(f"its process ended with exit status {status}")
+        raise Lost(f"its process ended with exit status {status}")
 
     def stop(self) -> None:
         """Start no more, and ask those that go on to save their state and end; the second time they end at once."""

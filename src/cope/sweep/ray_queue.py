@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn
 
 from cope.errors import Interrupted, UserError
 from cope.sweep.launcher import Call, Ended, failed, told
+from cope.sweep.process import Lost
 
 
 def run_on_ray(
@@ -69,7 +70,7 @@ def run_on_ray(
                     try:
                         outcome, seconds = ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        outcome, seconds = failed(RuntimeError(f"Ray lost it: {str(error).splitlines()[0]}")), 0.0
+                        outcome, seconds = failed(Lost(f"Ray lost it: {str(error).splitlines()[0]}")), 0.0
                     yield call, outcome, seconds, at_once()
         except BaseException:  # Ctrl-C, here or while one was told of, or an error: nothing goes on behind it
             with suppress(Exception):  # a cluster that is lost hears nothing

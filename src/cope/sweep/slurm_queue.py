@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn
 
 from cope.errors import Preempted, UserError
 from cope.sweep.launcher import Call, Ended, failed, told
+from cope.sweep.process import Lost
 
 POLL_SECONDS = 2.0  # between two looks for results, which are files
 GRACE_SECONDS = 20.0  # that a result may take to be seen here after its job has left Slurm's queue, since folders are shared
@@ -105,7 +106,7 @@ def _as_they_end(waiting: list[tuple[Call, Any]], array: str) -> Generator[Ended
             if job.paths.result_pickle.exists():
                 outcome = _result(job)
             elif now - gone_since.get(job.job_id, now) > GRACE_SECONDS:
-                outcome = failed(RuntimeError(f"Slurm ended job {job.job_id}; see {job.paths.stderr}"))
+                outcome = failed(Lost(f"Slurm ended job {job.job_id}; see {job.paths.stderr}"))
             else:
                 continue
             waiting.remove((call, job))
