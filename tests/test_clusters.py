@@ -175,6 +175,16 @@ def test_ray_gives_the_local_results_though_a_job_is_killed(tmp_path: Path, loca
     assert results(tmp_path) == local
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_jobs_of_a_ray_that_is_started_for_them_give_way_to_other_work_no_more_than_the_command_does(tmp_path: Path) -> None:
+    sweep = ["train.py", "-m", "pe=none", "seed=1,2", "scale=smoke", "logger=none", *LONG_ENOUGH, "hydra/launcher=ray"]
+    with running(sweep, tmp_path, clean_environment()) as started:
+        log = begun(tmp_path, "none", 1).path / "output.log"
+        assert os.getpriority(os.PRIO_PROCESS, writer_of(log)) == os.getpriority(os.PRIO_PROCESS, started.pid)
+        told, _ = started.communicate(timeout=300)
+    assert started.returncode == 0 and "[2/2 in " in told, told
+
+
 def writer_of(log: Path) -> int:
     """The process whose output goes to ``log``."""
     for process in Path("/proc").glob("[0-9]*"):

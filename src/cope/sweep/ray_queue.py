@@ -36,6 +36,8 @@ def run_on_ray(
     """
     import ray
 
+    # Ray's own default for a cluster that it starts here is 15, with which jobs hardly begin on a machine that does other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
