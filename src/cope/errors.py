@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-NEAR = 0.6  # of 1: how alike two words are by difflib's ratio; at 0.5 "nope" would be a slip of "code"
+NEAR = 0.55  # of 1: how alike two words are by difflib's ratio; at 0.5 "nope" would be a slip of "code"
 
 
 class UserError(ValueError):
