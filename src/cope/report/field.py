@@ -34,9 +34,9 @@ RANKS = (
     "CoPE, RoPE and the best other are judged by the rule of ``configs/plan.yaml``. The best other is chosen by the first "
     "seeds, which count, so that a verdict against CoPE is reached a little too easily. Ranks only describe: two encodings "
     "are told apart on a split if the mean of their differences, seed by seed, is not 0 by "
-    "Student's paired test at 5%; with fewer than three seeds nothing is told apart. An encoding's rank is one more than "
-    "the number of those that are told apart from it and are better: equal ranks are ties. These tests are many and not "
-    "corrected for their number."
+    "Student's paired test at 5%. An encoding's rank is one more than the number of those that are told apart from it and "
+    "are better: equal ranks are ties; with fewer than three seeds it has none. These tests are many and not corrected for "
+    "their number. Seconds are of machines that did other work as well, more at some times than at others."
 )
 LEVEL = 0.05
 LEAST_SEEDS = 3
@@ -64,7 +64,7 @@ def better(first: Mapping[int, float], second: Mapping[int, float]) -> int:
 
 
 def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
-    """One row for each task, encoding and split; what has not been run has no error and no rank."""
+    """One row for each task, encoding and split; what has not been run has no error, what has few seeds no rank."""
     rows = []
     for task in plan.sections:
         for split in findings.splits(task) or ("test",):
@@ -81,7 +81,7 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
                         "seeds": len(own),
                         "mean": np.mean(list(own.values())) if own else np.nan,
                         "std": np.std(list(own.values()), ddof=1) if len(own) > 1 else np.nan,
-                        "rank": 1 + beaten_by if own else np.nan,
+                        "rank": 1 + beaten_by if len(own) >= LEAST_SEEDS else np.nan,
                         "published": published().get(task, {}).get(encoding, {}).get(split, np.nan),
                         "seconds": np.mean([run["time_s"] for run in runs]) if runs else np.nan,
                         "mib": np.mean([run.get("peak_memory_mib") or np.nan for run in runs]) if runs else np.nan,
@@ -93,20 +93,20 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
 def ranking(
     task: str, table: pd.DataFrame, findings: Findings, claims: Sequence[Mapping[str, Any]], margins: Margins, in_full: bool
 ) -> Sheet:
-    """A task's encodings by rank; those that tie, by their mean error. What the rule says, and published orders, are below."""
+    """A task's encodings by their mean error on its first split. What the rule says, and published orders, are below."""
     own = table[table["task"] == task]
     if not own["seeds"].any():
         return Sheet(f"{task_name(task)}: {MISSING}", ("encoding",), ())
     metric, splits = METRICS[findings.headline(task)], list(dict.fromkeys(own["split"]))
     rows = []
-    for encoding in own[own["split"] == splits[0]].sort_values(["rank", "mean"])["encoding"]:
+    for encoding in own[own["split"] == splits[0]].sort_values("mean")["encoding"]:
         of_encoding = own[own["encoding"] == encoding].set_index("split")
         cells = []
         for split in splits:
             values = [value / metric.factor for value in findings.values(task, encoding, split).values()]
-            rank = f" [{of_encoding.loc[split, 'rank']:.0f}]" if values else ""
-            reported = of_encoding.loc[split, "published"]
-            cells.append(spread(values, metric) + rank + ("" if np.isnan(reported) else f", published {reported:g}"))
+            rank, reported = of_encoding.loc[split, ["rank", "published"]]
+            ranked = "" if np.isnan(rank) else f" [{rank:.0f}]"
+            cells.append(spread(values, metric) + ranked + ("" if np.isnan(reported) else f", published {reported:g}"))
         costs = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
         rows.append((encoding_name(encoding), *cells, str(of_encoding.loc[splits[0], "seeds"]), *costs))
     columns = ("encoding", *map(split_name, splits), "seeds", "seconds a run", "MiB")
