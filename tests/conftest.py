@@ -12,7 +12,6 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
 texts: Path  # where corpora are prepared, once a session has begun
-composed_before: Path  # what Hydra made of these configs, for all processes and the next session
+composed_before: Path  # what Hydra made of the configs, for all of a session's processes
 
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
@@ -51,14 +50,6 @@ gc.set_threshold(50_000, 10, 10)
 # No deadline, since machines differ; and the same examples everywhere, so that a red test is red on the next machine too.
 settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    digest = hashlib.sha256("".join(map(version, ("hydra-core", "omegaconf"))).encode())
-    for path in sorted(CONFIGS.rglob("*.yaml")):
-        digest.update(path.relative_to(CONFIGS).as_posix().encode() + path.read_bytes())
-    global composed_before
-    composed_before = config.cache.mkdir("composed") / digest.hexdigest()[:16]  # type: ignore[union-attr]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,13 +119,13 @@ def _composed(overrides: tuple[str, ...]) -> bytes:
 
     choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
     if choices == overrides:
-        kept = composed_before / hashlib.sha256(repr(overrides).encode()).hexdigest()
-        if kept.exists():
-            return kept.read_bytes()
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            found = pickle.dumps(compose("train", overrides=["scale=smoke", "logger=none", *overrides]))
-        write_atomically(kept, lambda file: file.write(found))
-        return found
+        complete = ["scale=smoke", "logger=none", *overrides]
+        kept = composed_before / hashlib.sha256(repr(complete).encode()).hexdigest()
+        if not kept.exists():
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                found = compose("train", overrides=complete)
+            write_atomically(kept, lambda file: pickle.dump(found, file))
+        return kept.read_bytes()
     config = pickle.loads(_composed(choices))
     settings = [override for override in overrides if override not in choices]
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(settings), config)
@@ -154,9 +145,15 @@ def make_encoding(name: str, shape: ModelShape, **changes: Any) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def _texts_are_prepared_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """All tests have one ``data_dir``, those of other processes too: to split a corpus into tokens takes a second."""
+    from cope.files import cache_folder
+    from cope.sweep import rows
+
     base = tmp_path_factory.getbasetemp()
-    global texts
-    texts = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "texts"
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    global texts, composed_before
+    texts, composed_before = shared / "texts", shared / "composed"
+    # Rows of tables below folders of tests are nothing to the user's.
+    rows.cache_folder = lambda: cache_folder() if "COPE_CACHE" in os.environ else shared
 
 
 def composed_in(folder: Path, *overrides: str) -> DictConfig:

@@ -188,7 +188,7 @@ def class_named(path: str) -> type:
         Exception: of several kinds: there is no such class.
     """
     package = str(path).partition(".")[0]
-    if package != OWN_PACKAGE and package not in _named_packages():
+    if package != OWN_PACKAGE and package not in named_packages():
         raise UserError(
             f"it is of no package that was named; allowed: cope and those in {PACKAGES_VARIABLE}=name,name (an installed one "
             f"may name itself: entry points, group {PACKAGES_GROUP})."
@@ -197,8 +197,9 @@ def class_named(path: str) -> type:
     return found
 
 
-def _named_packages() -> set[str]:
-    named = {name.strip() for name in os.environ.get(PACKAGES_VARIABLE, "").split(",")}
+def named_packages() -> set[str]:
+    """Other packages whose classes configs may name."""
+    named = {name.strip() for name in os.environ.get(PACKAGES_VARIABLE, "").split(",")} - {""}
     return named | {entry.value for entry in entry_points(group=PACKAGES_GROUP)}
 
 

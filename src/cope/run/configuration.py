@@ -148,15 +148,14 @@ def _hash(settings: dict[str, Any]) -> str:
     return digest_of(settings, 8)
 
 
-def run_folder(config: DictConfig, seed: int | None = None, defined: dict[str, Any] | None = None) -> RunFolder:
-    """Where the run of ``config`` is, with ``seed`` instead of its own if given.
+def run_folder(config: DictConfig, seed: int | None = None) -> RunFolder:
+    """Where the run of ``config`` is, with ``seed`` instead of its own if given."""
+    return folder_of(config.output_dir, definition(config), config.seed if seed is None else seed)
 
-    Args:
-        defined: what :func:`definition` says of it, which takes a moment to find out.
-    """
-    defined = definition(config) if defined is None else defined
-    seed = config.seed if seed is None else seed
-    folder = RunFolder.of(config.output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
+
+def folder_of(output_dir: str, defined: dict[str, Any], seed: int) -> RunFolder:
+    """Where the run with ``seed`` of what :func:`definition` says is."""
+    folder = RunFolder.of(output_dir, defined["task"]["name"], defined["pe"]["name"], _hash(defined), seed)
     if not folder.config.exists():
         # Earlier versions named a folder for the settings as they were typed: model.dropout=0 for another than 0.0.
         for path in sorted(folder.path.parents[1].glob(f"*/{folder.path.name}/config.yaml")):

@@ -114,18 +114,18 @@ def plan_of(configs: Path, name: str, content: Mapping[str, Any], overrides: Seq
     """The plan of a table with the ``content`` of such a file; raises what :func:`read_plan` raises."""
     _check_overrides(name, content["sections"], overrides)
 
-    scale = [override for override in overrides if override.startswith("scale=")]
+    scale, further = [override for override in overrides if override.startswith("scale=")], content.get("at_scale", {})
     runs = []
     of_sections = [(section, row, own) for section, rows in content["sections"].items() for row, own in rows.items()]
     rows = tqdm(
         of_sections, bar_format=name + ": {n_fmt} of {total_fmt} rows |{bar}|", disable=None, delay=1, leave=False, ncols=80
     )
-    with kept_rows(configs, lambda overrides: composed(configs, overrides)) as row_of:
+    with kept_rows(configs, lambda overrides: composed_now(configs, overrides)) as row_of:
         for section, name_of_row, own in rows:
             with _told_with(f"{name}, {section}: {name_of_row}"):
-                if "at_scale" in content:
-                    base = row_of((*own, *scale))
-                    own = [*own, *content["at_scale"].get(base.scale, {}).get(base.task, [])]
+                if further and (not scale or scale[-1].partition("=")[2] in further):
+                    base = composed(configs, (*own, *scale))
+                    own = [*own, *further.get(base.scale, {}).get(base.task.name, [])]
                 row = row_of((*own, *overrides))
             for seed in seeds:
                 runs.append(
@@ -178,7 +178,12 @@ class NoRecipe(UserError):
 
 @cache
 def composed(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
-    """What ``train.py`` composes; kept, since that takes a tenth of a second and tables share many rows.
+    """As :func:`composed_now`, once for this process: that takes a tenth of a second."""
+    return composed_now(configs, overrides)
+
+
+def composed_now(configs: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """What ``train.py`` composes.
 
     Raises:
         UserError: all that is wrong with ``overrides``, a line each.

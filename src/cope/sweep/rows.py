@@ -1,8 +1,8 @@
 """What rows of tables compose to, kept between commands.
 
 To compose a row takes Hydra a tenth of a second, and a report reads over a hundred. So what it comes to is kept in the user's
-cache folder (``$COPE_CACHE``, or ``~/.cache/cope-lab``), for as long as nothing changes that it hangs on: configs, the package,
-and the versions of what composes. Rows that may take in something else are composed each time.
+cache folder (``$COPE_CACHE``, or ``~/.cache/cope-lab``), if it hangs on nothing but files that are looked at again each time:
+the package's and its configs. Where it may hang on more (the environment, other packages, other folders) it is not.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -22,18 +22,22 @@ from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import cope
+from cope.building import named_packages
 from cope.errors import UserError
-from cope.files import cache_folder, read_json, write_json
-from cope.run.configuration import check_top_level, definition, run_folder
+from cope.files import cache_folder, digest_of, read_json, write_json
+from cope.run.configuration import check_top_level, definition, folder_of
 from cope.run.folder import RunFolder
 
-MOST_KEPT = 2000  # some 3 MB; then all are composed anew
+MOST_KEPT = 2000  # some 3 MB; then the oldest go
 COMPOSES = ("hydra-core", "omegaconf", "PyYAML")
-# In an override: Hydra's own settings, among them where configs are looked for; another package's class; the environment.
-FROM_OUTSIDE = re.compile(r"hydra|_target_|\$\{[^{}]*:")
+# An override that says all of what it means: a choice or a value, or another key of the same config.
+PLAIN = re.compile(r"(?!hydra\b)[\w.]+(/\w+)*=([\w.+\-/,:~ \[\]]|\$\{[\w.]+\})*")
+NOT_PLAIN = re.compile(r"_target_|(^|[=/])\.\.(/|$)")
+# In a config file: what makes it hang on something else. `oc.select` reads the same config.
+OF_ELSEWHERE = re.compile(rb"searchpath|\$\{\s*(?!oc\.select\b|user_path\b)[\w.]+\s*:")
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,6 @@ class Row:
     """
 
     scale: str
-    task: str
     output_dir: str
     defined: dict[str, Any]
 
@@ -55,53 +58,40 @@ class Row:
     def of(cls, config: DictConfig) -> Row:
         """Raises UserError where a key outside every group is wrong."""
         check_top_level(config)
-        return cls(config.scale, config.task.name, config.output_dir, definition(config))
+        return cls(config.scale, config.output_dir, definition(config))
 
     def folder(self, seed: int) -> RunFolder:
         """Where its run with ``seed`` is."""
-        return run_folder(OmegaConf.create({"output_dir": self.output_dir}), seed, self.defined)
+        return folder_of(self.output_dir, self.defined, seed)
 
 
 @contextmanager
 def kept_rows(configs: Path, compose: Callable[[tuple[str, ...]], DictConfig]) -> Iterator[Callable[[tuple[str, ...]], Row]]:
     """What gives the row of some overrides, by ``compose`` where it is not known; new ones are kept at the end of the block."""
-    kept, path = _read(configs), _file(configs)
+    before = _state(configs)
+    kept = _read(configs, before) if before else {}
     new: dict[str, Row] = {}
 
     def row_of(overrides: tuple[str, ...]) -> Row:
-        if any(map(FROM_OUTSIDE.search, overrides)) or _configs_from_packages():
-            return Row.of(compose(overrides))
         key = json.dumps(overrides)
         if key not in kept:
-            kept[key] = new[key] = Row.of(compose(overrides))
+            row = Row.of(compose(overrides))
+            if not (before and all(map(_is_plain, overrides)) and _is_json(asdict(row))):
+                return row
+            kept[key] = new[key] = row
         return kept[key]
 
-    try:
-        yield row_of
-    finally:
-        if new and path is not None:
-            _write(path, configs, kept if len(kept) <= MOST_KEPT else new)
+    yield row_of
+    if new and before == _state(configs):  # else a file was changed meanwhile, and nobody knows which rows are of which
+        try:
+            rows = {key: asdict(row) for key, row in [*kept.items()][-MOST_KEPT:]}
+            write_json(_file(configs), {"state": before, "sum": digest_of(rows), "rows": rows})
+        except UserError as error:
+            log.debug("rows are composed again next time: %s", error)
 
 
-@cache
-def _read(configs: Path) -> dict[str, Row]:
-    """The rows that are known; none if they are of another state, or cannot be read."""
-    path = _file(configs)
-    if path is None or not path.exists():
-        return {}
-    try:
-        content = read_json(path)
-        return {key: Row(**row) for key, row in content["rows"].items()} if content["state"] == _state(configs) else {}
-    except (UserError, KeyError, TypeError, AttributeError):  # damaged: it is written anew
-        return {}
-
-
-def _write(path: Path, configs: Path, rows: dict[str, Row]) -> None:
-    kept = {key: asdict(row) for key, row in rows.items()}
-    try:
-        write_json(path, {"state": _state(configs), "rows": {key: row for key, row in kept.items() if _is_json(row)}})
-    except UserError as error:
-        log.debug("rows are composed again next time: %s", error)
+def _is_plain(override: str) -> bool:
+    return PLAIN.fullmatch(override) is not None and NOT_PLAIN.search(override) is None
 
 
 def _is_json(content: Any) -> bool:
@@ -112,25 +102,47 @@ def _is_json(content: Any) -> bool:
         return False
 
 
-def _file(configs: Path) -> Path | None:
-    """Where the rows of ``configs`` are kept; None if there is no home folder."""
+def _read(configs: Path, state: str) -> dict[str, Row]:
+    """The rows that are known; none if they are of another state, damaged, or not to be read."""
     try:
-        return cache_folder() / f"rows-{hashlib.sha256(str(configs).encode()).hexdigest()[:8]}.json"
-    except UserError:
+        content = read_json(_file(configs))
+        if content["state"] == state and content["sum"] == digest_of(content["rows"]):
+            return {key: Row(**row) for key, row in content["rows"].items()}
+    except (UserError, KeyError, TypeError, RecursionError):
+        pass  # it is written anew
+    return {}
+
+
+def _file(configs: Path) -> Path:
+    """Where the rows of ``configs`` are kept.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    return cache_folder() / f"rows-{hashlib.sha256(str(configs).encode()).hexdigest()[:8]}.json"
+
+
+def _state(configs: Path) -> str | None:
+    """A hash of all that a row hangs on; None where that cannot be known."""
+    if named_packages() or Plugins.instance().discover(SearchPathPlugin):
         return None
-
-
-@cache
-def _state(configs: Path) -> str:
-    """A hash of all that a row hangs on."""
     digest = hashlib.sha256(json.dumps([python_version(), *map(version, COMPOSES)]).encode())
-    for folder, kind in ((configs, "*.yaml"), (Path(cope.__file__).parent, "*.py")):
-        for path in sorted(folder.rglob(kind)):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    try:
+        for folder, kind in ((configs, ".yaml"), (Path(cope.__file__).parent, ".py")):
+            for path in sorted(_files_below(folder, kind)):
+                text = path.read_bytes()
+                if kind == ".yaml" and OF_ELSEWHERE.search(text):
+                    return None
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + text + b"\0")
+    except OSError:
+        return None
     return digest.hexdigest()
 
 
-@cache
-def _configs_from_packages() -> bool:
-    """Whether an installed package adds a place for configs."""
-    return bool(Plugins.instance().discover(SearchPathPlugin))
+def _files_below(folder: Path, kind: str) -> Iterator[Path]:
+    """Also by way of links; an editor's lock, a link that leads nowhere, is no file."""
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(place, name)
+            if path.suffix == kind and path.is_file():
+                yield path
