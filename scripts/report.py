@@ -35,10 +35,9 @@ from pathlib import Path
 
 from cope.cli import run_command, split_settings
 from cope.errors import UserError
-from cope.lines import width_of
 from cope.report.claims import ClaimsPlan
 from cope.report.page import collect, write_report
-from cope.report.verdicts import claim_in_full, claim_lines
+from cope.report.verdicts import claim_in_full, claim_lines, line_width
 from cope.sweep.plan import of_hydra_and_of_runs, read_plans, tables_with
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -67,15 +66,15 @@ def main(arguments: list[str]) -> None:
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     report = collect(plans, claims_plan)
     if settings.why is not None:
-        print(claim_in_full(report.verdicts, claims_plan, settings.why, width_of(sys.stdout)))
+        print(claim_in_full(report.verdicts, claims_plan, settings.why, line_width()))
     elif settings.claims:
-        print(claim_lines(report.verdicts, claims_plan, width_of(sys.stdout)))
+        print(claim_lines(report.verdicts, claims_plan, line_width()))
     else:
         own = [argument for argument in arguments if argument not in of_hydra]
         command = shlex.join(["python", "scripts/report.py", *own])
         print("writing tables and pictures ...", file=sys.stderr, flush=True)
         page = write_report(report, settings.to, command, settings.with_runs)
-        print(f"{claim_lines(report.verdicts, claims_plan, width_of(sys.stdout))}\n\nwritten: {page}")
+        print(f"{claim_lines(report.verdicts, claims_plan, line_width())}\n\nwritten: {page}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ TRAIN = "python train.py task=selective_copy pe=stick_breaking 'task.splits.rare
         ("the hash. python scripts/runs.py lists all runs.", ["the hash.", "python scripts/runs.py lists", "all runs."]),
         ("it needs ray: pip install -c constraints.txt -e '.[ray]'",
          ["it needs ray:", "pip install -c constraints.txt -e '.[ray]'"]),
+        ("a question longer than the line is: ", ["a question longer than the", "line is: "]),
         ("The first line of two.\nThe second line, which is longer.",
          ["The first line of two.", "The second line, which is", "longer."]),
     ],

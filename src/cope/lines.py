@@ -1,13 +1,13 @@
-"""How wide lines are: on a terminal they break between words where it ends, never inside a path or a command to copy."""
+"""How wide lines are: on a terminal they break between words where it ends; a path, or a command to copy, stays whole."""
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import textwrap
 from typing import TextIO
 
-WIDTH = 80  # of what is no terminal, such as a file; there tables alone are broken
+WIDTH = 80  # of what is no terminal, such as a file; there tables and claims alone are broken
 _WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""  # as a shell has it: between quotes there may be spaces
 _NO_WORD_OF_A_SENTENCE = r"""(?=[-'"]|\S*[=/*]|\S+\.\w)"""
 # The program, what comes right after it, and further arguments up to a comma or the like.
@@ -18,7 +18,13 @@ def width_of(stream: TextIO) -> int:
     """How many characters a line of ``stream`` has room for."""
     if not stream.isatty():
         return WIDTH
-    return shutil.get_terminal_size((WIDTH, 0)).columns
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or WIDTH
+    except OSError:
+        return WIDTH
 
 
 def broken(text: str, width: int) -> str:
@@ -35,7 +41,8 @@ def _broken_line(line: str, width: int) -> str:
         with_whole_commands, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
         expand_tabs=False, replace_whitespace=False,
     )  # fmt: skip
-    return "\n".join(parts).replace("\0", " ")
+    blanks = line[len(line.rstrip()) :]  # after which more may be printed in the same line
+    return "\n".join(parts).replace("\0", " ") + blanks
 
 
 def break_lines_of(stream: TextIO) -> None:
@@ -48,10 +55,11 @@ def break_lines_of(stream: TextIO) -> None:
         write(broken(text, width_of(stream)) if is_prose and stream.isatty() else text)
         return len(text)
 
+    write_broken.whole = write  # type: ignore[attr-defined]
     stream.write = write_broken  # type: ignore[method-assign]
 
 
 def write_whole(text: str, stream: TextIO) -> None:
     """Write what is no prose, such as CSV: its lines are another program's, even where they are copied from a terminal."""
-    type(stream).write(stream, text)
+    getattr(stream.write, "whole", stream.write)(text)
     stream.flush()

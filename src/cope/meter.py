@@ -21,7 +21,7 @@ from cope.kernels.reference import causal_mask, contextual_positions, interpolat
 QUERIES_PER_BLOCK = 128
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class PositionUse:
     """What :func:`position_use` found in one layer. Those of several batches add up."""
 

@@ -20,7 +20,7 @@ from cope.errors import check_choice
 from cope.lines import broken, width_of, write_whole
 
 FORMATS = ("table", "markdown", "csv", "latex", "json")
-ANY_WIDTH = 10_000
+ANY_WIDTH, ANY_HEIGHT = 10_000, 100
 LEAST_ROOM = 20  # for a cell beside its column's name, however narrow the terminal is
 GAP, NARROW_GAP = 2, 1  # between columns; narrow where all of them then have room side by side
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -56,7 +56,8 @@ def show(sheets: Sequence[Sheet], form: str = "table", stream: TextIO | None = N
     if form == "table":
         for index, sheet in enumerate(sheets):
             width = ANY_WIDTH if sheet.is_list and not target.isatty() else width_of(target)
-            console = Console(file=target, highlight=False, width=width)
+            # Without a height rich has widths of its own on a terminal that it takes for a poor one.
+            console = Console(file=target, highlight=False, width=width, height=ANY_HEIGHT)
             console.print("\n" if index else "", end="")
             _draw(sheet, console)
         target.flush()
@@ -106,7 +107,7 @@ def _draw(sheet: Sheet, console: Console) -> None:
 
 def _print_sentence(text: str, console: Console, style: str) -> None:
     """On a terminal broken between words; elsewhere in one line, for whoever looks for it there."""
-    console.print(Text(broken(text, console.width) if console.is_terminal else text, style=style), soft_wrap=True)
+    console.print(Text(broken(text, console.width) if console.file.isatty() else text, style=style), soft_wrap=True)
 
 
 def _named(sheet: Sheet, row: tuple[str, ...], place: int) -> str:

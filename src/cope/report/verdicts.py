@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from cope.lines import WIDTH
+from cope.lines import WIDTH, width_of
 from cope.report.claims import ClaimsPlan, Verdict
 from cope.report.comparisons import COLUMNS
 
 OLD_SEEDS = "These seeds were seen before the plan was made: what follows shows how the rule works, and decides nothing."
+
+
+LONGEST_LINE = 100
+
+
+def line_width() -> int:
+    """Of what is printed: the terminal's, but no more than is read with ease."""
+    return min(LONGEST_LINE, width_of(sys.stdout))
 
 
 def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = WIDTH) -> str:
