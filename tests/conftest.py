@@ -39,7 +39,7 @@ GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 SLOW_ALONE = ("test_run_process", "test_command_line", "test_wandb")
 texts: Path  # where corpora are prepared, once a session has begun
-composed_before: Path  # what Hydra made of the configs, for all of a session's processes
+composed_before: Path | None = None  # what Hydra made of the configs, for all processes of a session that has begun
 
 # Of tests with jobs: pytest's process has a server for them, which imports everything once.
 WITH_JOBS = pytest.mark.xdist_group("jobs")
@@ -120,12 +120,14 @@ def _composed(overrides: tuple[str, ...]) -> bytes:
     choices = tuple(override for override in overrides if override.lstrip("+~").partition("=")[0].split("/")[0] in GROUPS)
     if choices == overrides:
         complete = ["scale=smoke", "logger=none", *overrides]
-        kept = composed_before / hashlib.sha256(repr(complete).encode()).hexdigest()
-        if not kept.exists():
-            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                found = compose("train", overrides=complete)
-            write_atomically(kept, lambda file: pickle.dump(found, file))
-        return kept.read_bytes()
+        kept = composed_before / hashlib.sha256(repr(complete).encode()).hexdigest() if composed_before else None
+        if kept and kept.exists():
+            return kept.read_bytes()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            found = pickle.dumps(compose("train", overrides=complete))
+        if kept:
+            write_atomically(kept, lambda file: file.write(found))
+        return found
     config = pickle.loads(_composed(choices))
     settings = [override for override in overrides if override not in choices]
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(settings), config)
