@@ -221,7 +221,7 @@ def test_what_holds_together_with_all_claims_is_told(tmp_path: Path) -> None:
     )
     verdicts = judge_all(CLAIMS_PLAN, findings)
     assert verdicts[0].stands_by == ("e-BH", "Bonferroni")  # 1170 is more than 51 / 0.05
-    assert "Of 1 verdict, 1 also hold with all claims together by e-BH, 1 by Bonferroni." in claim_lines(verdicts, CLAIMS_PLAN)
+    assert "With all claims together 1 of 1 would stand by e-BH, 1 by Bonferroni." in claim_lines(verdicts, CLAIMS_PLAN)
     nine = flip_flop("test", cope=around(1), rope=around(5), absolute=around(20))
     alone = judge_all(CLAIMS_PLAN, Findings([plan_with(tmp_path / "nine", "table2", nine)]))[0]
     assert (alone.outcome, alone.stands_by) == ("reproduced", ())

@@ -67,6 +67,16 @@ def test_the_list_of_runs_says_what_they_share_once(outputs: Path) -> None:
     assert [row["encoding"] for row in listed("pe=cope,rope", "seed=1")] == ["cope", "rope"]
 
 
+def test_runs_are_told_apart_however_much_they_differ_in(tmp_path: Path) -> None:
+    for number in range(2):
+        folder = tmp_path / "counting" / "rope" / f"0123456{number}" / "seed=1"
+        folder.mkdir(parents=True)
+        settings = {f"key_{letter}": f"{letter}{number}" for letter in "abcde"}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"scale": "smoke", "seed": 1, "model": settings}))
+    rows = list(csv.DictReader(call("runs.py", f"runs={tmp_path}", "format=csv").stdout.splitlines()))
+    assert [row["differs in"].split()[-1] for row in rows] == ["model.key_e=e0", "model.key_e=e1"]
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -87,6 +97,8 @@ def test_a_run_is_named_by_the_beginning_of_its_hash(outputs: Path) -> None:
         run_path("01", outputs)
     with pytest.raises(UserError, match=r"run=ff: no run in .* has a hash that begins so"):
         run_path("ff", outputs)
+    with pytest.raises(UserError, match=r"run=01/seed=3: of 01 .* has no seed=3; allowed: 1, 2\."):
+        run_path("01/seed=3", outputs)
     (outputs / "counting" / "rope" / "01234567" / "seed=2" / "checkpoints").mkdir()
     assert run_path("01", outputs).name == "seed=2"  # the one that has weights, beside published runs
     assert run_path("outputs/counting", outputs) == Path("outputs/counting")  # a path is a path

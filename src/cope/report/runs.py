@@ -20,7 +20,6 @@ from cope.sweep.clock import duration
 
 HIDDEN = ("output_dir", "data_dir", "force", "dry", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
 SHORT = {"task": "task.name", "pe": "pe.name"}
-MOST_DIFFERENCES = 3
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,6 @@ def _differences(runs: list[FoundRun]) -> list[str]:
             and not key.startswith("logger.")
             and len({run.settings[key] for run in group if key in run.settings}) > 1
         ]
-        for run in group:
-            found = [f"{key}={run.settings[key]}" for key in keys if key in run.settings]
-            more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
-            told[run.folder.path] = " ".join(found[:MOST_DIFFERENCES]) + more
+        for run in group:  # all of them, however many: one left out may be the one that tells two runs apart
+            told[run.folder.path] = " ".join(f"{key}={run.settings[key]}" for key in keys if key in run.settings)
     return [told[run.folder.path] for run in runs]

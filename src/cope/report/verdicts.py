@@ -30,8 +30,8 @@ def claim_lines(verdicts: Sequence[Verdict], plan: ClaimsPlan, width: int = WIDT
     total = f"{', '.join(f'{number} {outcome}' for outcome, number in counts.items())}."
     if decided:
         total += (
-            f"\nOf {len(decided)} verdict{'s' * (len(decided) != 1)}, {together['e-BH']} also hold with all claims together "
-            f"by e-BH, {together['Bonferroni']} by Bonferroni."
+            f"\nEach verdict stands by itself. With all claims together {together['e-BH']} of {len(decided)} would stand by "
+            f"e-BH, {together['Bonferroni']} by Bonferroni."
         )
     return "\n".join([*_heading(plan), *(verdict.line(width) for verdict in verdicts), "", total])
 
