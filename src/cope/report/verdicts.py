@@ -40,7 +40,8 @@ def claim_in_full(verdicts: Sequence[Verdict], plan: ClaimsPlan, number: int, wi
     """All there is to know of one claim, folded at ``width``."""
     plan.claim(number)
     verdict = next(verdict for verdict in verdicts if verdict.number == number)
-    lines = [*_heading(plan), *_in_full(verdict)]
+    signs = f"E is the evidence for an outcome; {verdict.rule.needed:g} decides. Intervals hold whenever one looks."
+    lines = [*_heading(plan), *_in_full(verdict), "", f"{signs} More: docs/reproducing.md."]
     return "\n".join(textwrap.fill(line, width, subsequent_indent="  " * line.startswith("- ")) for line in lines)
 
 
