@@ -11,8 +11,9 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from cope.lines import WIDTH
+
 KEY_WIDTH = 36  # what is said of a key begins there
-WIDTH = 80  # of a small terminal
 SHOWN_GROUPS = ("pe", "task", "corpus", "scale", "logger", "recipe")
 
 
