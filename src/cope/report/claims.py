@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from cope.errors import UserError
-from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached, of_seeds
+from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached, notes_on_training, of_seeds
 from cope.report.findings import Findings
 from cope.report.rule import VERDICTS, Rule, claim_evidence, e_benjamini_hochberg
 
@@ -85,6 +85,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...]
     rule: Rule
     scales: tuple[str, ...] = ()  # of the runs that were compared
+    notes: tuple[str, ...] = ()  # what to know of their training
     stands_by: tuple[str, ...] = ()  # the corrections for the number of claims that it survives
 
     @cached_property
@@ -122,7 +123,7 @@ class Verdict:
             margins = {f"{part.evidence.equivalence:g}{part.unit}" for part in self._telling()}
             return f"no difference over {', '.join(sorted(margins))}"
         if self.outcome == Outcome.OPEN:
-            most = max(len(part.evidence.differences) for part in self.comparisons)
+            most = max(len(part.evidence.differences) for part in self._telling())
             return f"not decided after {most} seed{'s' * (most != 1)}"
         return str(self.outcome)
 
@@ -158,7 +159,7 @@ class Verdict:
         described |= {"seeds": self.seeds, "e_value": float(f"{self.e_now:.4g}"), "stands_by": list(self.stands_by)}
         found = [{"outcome": part.outcome, "text": part.text} for part in self.comparisons]
         return described | {
-            "summary": self.summary, "scales": list(self.scales), "findings": found
+            "summary": self.summary, "scales": list(self.scales), "findings": found, "notes": list(self.notes)
         }  # fmt: skip
 
 
@@ -185,8 +186,9 @@ def judge(claim: dict[str, Any], plan: ClaimsPlan, findings: Findings) -> Verdic
         )
     scales = sorted({scale for part in parts for scale in findings.scales(part.section, part.rows)})
     return Verdict(
-        claim["number"], claim["topic"], claim["claim"], claim["source"], tuple(parts), plan.margins.rule, tuple(scales)
-    )
+        claim["number"], claim["topic"], claim["claim"], claim["source"], tuple(parts), plan.margins.rule, tuple(scales),
+        notes_on_training(parts, findings),
+    )  # fmt: skip
 
 
 def _unseen(part: Comparison, plan: ClaimsPlan) -> Comparison:

@@ -66,7 +66,8 @@ class Comparison:
     figures: dict[str, str]  # of each row, or split, that is compared
     evidence: Evidence
     rule: Rule
-    notes: tuple[str, ...] = ()  # what to know of the runs
+    limit: str = ""  # in words, where a cell is compared with one
+    hint: str = ""  # what to do where nothing was measured
 
     @property
     def where(self) -> str:
@@ -120,7 +121,10 @@ class Comparison:
         interval = self.rule.interval(values)
         low, high = (_way(value) for value in interval or (min(values), max(values)))
         known = "whenever one looks" if interval else "from seed to seed; too few for an interval"
-        return f"{which}by {np.median(values):.3g}{self.unit} in the median ({low} to {high}, {known})"
+        median = f"{np.median(values):.3g}"
+        amount = f"{median}{self.unit.removesuffix('s') if median == '1' else self.unit}"
+        amount = f"{amount} from {self.limit}" if self.limit else f"by {amount}"
+        return f"{which}{amount} in the median ({low} to {high}, {known})"
 
     @property
     def text(self) -> str:
@@ -132,7 +136,7 @@ class Comparison:
             said = [f"as claimed {last['claimed']:.3g}", f"opposite {last['opposite']:.3g}"]
             said += [f"no difference {last['equal']:.3g}"] if self.evidence.equivalence is not None else []
             parts.append(f"E, which decides at {self.rule.needed:g}: {', '.join(said)}")
-        return "; ".join(part for part in [*parts, *self.notes] if part)
+        return "; ".join(part for part in [*parts, self.hint] if part)
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def _solved(relation: dict[str, Any], margins: Margins, findings: Findings) -> I
     sides = Sides(*(ways if solves else ways[::-1]))
     yield Comparison(
         section, split, (row,), sides, POINTS, _means(findings, section, {row_name(row): values}),
-        Evidence(differences, margins.tie["error"], None), margins.rule, _notes(findings, section, (row,)),
+        Evidence(differences, margins.tie["error"], None), margins.rule, limit=f"the limit of {by}%",
     )  # fmt: skip
 
 
@@ -208,7 +212,7 @@ def _attends(relation: dict[str, Any], margins: Margins, findings: Findings) -> 
     yield Comparison(
         section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"),
         POINTS, figures, Evidence(differences, margins.tie["error"], None), margins.rule,
-        _notes(findings, section, (row,)) if measured else ("not measured (make figure4)",),
+        limit=f"the limit of {by}", hint="" if measured else "not measured (make figure4)",
     )  # fmt: skip
 
 
@@ -228,7 +232,7 @@ def _below(
     shown = {name: {seed: found[seed] for seed in evidence.differences or found} for name, found in values.items()}
     return Comparison(
         section, split, rows, sides._replace(equal=f"{sides.equal} {evidence.equivalence:g}{unit}"), unit,
-        _means(findings, section, shown), evidence, margins.rule, _notes(findings, section, rows),
+        _means(findings, section, shown), evidence, margins.rule,
     )  # fmt: skip
 
 
@@ -254,19 +258,20 @@ def of_seeds(some: int, number: int) -> str:
     return f"{some} of {counted(number, 'seed')}"
 
 
-def _notes(findings: Findings, section: str, rows: tuple[str, ...]) -> tuple[str, ...]:
-    """Which seeds did not learn what they were trained on, and what was still improving when it ended."""
-    notes = []
-    for row in rows:
-        name, learned = row_name(row), findings.learned(section, row)
+def notes_on_training(parts: Iterable[Comparison], findings: Findings) -> tuple[str, ...]:
+    """Which of the compared runs did not learn what they were trained on, and which still improved when they ended."""
+    cells = list(dict.fromkeys((part.section, row) for part in parts for row in part.rows))
+    is_one_section = len({section for section, _ in cells}) == 1
+    unlearned, improving = [], []
+    for section, row in cells:
+        name = row_name(row) if is_one_section else f"{row_name(row)} ({section_name(section)})"
+        learned = findings.learned(section, row)
         if learned is not None and learned[0] < learned[1]:
-            notes.append(f"{name} learned the training data with {of_seeds(*learned)}")
-        if improving := findings.still_improving(section, row):
-            notes.append(
-                f"{name} may still improve with {of_seeds(improving, len(findings.results(section, row)))}, whose steps "
-                "were used up before their patience"
-            )
-    return tuple(notes)
+            unlearned.append(f"{name} with {of_seeds(*learned)}")
+        if still := findings.still_improving(section, row):
+            improving.append(f"{name} with {of_seeds(still, len(findings.results(section, row)))}")
+    notes = {"Learned the training data": unlearned, "May still improve, steps used up before patience": improving}
+    return tuple(f"{what}: {', '.join(found)}." for what, found in notes.items() if found)
 
 
 def _means(findings: Findings, section: str, values: dict[str, dict[int, float]]) -> dict[str, str]:

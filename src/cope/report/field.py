@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
 from cope.metrics import METRICS
-from cope.report.comparisons import Margins, Outcome, compare
+from cope.report.comparisons import Margins, Outcome, compare, notes_on_training
 from cope.report.drawing import save
 from cope.report.findings import Findings
 from cope.report.names import encoding_name, packaged, split_name, task_name
@@ -140,12 +140,12 @@ def by_the_rule(
 ) -> list[str]:
     """What the rule of the plan says to the claims about a task; ``in_full`` with the figures behind it."""
     relations = [relation for claim in claims for relation in claim["relations"] if relation["section"] == task]
+    parts = [part for relation in relations for part in compare(relation, margins, findings)]
     lines = [
-        f"- {DECIDED.get(found.outcome, found.outcome)}: {found.text if in_full else f'{found.where}: {found.finding}'}"
-        for relation in relations
-        for found in compare(relation, margins, findings)
+        f"- {DECIDED.get(part.outcome, part.outcome)}: {part.text if in_full else f'{part.where}: {part.finding}'}"
+        for part in parts
     ]
-    return ["By the rule:", *lines] if lines else []
+    return ["By the rule:", *lines, *(notes_on_training(parts, findings) if in_full else ())] if lines else []
 
 
 def agreement(task: str, splits: Sequence[str], findings: Findings) -> list[str]:

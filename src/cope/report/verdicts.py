@@ -52,6 +52,7 @@ def _heading(plan: ClaimsPlan) -> list[str]:
 def _in_full(verdict: Verdict) -> list[str]:
     lines = [f"{verdict.number}. {verdict.claim} ({verdict.source}): {verdict.label}", ""]
     lines += [f"- {part.outcome}: {part.text}" for part in verdict.comparisons]
+    lines += ["", *verdict.notes] if verdict.notes else []
     if verdict.outcome in COLUMNS:
         others = [name for name in ("e-BH", "Bonferroni") if name not in verdict.stands_by]
         holds = f"holds by {' and '.join(verdict.stands_by)}" if verdict.stands_by else "does not hold"
