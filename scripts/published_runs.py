@@ -20,7 +20,8 @@ from pathlib import Path
 
 from cope.cli import read_settings, run_command
 from cope.errors import counted
-from cope.report.published import make_runs
+from cope.heads.draw import draw_position_alone
+from cope.report.published import ARRAYS, make_runs
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class PublishedSettings:
 def main(arguments: list[str]) -> None:
     settings = read_settings(arguments, PublishedSettings, "python scripts/published_runs.py")
     made, left_alone = make_runs(settings.report / "runs", settings.to)
+    for arrays in (settings.report / "runs").rglob(ARRAYS):
+        draw_position_alone(settings.to / arrays.parent.relative_to(settings.report / "runs"))
     print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{counted(made, 'run')} in {settings.to}")
 
 

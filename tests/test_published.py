@@ -12,6 +12,7 @@ from report_runs import CLAIMS_PLAN, plans_with_runs
 from cope.errors import UserError
 from cope.report.page import collect, write_report
 from cope.report.published import copy_runs, make_runs
+from cope.report.run_pictures import draw_gates_of_tasks
 from cope.run.folder import RunFolder
 from cope.run.trained import load_trained
 from cope.sweep.plan import read_plan
@@ -22,10 +23,13 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path,
     plans = plans_with_runs(here)
     for path in here.rglob("failed.txt"):  # which is not published
         path.unlink()
+    for path in here.rglob("scores.json"):
+        path.with_name("arrays.npz").write_bytes(b"what is drawn")
     original = collect(plans, CLAIMS_PLAN)
     published = write_report(original, tmp_path / "published", "make publish", with_runs=True).parent
     files = {path.name for path in (published / "runs").rglob("*") if path.is_file()}
-    assert files == {"result.json", "scores.json", "curves.jsonl.xz"}
+    assert files == {"result.json", "scores.json", "curves.jsonl.xz", "gates.npz", "arrays.npz"}
+    assert len(list((published / "runs").rglob("*.npz"))) == 2  # of what is drawn: CoPE's first seed
     made, left_alone = make_runs(published / "runs", there)
     assert (made, left_alone) == (6, [])
     with pytest.raises(UserError, match="is finished but has no weights, as published runs"):
@@ -33,6 +37,7 @@ def test_published_runs_give_the_same_verdicts_tables_and_curves(tmp_path: Path,
     copied = collect([plan_in(there, name, 2) for name in ("table2", "table8", "figure3", "figure5")], CLAIMS_PLAN)
     assert [verdict.as_json() for verdict in copied.verdicts] == [verdict.as_json() for verdict in original.verdicts]
     again = write_report(copied, tmp_path / "again", "make report").parent
+    assert [drawing.path.name for drawing in draw_gates_of_tasks(copied.findings, tmp_path)] == ["gates_flip_flop.svg"]
     for path in [
         *published.glob("tables/table8.*"),
         *published.glob("tables/figure5.*"),

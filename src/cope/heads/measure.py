@@ -244,15 +244,15 @@ def _described(test: ShareTest, num_heads: int) -> dict[str, Any]:
 
 
 def _arrays_to_draw(model: Transformer, window: Window, context: int, heads: list[int]) -> dict[str, np.ndarray]:
-    """Attention by position alone, gates and positions of some heads in one window, and the lines that begin there."""
+    """Attention by position alone and gates of some heads' last query in one window, and the lines that begin there."""
     num_heads = model.encoding.shape.num_heads
-    found: dict[str, dict[int, np.ndarray]] = {"attention": {}, "gates": {}, "positions": {}}
+    found: dict[str, dict[int, np.ndarray]] = {"attention": {}, "gates": {}}
     for index, layer in enumerate(_layers(model, window, context)):
         for head in heads:
             for name, by_head in found.items():
                 values = getattr(layer, name)
                 if head // num_heads == index and values is not None:
-                    by_head[head] = values[head % num_heads]
+                    by_head[head] = values[head % num_heads, -1]
     lines = window.lines(context)
     return {
         "line_starts": np.array([line.start - window.start for line in lines], dtype=np.int64),

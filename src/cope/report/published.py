@@ -4,8 +4,8 @@
     runs/<task>/<pe>/<hash>/seed=<n>/figures/position_alone/<hash>/scores.json    where heads were measured
     runs/curves.jsonl.xz                                                          every run's metrics.jsonl
 
-``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and what
-is drawn from these files are the same. Pictures of gates and of heads are not among them: they need the weights.
+and of the runs whose gates or heads the report draws what is drawn: ``gates.npz``, ``arrays.npz``.
+``scripts/published_runs.py`` makes finished runs of them again, without weights: verdicts, tables and pictures are the same.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from typing import Any
 from cope.errors import UserError, counted, reason_of
 from cope.files import write_text
 from cope.report.findings import Findings
+from cope.report.run_pictures import drawn_measurements, runs_with_gates
 from cope.run.folder import RunFolder
 
 CURVES = "curves.jsonl.xz"
 MEASURED = "figures/position_alone/*/scores.json"
+ARRAYS = "arrays.npz"  # beside it
 LEFT_OUT = ("train/lr", "train/tokens_per_s")  # of the curves: the one follows from the settings, the other is in result.json
 LOSS_DIGITS = 4
 
 
 def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> None:
     """Raise UserError if ``folder`` holds a run, or what was measured of one, that would not be there again."""
-    there = {path.relative_to(folder) for path in folder.rglob("*.json")}
+    there = {path.relative_to(folder) for ending in ("json", "npz") for path in folder.rglob(f"*.{ending}")}
     if there and not with_runs:
         files = counted(len(there), "file")
         raise UserError(f"{folder} holds {files} that would be lost; allowed: with_runs=true, or another folder.")
@@ -47,7 +49,10 @@ def copy_runs(findings: Findings, folder: Path) -> None:
     """Write every finished run to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, path in _files(findings).items():
-        write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
+        if path.suffix == ".json":
+            write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
+        else:
+            shutil.copyfile(path, folder / place)
     runs = {run.folder.place: run.folder for run, _ in findings.runs()}
     with lzma.open(folder / CURVES, "wb") as file:
         for place, run_folder in sorted(runs.items()):
@@ -81,7 +86,7 @@ def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
         if to.config.exists() or to.result.exists():
             left_alone.append(to.path)
             continue
-        for path in result.parent.glob(MEASURED):
+        for path in result.parent.glob("figures/**/*.*"):
             copy = to.path / path.relative_to(result.parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -98,9 +103,12 @@ def _shortened(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(findings: Findings) -> dict[Path, Path]:
-    """What is written as it is, by where to."""
+    """What is published, by where to: results and measurements, then the arrays behind pictures."""
     found: dict[Path, Path] = {}
     for run, _ in findings.runs():
         for path in [run.folder.result, *run.folder.path.glob(MEASURED)]:
             found[run.folder.place / path.relative_to(run.folder.path)] = path
+    drawn = [(run, run.folder.gates) for run in runs_with_gates(findings)]
+    drawn += [(run, scores.with_name(ARRAYS)) for run, scores in drawn_measurements(findings).values()]
+    found |= {run.folder.place / path.relative_to(run.folder.path): path for run, path in drawn if path.exists()}
     return found

@@ -53,25 +53,34 @@ def draw_gates_of_tasks(findings: Findings, folder: Path) -> list[Drawing]:
     return drawn
 
 
-def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
-    """Of the measurements that claim 15 is judged by, an encoding's first seed's picture."""
-    drawn: dict[str, Drawing] = {}
+def drawn_measurements(findings: Findings) -> dict[str, tuple[PlannedRun, Path]]:
+    """Of the measurements that claim 15 is judged by, each encoding's first seed's with a picture: the run and its scores."""
+    found: dict[str, tuple[PlannedRun, Path]] = {}
     for run, result in findings.runs():
-        task, encoding = run.folder.task, run.folder.encoding
-        measured = measurement(run, result)
-        picture = measured and measured.with_name("position_alone.png")
-        if picture and encoding not in drawn and picture.exists():
-            if picture.with_suffix(".svg").exists():  # not of measurements made before there was one
-                picture = picture.with_suffix(".svg")
-            path = Path(shutil.copyfile(picture, folder / f"position_alone_{encoding}{picture.suffix}"))
-            if path.suffix == ".png":
-                in_few_colours(path)
-            drawn[encoding] = Drawing(
+        scores = measurement(run, result)
+        if scores and scores.with_name("position_alone.png").exists():
+            found.setdefault(run.folder.encoding, (run, scores))
+    return found
+
+
+def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
+    """The pictures of :func:`drawn_measurements`."""
+    drawn = []
+    for encoding, (run, scores) in drawn_measurements(findings).items():
+        picture = scores.with_name("position_alone.svg")
+        if not picture.exists():  # a measurement made before there was one
+            picture = picture.with_suffix(".png")
+        path = Path(shutil.copyfile(picture, folder / f"position_alone_{encoding}{picture.suffix}"))
+        if path.suffix == ".png":
+            in_few_colours(path)
+        drawn.append(
+            Drawing(
                 path,
-                f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_in_text(task)}, "
+                f"Figures 4 and 6: attention by position alone, {encoding_name(encoding)}, {task_in_text(run.folder.task)}, "
                 f"seed {run.seed}",
                 "The head that is furthest above chance for paragraphs (above) and for sections (below): attention by position "
                 "alone, divided by its largest, and gates where the encoding has them.",
                 run_folders=(run.folder.path,),
             )
-    return list(drawn.values())
+        )
+    return drawn
