@@ -87,9 +87,7 @@ def draw_position_alone(folder: Path) -> Path:
             starts, titles = arrays["line_starts"][marked], arrays["line_titles"][marked]
             for place, name in enumerate(curves):
                 axis = axes[index * len(curves) + place, 0]
-                values = np.atleast_2d(arrays[name][index])[
-                    -1
-                ]  # the last query, over keys; arrays once held all queries
+                values = np.atleast_2d(arrays[name][index])[-1]  # the last query, over keys; arrays once held all queries
                 label = "gate"
                 if name == "attention":
                     values, label = values / values.max(), "attention by\nposition alone"
