@@ -106,6 +106,7 @@ def test_shares_of_a_step_add_up(recipe):
     assert row["tokens_per_s"] * row["ms_per_step"] / 1000 == pytest.approx(recipe.num_tokens() / profiling.STEPS)
 
 
+@pytest.mark.slow
 def test_the_parts_are_all_of_the_step(recipe, monkeypatch):
     recipe.run()
     rounds, profile = [], torch.profiler.profile
@@ -121,6 +122,7 @@ def test_the_parts_are_all_of_the_step(recipe, monkeypatch):
     assert sum(microseconds for _, microseconds in found) == pytest.approx(whole.cpu_time_total, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_operator_is_counted_once(recipe):
     recipe.run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -171,6 +173,7 @@ def test_what_keeping_memory_gives_is_measured_in_processes_of_their_own(tmp_pat
     assert found["ratio"] == found["ms_per_step"]["with"] / found["ms_per_step"]["without"] > 0
 
 
+@pytest.mark.slow
 def test_generation_is_timed_with_and_without_the_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     generation.main(["context=5", "lengths=4"])

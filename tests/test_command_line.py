@@ -91,6 +91,7 @@ def wait_for_a_measurement(folder: RunFolder, process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # starts a command, and waits for its PyTorch
 def test_interrupting_loses_nothing(
     compose: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def test_flops_are_those_that_pytorch_counts(make_model: Callable[..., torch.nn.
     assert told == pytest.approx(counted.get_total_flops(), rel=0.15)
 
 
+@pytest.mark.slow  # composes every table
 def test_the_costs_of_tables_with_the_logger_that_runs_have_by_default() -> None:
     """What two tables share stands in both, and counts once in what all of them take."""
     told = command_here("scripts/costs.py", "scale=smoke", "table=figure5,table2", "seeds=3", "measured=false", "format=json")

@@ -20,8 +20,8 @@ def plan(*parts, **changes):
     return gpu_training.cells(list(parts), **({"scale": "smoke", "seconds": 0.2, "device": "cpu", "processes": [2]} | changes))
 
 
-# The other part has more settings of the same kinds.
-@pytest.mark.parametrize("parts", ["gpt2", pytest.param("alone", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["gpt2", "alone"])
 def test_what_can_be_measured_is_and_what_cannot_says_why(tmp_path, monkeypatch, parts):
     def measured_here(self, cell, longest):
         try:
@@ -45,6 +45,7 @@ def test_what_can_be_measured_is_and_what_cannot_says_why(tmp_path, monkeypatch,
     assert table.count("\n| ") == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_graphs_are_compared_with_plain_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cell = replace(plan("check")[0], way="eager")

@@ -53,7 +53,13 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(
     ("task", "encoding"),
-    [("counting", "cope"), ("flip_flop", "absolute"), ("flip_flop", "cope_relative"), ("selective_copy", "rope")],
+    [
+        ("counting", "cope"),
+        *(
+            pytest.param(*found, marks=pytest.mark.slow)
+            for found in (("flip_flop", "absolute"), ("flip_flop", "cope_relative"), ("selective_copy", "rope"))
+        ),
+    ],
 )
 def test_a_run_finds_what_it_finds_on_a_cpu(compose: Compose, request: pytest.FixtureRequest, task: str, encoding: str) -> None:
     settings = (

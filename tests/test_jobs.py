@@ -162,7 +162,7 @@ def test_what_many_runs_would_cost_is_not_asked_of_a_sweep(compose: Callable[...
         check_jobs([compose("dry=true")], Answers())
 
 
-@pytest.mark.parametrize("name", ["table2", "table7"])
+@pytest.mark.parametrize("name", ["table2", pytest.param("table7", marks=pytest.mark.slow)])
 def test_the_runs_of_a_table_can_be_made(name: str, tmp_path: Path) -> None:
     """Rows of Table 7 name what their recipe has: ``model.dim=${recipe.half_dim}``."""
     check_jobs([composed_settings(CONFIGS, run.settings) for run in plan_in(tmp_path, name, 1).runs], Answers())

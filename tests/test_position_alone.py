@@ -328,6 +328,7 @@ def test_share_and_excess_query_by_query(trained):
     assert head["excess"] == pytest.approx(np.mean(found) - np.mean(expected), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trained):
     folder = trained("task=wikipedia", "pe=relative")
     first = measure_position_alone(MeasurementSettings(folder.path, num_windows=40, num_shifts=160))
@@ -338,6 +339,7 @@ def test_the_same_request_gives_the_same_and_another_one_has_another_folder(trai
     assert read_json(first / SCORES) == scores
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said(trained):
     folder = trained("task=wikipedia", "pe=rope")
     with pytest.raises(UserError, match="its encoding adds nothing to the attention logits"):
@@ -352,6 +354,7 @@ def test_what_cannot_be_measured_is_said(trained):
         measure_position_alone(MeasurementSettings(trained("task=counting", "pe=cope").path))
 
 
+@pytest.mark.slow
 def test_text_without_headings_is_refused(trained, monkeypatch):
     monkeypatch.setattr("cope.heads.boundaries.HEADING", re.compile("(?!)"))  # as in code
     with pytest.raises(UserError, match=r"no section begins inside the 40 windows .* headings such as ' = Title = '"):

@@ -74,6 +74,7 @@ def test_output_that_nobody_takes(tmp_path: Path, command: str, output: str, sta
     assert (shown.returncode, shown.stderr) == (status, told)
 
 
+@pytest.mark.slow
 def test_a_variable_that_pytorch_refuses_is_named(tmp_path: Path) -> None:
     shown = subprocess.run(
         [sys.executable, TRAIN, "scale=smoke"], capture_output=True, text=True, cwd=tmp_path,

@@ -227,6 +227,7 @@ def test_what_a_launcher_writes_itself_goes_where_runs_go(tmp_path: Path) -> Non
         assert launcher.folder == tmp_path / ".submitit" / "%j"
 
 
+@pytest.mark.slow  # composes every table
 def test_what_reproduce_asks_of_a_launcher_keeps_no_report_from_being_written(tmp_path: Path) -> None:
     """After nights of runs a refused setting would be told last."""
     asked = ["LAUNCHER=submitit_slurm", "JOBS=2", f"SET=hydra.launcher.partition=gpu output_dir={tmp_path / 'outputs'}"]

@@ -71,8 +71,9 @@ class Comparison:
 
     @property
     def where(self) -> str:
-        """Section and split as people write them."""
-        return f"{section_name(self.section)}, {split_name(self.split)}"
+        """Section and split as people write them; once where they are the same."""
+        section, split = section_name(self.section), split_name(self.split)
+        return section if section.lower() == split.lower() else f"{section}, {split}"
 
     @cached_property
     def outcome(self) -> Outcome:
