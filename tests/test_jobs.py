@@ -18,7 +18,7 @@ from cope.errors import AlreadyRunning, Interrupted, UserError
 from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import check_jobs, run_jobs
 from cope.sweep.plan import composed as composed_settings
-from cope.sweep.plan import launcher_for, read_plan
+from cope.sweep.plan import composed_now, launcher_for, read_plan
 from cope.sweep.process import Lost, Processes
 from hydra_plugins.cope.sweeps import check_number
 
@@ -160,6 +160,13 @@ def test_a_job_of_this_machine_has_one_device(compose: Callable[..., DictConfig]
 def test_what_many_runs_would_cost_is_not_asked_of_a_sweep(compose: Callable[..., DictConfig]) -> None:
     with pytest.raises(UserError, match=r"dry=True tells what one run would cost; .* python scripts/costs\.py"):
         check_jobs([compose("dry=true")], Answers())
+
+
+def test_rows_can_be_composed_while_there_is_a_launcher(tmp_path: Path) -> None:
+    """As ``make decide`` does, of rows that earlier commands have left on disk."""
+    row = ("scale=smoke", f"output_dir={tmp_path}", "pe=none", "task=counting")
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None):
+        assert composed_now(CONFIGS, row).output_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["table2", pytest.param("table7", marks=pytest.mark.slow)])

@@ -239,4 +239,5 @@ def launcher_for(configs: Path, overrides: Sequence[str], task_function: TaskFun
         config = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
         HydraConfig.instance().set_config(config)
         context = HydraContext(hydra.config_loader, Callbacks(config))
-        yield Plugins.instance().instantiate_launcher(context, task_function, config)
+        launcher = Plugins.instance().instantiate_launcher(context, task_function, config)
+    yield launcher  # when rows can be composed again: Hydra does one thing at a time
