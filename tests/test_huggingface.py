@@ -171,3 +171,45 @@ def test_how_much_positions_matter_is_measured(model):
     assert len(uses) == 2 and all(use.share.shape == (4,) and (use.share > 0).all() for use in uses)
     assert uses[0].reads.sum() == pytest.approx(3 * 4 * 12 * 13 / 2)  # heads and pairs of every sequence
     assert torch.equal(model(TOKENS[:2]).logits, expected) and len(uses) == 2
+
+
+def test_what_attends_otherwise_is_refused_though_it_asks_for_no_mask():
+    config = transformers.WhisperConfig(
+        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20, max_target_positions=32,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    model = add_cope(transformers.WhisperForConditionalGeneration(config), num_positions=3)
+    with pytest.raises(UserError, match="WhisperAttention attends in both directions, or to another sequence; allowed"):
+        model(input_features=torch.zeros(3, 8, 40), decoder_input_ids=TOKENS)
+    packed = dict(position_ids=torch.arange(6).repeat(2)[None], cu_seq_lens_q=torch.tensor([0, 6, 12]))
+    with pytest.raises(UserError, match="cu_seq_lens_q: this model's attention does what CoPE's does not"):
+        add_cope(plain(LLAMA), num_positions=3)(TOKENS[:1], **packed)
+
+
+def test_a_mask_that_leaves_out_what_is_cached_is_refused():
+    model = add_cope(plain(LLAMA), num_positions=3)
+    cache = model(TOKENS[:, :9]).past_key_values
+    with pytest.raises(UserError, match="attention_mask has 3 tokens, of 12 that are attended to; allowed: all of them"):
+        model(TOKENS[:, 9:], past_key_values=cache, attention_mask=torch.tensor([[0, 1, 1]] * 3))
+
+
+def test_a_saved_model_is_loaded_with_its_tables_or_not_at_all(model, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    other = add_cope(plain(LLAMA), num_positions=3, scale="paper")
+    other.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "inner")
+    loaded, found = from_pretrained(
+        str(tmp_path), subfolder="inner", output_loading_info=True
+    )  # with its config, not the outer
+    assert torch.equal(loaded.eval()(TOKENS).logits, model(TOKENS).logits) and not found["missing_keys"]
+    assert torch.equal(from_pretrained(str(tmp_path), config=other.config).eval()(TOKENS).logits, other(TOKENS).logits)
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM was saved with CoPE .* load it with cope.huggingface.from_pretrained"
+    ):
+        add_cope(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), num_positions=3)
+    path = tmp_path / "model.safetensors"
+    weights = {name: weight for name, weight in safetensors.load_file(path).items() if "cope_table" not in name}
+    safetensors.save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks model.layers.0.self_attn.cope_table: its config names CoPE"):
+        from_pretrained(str(tmp_path))

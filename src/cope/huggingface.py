@@ -11,7 +11,8 @@
 Every attention module gets a table of position vectors as a parameter, ``cope_table``, that starts from 0: with the model's own
 positions kept, nothing changes until it is trained. Attention is :func:`cope.cope_attention`, under the name ``cope`` in
 ``AttentionInterface``; padding reaches it by a function of the same name in ``AttentionMaskInterface``. Decoder models are
-served whose layers attend to all earlier tokens; whatever else a model asks for is refused, never left out.
+served whose layers attend to all earlier tokens; whatever else a model asks for is refused, never left out. (Loaded by
+``transformers``' own ``from_pretrained``, a saved model has no tables, of which it warns.)
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from cope.meter import PositionUse, position_use
 
 NAME = "cope"
 # What some models hand to their attention and this one does not do.
-REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask", "indices")
+REFUSED = (
+    "sliding_window", "softcap", "s_aux", "sinks", "position_bias", "head_mask", "indices", "block_indices", "cu_seq_lens_q"
+)  # fmt: skip
+# Where a model is to be found, which its config needs to be told as well.
+WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "trust_remote_code")
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -55,24 +60,31 @@ def add_cope(model: Model, num_positions: int, *, scale: str = "released", keep_
     """
     check_at_least("num_positions", num_positions, 1)
     check_choice("scale", scale, SCALES)
-    if getattr(model.config, "contextual_positions", None) is not None:
-        raise UserError(f"this {type(model).__name__} has CoPE already: {model.config.contextual_positions}.")
+    if (noted := getattr(model.config, "contextual_positions", None)) is not None:
+        if any(hasattr(module, "cope_table") for module in model.modules()):
+            raise UserError(f"this {type(model).__name__} has CoPE already: {noted}.")
+        raise UserError(
+            f"this {type(model).__name__} was saved with CoPE ({noted}) and loaded without its tables; load it with "
+            "cope.huggingface.from_pretrained."
+        )
     _equip(model, num_positions, scale, keep_positions)
     model.config.contextual_positions = {"num_positions": num_positions, "scale": scale, "keep_positions": keep_positions}
     return model
 
 
-def from_pretrained(path: str, **settings: Any) -> PreTrainedModel:
+def from_pretrained(path: str, **settings: Any) -> Any:
     """A model with CoPE that ``save_pretrained`` wrote.
 
     Args:
         path: the folder, or a name on a hub.
-        **settings: of the model class's own ``from_pretrained``.
+        **settings: of the model class's own ``from_pretrained``, which decide what is returned as they do there.
 
     Raises:
-        UserError: a model that was saved without CoPE.
+        UserError: a model that was saved without CoPE, or without its tables.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = settings.pop("config", None)
+    if config is None:
+        config = AutoConfig.from_pretrained(path, **{key: settings[key] for key in WHERE if key in settings})
     if getattr(config, "contextual_positions", None) is None:
         raise UserError(f"{path} was saved without CoPE; load it with transformers, then: add_cope(model, num_positions=...).")
     plain = getattr(transformers, config.architectures[0])
@@ -83,8 +95,13 @@ def from_pretrained(path: str, **settings: Any) -> PreTrainedModel:
 
     # Tables must be there before weights are read, wherever those are put: a class of the same name, and the same in all else.
     with_cope: Any = type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
-    loaded: PreTrainedModel = with_cope.from_pretrained(path, config=config, **settings)
-    return loaded
+    loaded, found = with_cope.from_pretrained(path, config=config, **settings | {"output_loading_info": True})
+    if lost := [key for key in found["missing_keys"] if key.endswith("cope_table")]:
+        raise UserError(
+            f"{path} lacks {lost[0]}: its config names CoPE, but what saved its weights left the tables out; allowed: a model "
+            "that save_pretrained wrote."
+        )
+    return (loaded, found) if settings.get("output_loading_info") else loaded
 
 
 @contextmanager
@@ -177,6 +194,12 @@ def attention(
     table = getattr(module, "cope_table", None)
     if table is None:
         raise UserError(f"{type(module).__name__} has no table of positions: call cope.huggingface.add_cope(model, ...) first.")
+    is_causal = others.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UserError(
+            f"{type(module).__name__} attends in both directions, or to another sequence; allowed: attention to all earlier "
+            "tokens."
+        )
     if unknown := [name for name in REFUSED if others.get(name) is not None]:
         raise UserError(
             f"{', '.join(unknown)}: this model's attention does what CoPE's does not; allowed: plain causal attention."
@@ -219,6 +242,11 @@ def key_mask(
     num_keys = int(q_offset) + q_length - kv_offset  # up to the last query
     if attention_mask is None:
         return None if num_keys == kv_length else torch.ones(batch_size, num_keys, dtype=torch.bool, device=device)
+    if attention_mask.shape[1] < min(num_keys, kv_length):
+        raise UserError(
+            f"attention_mask has {attention_mask.shape[1]} tokens, of {num_keys} that are attended to; allowed: all of them, "
+            "those in the cache included."
+        )
     attention_mask = attention_mask[:, -kv_length:][:, :num_keys]
     return None if num_keys == kv_length and bool(attention_mask.all()) else attention_mask
 
