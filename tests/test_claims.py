@@ -189,6 +189,22 @@ def test_a_verdict_is_told_in_plain_words(tmp_path: Path) -> None:
     assert (found.label, found.finding, found.scales) == ("reproduced", "both parts with 10 of 10 seeds", ("smoke",))
 
 
+def test_seeds_that_are_lost_are_told_beside_those_that_count(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path, "table2", flip_flop("test", cope=LOW[:9], rope=MIDDLE, absolute=HIGH))
+    for run in plan.runs:
+        if (run.section, run.row) == ("flip_flop", "cope") and run.result() is None:
+            run.folder.path.mkdir(parents=True, exist_ok=True)
+            (run.folder.path / "failed.txt").write_text("The loss became nan")
+    found = judge(CLAIMS[1], CLAIMS_PLAN, Findings([plan]))
+    first, second = found.comparisons
+    assert found.finding == "both parts with 9 of 9 seeds (15 seeds failed)"
+    assert first.finding == "CoPE below RoPE with 9 of 9 seeds (15 seeds failed)"
+    assert found.notes[-1].startswith("Ended with an error, and is not compared: CoPE with seed 110, 111")
+    assert second.finding == "RoPE below Absolute with 10 of 10 seeds"
+    seen = replace(CLAIMS_PLAN, seen=frozenset({("flip_flop", "cope", seed) for seed in SEEDS[10:]}))
+    assert judge(CLAIMS[1], seen, Findings([plan])).comparisons[0].lost == {SEEDS[9]}
+
+
 @pytest.mark.parametrize(
     ("cope", "label", "finding"),
     [

@@ -17,7 +17,17 @@ import pandas as pd
 import yaml
 
 from cope.errors import UserError
-from cope.report.comparisons import COLUMNS, Comparison, Margins, Outcome, compare, first_reached, notes_on_training, of_seeds
+from cope.report.comparisons import (
+    COLUMNS,
+    Comparison,
+    Margins,
+    Outcome,
+    compare,
+    first_reached,
+    lost_text,
+    notes_on_training,
+    of_seeds,
+)
 from cope.report.findings import Findings
 from cope.report.rule import VERDICTS, Rule, claim_evidence, e_benjamini_hochberg
 
@@ -135,7 +145,8 @@ class Verdict:
             shares = [(part.evidence.wins, len(part.evidence.differences)) for part in self.comparisons]
             won, number = min(shares, key=lambda share: share[0] / share[1])
             parts = "both" if len(self.comparisons) == 2 else f"all {len(self.comparisons)}"
-            return f"{parts} parts with {of_seeds(won, number)}{' or more' if won < number else ''}"
+            lost = frozenset[int]().union(*(part.lost for part in self.comparisons))
+            return f"{parts} parts with {of_seeds(won, number)}{' or more' if won < number else ''}{lost_text(lost)}"
         return first.finding
 
     @property
@@ -194,4 +205,5 @@ def judge(claim: dict[str, Any], plan: ClaimsPlan, findings: Findings) -> Verdic
 def _unseen(part: Comparison, plan: ClaimsPlan) -> Comparison:
     """``part`` without the seeds whose results were known when a recipe was tuned anew."""
     found = {seed: value for seed, value in part.evidence.differences.items() if not plan.is_seen(part, seed)}
-    return replace(part, evidence=replace(part.evidence, differences=found))
+    lost = frozenset(seed for seed in part.lost if not plan.is_seen(part, seed))
+    return replace(part, evidence=replace(part.evidence, differences=found), lost=lost)

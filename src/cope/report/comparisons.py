@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -68,6 +68,7 @@ class Comparison:
     rule: Rule
     limit: str = ""  # in words, where a cell is compared with one
     hint: str = ""  # what to do where nothing was measured
+    lost: frozenset[int] = frozenset()  # seeds that are not compared, since a run of theirs ended with an error
 
     @property
     def where(self) -> str:
@@ -103,9 +104,9 @@ class Comparison:
     def finding(self) -> str:
         """In half a sentence."""
         if not self.evidence.differences:
-            return f"{self.sides.claimed}: no seed yet"
+            return f"{self.sides.claimed}: no seed yet{lost_text(self.lost)}"
         side, seeds, _ = self._side
-        return f"{side} with {of_seeds(seeds, len(self.evidence.differences))}"
+        return f"{side} with {of_seeds(seeds, len(self.evidence.differences))}{lost_text(self.lost)}"
 
     @property
     def effect(self) -> str:
@@ -201,6 +202,7 @@ def _solved(relation: dict[str, Any], margins: Margins, findings: Findings) -> I
     yield Comparison(
         section, split, (row,), sides, POINTS, _means(findings, section, {row_name(row): values}),
         Evidence(differences, margins.tie["error"], None), margins.rule, limit=f"the limit of {by}%",
+        lost=_lost(findings, section, (row,)),
     )  # fmt: skip
 
 
@@ -214,6 +216,7 @@ def _attends(relation: dict[str, Any], margins: Margins, findings: Findings) -> 
         section, "position alone", (row,), Sides(f"a head {by} points above chance", f"no head {by} points above chance"),
         POINTS, figures, Evidence(differences, margins.tie["error"], None), margins.rule,
         limit=f"the limit of {by}", hint="" if measured else "not measured (make figure4)",
+        lost=_lost(findings, section, (row,)),
     )  # fmt: skip
 
 
@@ -233,7 +236,7 @@ def _below(
     shown = {name: {seed: found[seed] for seed in evidence.differences or found} for name, found in values.items()}
     return Comparison(
         section, split, rows, sides._replace(equal=f"{sides.equal} {evidence.equivalence:g}{unit}"), unit,
-        _means(findings, section, shown), evidence, margins.rule,
+        _means(findings, section, shown), evidence, margins.rule, lost=_lost(findings, section, rows),
     )  # fmt: skip
 
 
@@ -254,16 +257,25 @@ def _way(value: float) -> str:
     return f"{value:.3g}" if value >= 0 else f"{-value:.3g} the other way"
 
 
+def lost_text(lost: Collection[int]) -> str:
+    """`` (2 seeds failed)``: a side that loses what it would have lost by looks better than it is."""
+    return f" ({counted(len(lost), 'seed')} failed)" if lost else ""
+
+
 def of_seeds(some: int, number: int) -> str:
     """``some`` of so many seeds, in words."""
     return f"{some} of {counted(number, 'seed')}"
 
 
+def _lost(findings: Findings, section: str, rows: tuple[str, ...]) -> frozenset[int]:
+    return frozenset(seed for row in rows for seed in findings.failed_seeds(section, row))
+
+
 def notes_on_training(parts: Iterable[Comparison], findings: Findings) -> tuple[str, ...]:
-    """Which of the compared runs did not learn what they were trained on, and which still improved when they ended."""
+    """Which of the compared runs did not learn what they were trained on, still improved when they ended, or failed."""
     cells = list(dict.fromkeys((part.section, row) for part in parts for row in part.rows))
     is_one_section = len({section for section, _ in cells}) == 1
-    unlearned, improving = [], []
+    unlearned, improving, failed = [], [], []
     for section, row in cells:
         name = row_name(row) if is_one_section else f"{row_name(row)} ({section_name(section)})"
         learned = findings.learned(section, row)
@@ -271,7 +283,13 @@ def notes_on_training(parts: Iterable[Comparison], findings: Findings) -> tuple[
             unlearned.append(f"{name} with {of_seeds(*learned)}")
         if still := findings.still_improving(section, row):
             improving.append(f"{name} with {of_seeds(still, len(findings.results(section, row)))}")
-    notes = {"Learned the training data": unlearned, "May still improve, steps used up before patience": improving}
+        if lost := sorted(findings.failed_seeds(section, row)):
+            failed.append(f"{name} with seed {', '.join(map(str, lost))}")
+    notes = {
+        "Learned the training data": unlearned,
+        "May still improve, steps used up before patience": improving,
+        "Ended with an error, and is not compared": failed,
+    }
     return tuple(f"{what}: {', '.join(found)}." for what, found in notes.items() if found)
 
 

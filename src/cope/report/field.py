@@ -24,6 +24,7 @@ from cope.report.comparisons import Margins, Outcome, compare, notes_on_training
 from cope.report.drawing import save
 from cope.report.findings import Findings
 from cope.report.names import encoding_name, packaged, split_name, task_name
+from cope.report.plan_sheets import num_runs_text
 from cope.report.provenance import provenance_line
 from cope.report.sheets import Sheet, as_text
 from cope.report.statistics import MISSING, spread
@@ -108,7 +109,8 @@ def ranking(
             ranked = "" if np.isnan(rank) else f" [{rank:.0f}]"
             cells.append(spread(values, metric) + ranked + ("" if np.isnan(reported) else f", published {reported:g}"))
         costs = (_whole(of_encoding.loc[splits[0], name]) for name in ("seconds", "mib"))
-        rows.append((encoding_name(encoding), *cells, str(of_encoding.loc[splits[0], "seeds"]), *costs))
+        seeds = num_runs_text(of_encoding.loc[splits[0], "seeds"], findings.failures(task)[encoding])
+        rows.append((encoding_name(encoding), *cells, seeds, *costs))
     columns = ("encoding", *map(split_name, splits), "seeds", "seconds a run", "MiB")
     notes = by_the_rule(task, claims, findings, margins, in_full) + agreement(task, splits, findings)
     return Sheet(f"{task_name(task)}: {metric.label} [rank]", columns, tuple(rows), tuple(notes), aside=frozenset(columns[-3:]))

@@ -60,6 +60,10 @@ class Findings:
         """How many runs of each row of a section ended with an error."""
         return Counter(row for name, row, _ in self._failed if name == section)
 
+    def failed_seeds(self, section: str, row: str) -> set[int]:
+        """The seeds of a row whose run ended with an error, as a diverged one does: they have no result to be compared."""
+        return {seed for name, own, seed in self._failed if (name, own) == (section, row)}
+
     def results(self, section: str, row: str) -> list[dict[str, Any]]:
         """The finished runs of a row, by seed."""
         return [result for _, (_, result) in sorted(self._of(section, row).items())]
