@@ -226,3 +226,15 @@ def test_null_is_no_table_of_splits(task: type[SyntheticTask]) -> None:
             UserError, match=rf"task\.splits\.{split}=null is not a table.*remove it by its name: ~task\.splits"
         ):
             configured(task, splits={split: None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"p_blank": 1.0}, "task.splits.test: none of the 50 examples of test has an answer"),
+        ({"num_steps": 2, "grid": 1000, "num_test": 1}, "task.splits.test: none of the 1 examples of test has an answer"),
+    ],
+)
+def test_examples_without_any_answer_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        small(GridNavigation, splits={}, **changes).evaluation_examples("test")

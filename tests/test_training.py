@@ -276,3 +276,19 @@ def test_a_second_interrupt_does_not_wait(compose: Compose, monkeypatch: pytest.
 def test_more_sequences_in_a_batch_than_there_are(compose: Compose) -> None:
     with pytest.raises(UserError, match=r"trainer\.batch_size=512 is more than the 256 training examples"):
         run(compose("trainer.batch_size=512"))
+
+
+def test_a_batch_may_happen_to_have_no_answer(compose: Compose) -> None:
+    sparse = ("task.loss=answers", "task.p_blank=0.9", "task.num_steps=8", "trainer.batch_size=1", "trainer.log_every=1")
+    folder, result = run(compose("task=grid_navigation", *sparse))
+    assert result["steps"] == 20 and 0.0 in [line.get("train/loss") for line in folder.read_metrics()]
+
+
+def test_a_split_on_which_the_model_gives_no_number_is_wrong_and_ends_no_run(compose: Compose) -> None:
+    """xPos leaves the range of numbers in sequences that are much longer than those it was trained on."""
+    longer_ones = ("+task.splits.ood_longer.num_pairs=1500", "task.num_test=2")
+    folder, result = run(compose("pe=xpos", "pe.scale_base=8", "task=flip_flop", *longer_ones))
+    longer = result["splits"]["ood_longer"]
+    assert longer["token_error"] > 0.8 and longer["loss"] == 700.0 and result["splits"]["test"]["loss"] < 700
+    watched = [line["eval/ood_longer/loss"] for line in folder.read_metrics() if "eval/ood_longer/loss" in line]
+    assert watched and set(watched) == {700.0}

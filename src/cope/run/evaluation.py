@@ -26,7 +26,7 @@ TOKENS_PER_BATCH = 16_384
 
 def score_split(model: nn.Module, task: Task, split: str, fabric: Fabric) -> dict[str, Any]:
     """The metrics and counts of one split of ``task``, as they stand in ``result.json``."""
-    found = score(model, task.evaluation_examples(split), fabric)
+    found = score(model, task.evaluation_examples(split), fabric).as_stored()
     return task.metrics(split, found) | asdict(found)
 
 
@@ -61,7 +61,8 @@ def score(model: nn.Module, examples: ExampleSet, fabric: Fabric) -> Score:
             batch = batch.to(device)
             logits = model(batch.inputs, batch.where).float()
             loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-            wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORE)
+            right = (logits.argmax(-1) == batch.targets) & logits.isfinite().all(-1)  # of what is no number nothing is right
+            wrong = ~right & (batch.targets != IGNORE)
             sequence = batch.where // batch.inputs.shape[1]
             num_wrong = wrong.new_zeros(len(indices), dtype=torch.int64).index_add_(0, sequence, wrong.long())
             found += torch.stack([(num_wrong > 0).sum().double(), num_wrong.sum().double(), loss.double()])
@@ -107,7 +108,7 @@ class Validation:
         own = self.task.metrics("validation", found)
         by_split = {"validation": shown(own) | watched_metrics(self.task, found)}
         for split, examples in self.watched.items() if with_watched else ():
-            by_split[split] = watched_metrics(self.task, score(model, examples, self.fabric))
+            by_split[split] = watched_metrics(self.task, score(model, examples, self.fabric).as_stored())
         others = [one[self.task.headline] for split, one in by_split.items() if is_out_of_distribution(split)]
         self.worst_elsewhere = max(others, default=self.worst_elsewhere)
         metrics = {f"eval/{split}/{name}": value for split, one in by_split.items() for name, value in one.items()}

@@ -239,7 +239,7 @@ class TrainingLoop:
     def _log(self) -> None:
         """The loss since the last such line, the learning rate and the speed."""
         elapsed = self._stop_clock()
-        loss, rate = self.unlogged_loss / self.unlogged_targets, (self.num_tokens - self._tokens_from) / elapsed
+        loss, rate = self.unlogged_loss / max(1, self.unlogged_targets), (self.num_tokens - self._tokens_from) / elapsed
         self._record({"train/loss": loss, "train/lr": self._learning_rate(self.step - 1), "train/tokens_per_s": rate})
         self.unlogged_loss, self.unlogged_targets = 0.0, 0
         self.progress.loss, self.progress.tokens_per_s = loss, rate

@@ -52,8 +52,8 @@ class TrainingStep:
                 group["lr"].fill_(learning_rate)
             else:
                 group["lr"] = learning_rate
-        # Devices average their gradients; we want the mean over all targets of all devices.
-        self._weight.fill_(self.fabric.world_size / batch.num_targets)
+        # Devices average their gradients; we want the mean over all targets of all devices. A batch may happen to have none.
+        self._weight.fill_(self.fabric.world_size / max(1, batch.num_targets))
         if self.graphs is None:
             self._run([part.to(self.fabric.device) for part in batch.parts])
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LARGEST_EXPONENT = 700.0  # e to this is still a number; so bad a model needs no more digits
 
@@ -18,6 +18,10 @@ class Score:
     token_errors: int
     loss: float  # mean cross-entropy of the answer tokens, nats
     num_cut: int  # sequences shortened or left out because they did not fit the context
+
+    def as_stored(self) -> Score:
+        """With the largest loss that is stored in place of one that is no number: files of results hold none."""
+        return self if math.isfinite(self.loss) else replace(self, loss=LARGEST_EXPONENT)
 
     @property
     def error(self) -> float:

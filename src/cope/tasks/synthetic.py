@@ -190,6 +190,12 @@ class SyntheticTask(Task):
     def _hold(self, stream: str, num: int, seed: int | None) -> Examples:
         if (stream, seed) not in self._held:
             examples = self.fixed_examples(stream, num, seed)
+            if not examples.answers.any():
+                where = f"task.splits.{stream}" if stream in self._variants else "task"
+                raise UserError(
+                    f"{where}: none of the {num} examples of {stream} has an answer, so that nothing could be scored; "
+                    "allowed: settings that give answers, or more examples."
+                )
             self._held[stream, seed] = examples
             if examples.num_cut:
                 log.info(
