@@ -53,6 +53,27 @@ def test_help_of_what_hydra_configures_tells_each_keys_value_and_meaning(command
     assert max(map(len, lines)) <= TERMINAL
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config-dir", "{folder}", "pe=mine"], " mine, none"),
+        (["hydra.searchpath=[file://{folder}]"], " mine, none"),
+        (["-m", "pe=t5,cope"], "  pe.num_buckets=32"),
+        (["pe=cop"], "Did you mean 'cope'?"),
+        (["trainer.stepz=4"], "Did you mean 'trainer.steps'?"),
+        (["--config-dir", "{folder}/pe/none"], "pe/none is not a folder."),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_help_takes_into_account_what_else_is_typed(arguments: list[str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "pe").mkdir()
+    (tmp_path / "pe" / "mine.yaml").write_text("_target_: cope.positions.none.NoPositions\nname: mine\n")
+    done = command_here("train.py", *(argument.format(folder=tmp_path) for argument in arguments), "--help")
+    is_help = done.returncode == 0
+    assert told in (re.sub(r"\n {8}", " ", done.stdout) if is_help else done.stderr), done
+    assert is_help != told.endswith(("?", "folder.")) and (not is_help or done.stderr == "")
+
+
 def test_a_command_that_takes_long_to_begin_says_what_it_does_in_a_pipe_too() -> None:
     command = [sys.executable, "evaluate.py", "run=nowhere"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -8,32 +8,41 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+from cope.errors import UserError
 from cope.lines import WIDTH
+from cope.overrides import Composer
 
 KEY_WIDTH = 36  # what is said of a key begins there
 SHOWN_GROUPS = ("pe", "task", "corpus", "scale", "logger", "recipe")
 
 
 def show_help(documentation: str | None, config_folder: str, config_name: str = "train") -> None:
-    """If ``--help`` was asked for, print it and exit; other settings on the command line are taken into account."""
+    """If ``--help`` was asked for, print it and exit; what else is on the command line is taken into account.
+
+    Raises:
+        UserError: it cannot be composed.
+    """
     arguments = sys.argv[1:]
     if not {"-h", "--help"} & set(arguments):
         return
+    typed, others = get_args_parser().parse_known_args(arguments)
+    overrides = [*typed.overrides, *(argument for argument in others if not argument.startswith("-"))]
     configs = (Path(sys.argv[0]).resolve().parent / config_folder).resolve()
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        config = compose(config_name, overrides=overrides)
-    print(f"{documentation}\n{_groups(configs, config)}{_keys(configs, config_name, config)}")
+    composer = Composer(configs, config_name, typed.config_dir)
+    if problems := composer.problems(overrides, typed.multirun):
+        raise UserError("\n".join(problems))
+    config = composer.first_composed(overrides)
+    print(f"{documentation}\n{_groups(composer, config)}{_keys(configs, config_name, config)}")
     sys.exit()
 
 
-def _groups(configs: Path, config: DictConfig) -> str:
+def _groups(composer: Composer, config: DictConfig) -> str:
     lines = []
     for group in SHOWN_GROUPS:
-        names = sorted(path.stem for path in (configs / group).glob("*.yaml"))
+        names = [choice for choice in composer.choices(group) if "/" not in choice]
         if names and (group in config or group == "scale"):
             lines.append(textwrap.fill(", ".join(names), WIDTH, initial_indent=f"  {group}=", subsequent_indent=" " * 8))
     return "Groups and their choices\n" + "\n".join(lines) + "\n\n" if lines else ""
@@ -49,7 +58,7 @@ def _keys(configs: Path, config_name: str, config: DictConfig) -> str:
                 comments |= {f"{group}.{key}": comment for key, comment in _comments(path)}
     lines = []
     for key in _leaves(config):
-        if key.startswith(("recipe.", "task.corpus.")) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
+        if key.startswith(("recipe.", "task.corpus.", "hydra.")) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
             continue
         lines += _entry(f"{key}={_value(config, key)}", comments.get(key, ""))
     return "Keys, with their values here\n" + "\n".join(lines)

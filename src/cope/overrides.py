@@ -41,7 +41,7 @@ def check_overrides(arguments: Sequence[str], config_folder: str, config_name: s
     if others or typed.shell_completion or typed.hydra_help or typed.info or typed.experimental_rerun:
         return  # nothing of this project is composed, or from half a word
     folder = Path(sys.argv[0]).resolve().parent / (typed.config_path or config_folder)
-    if not folder.is_dir() or (typed.config_dir and not Path(typed.config_dir).is_dir()):
+    if not folder.is_dir():
         return  # which Hydra tells
     composer = Composer(folder, typed.config_name or config_name, typed.config_dir)
     sweeps = typed.multirun or any(text.startswith("hydra.mode=MULTIRUN") for text in typed.overrides)
@@ -82,11 +82,16 @@ class Composer:
     Args:
         folder: of the configurations.
         further: a folder of the user's own, searched first: Hydra's ``--config-dir``.
+
+    Raises:
+        UserError: there is no such folder.
     """
 
     def __init__(self, folder: Path, config_name: str = "train", further: str | None = None) -> None:
         search_path = create_config_search_path(str(folder))
         if further is not None:
+            if not Path(further).is_dir():
+                raise UserError(f"--config-dir {further} is not a folder.")
             path = f"file://{Path(further).absolute()}"
             search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(search_path)
@@ -133,7 +138,7 @@ class Composer:
         group, scale, task = [*str(error.missing_cfg_file).split("/"), "", "", ""][:3]
         if group != "recipe":
             return None
-        recipes = [choice.partition("/")[::2] for choice in self._choices(group)]
+        recipes = [choice.partition("/")[::2] for choice in self.choices(group)]
         tasks = [other_task for other_scale, other_task in recipes if other_scale == scale]
         scales = [other_scale for other_scale, other_task in recipes if other_task == task]
         others = [f"another {key} ({', '.join(names)})" for key, names in (("task", tasks), ("scale", scales)) if names]
@@ -144,7 +149,12 @@ class Composer:
         """What Hydra composes."""
         return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
 
-    def _choices(self, group: str) -> list[str]:
+    def first_composed(self, overrides: Sequence[str]) -> DictConfig:
+        """What Hydra composes for the first run of a sweep, or for the only one."""
+        parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
+        return self.composed([self._alternatives(override)[0] for override in parsed])
+
+    def choices(self, group: str) -> list[str]:
         """Of a group, those in groups below it as ``below/choice``; none if there is no such group."""
         if not group:
             return []
@@ -152,7 +162,7 @@ class Composer:
         below = self.loader.get_group_options(group, ObjectType.GROUP, *where)
         return [
             *self.loader.get_group_options(group, ObjectType.CONFIG, *where),
-            *(f"{name}/{choice}" for name in below for choice in self._choices(f"{group}/{name}")),
+            *(f"{name}/{choice}" for name in below for choice in self.choices(f"{group}/{name}")),
         ]
 
     def _several(self, override: Override, sweeps: bool) -> str:
@@ -164,7 +174,7 @@ class Composer:
             )
         if not isinstance(value, list):
             return ""
-        choices = self._choices(override.key_or_group)
+        choices = self.choices(override.key_or_group)
         if len(value) < 2 or "/" in override.key_or_group or not all(str(choice) in choices for choice in value):
             return ""
         each = f"-m {override.get_key_element()}={','.join(map(str, value))}"
@@ -175,12 +185,12 @@ class Composer:
         if not override.is_sweep_override():
             return [_text(override)]
         values = (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
-        return list(values) if self._choices(override.key_or_group) else list(itertools.islice(values, 1))
+        return list(values) if self.choices(override.key_or_group) else list(itertools.islice(values, 1))
 
     def _unknown_choices(self, overrides: Sequence[Override]) -> list[str]:
         problems = []
         for override in overrides:
-            group, choices = override.key_or_group, self._choices(override.key_or_group)
+            group, choices = override.key_or_group, self.choices(override.key_or_group)
             for text in self._alternatives(override) if choices and not override.is_delete() else []:
                 value = text.partition("=")[2].strip("'\"")
                 if value not in choices:
@@ -189,7 +199,7 @@ class Composer:
 
     def _unknown_keys(self, overrides: Sequence[str]) -> list[str]:
         parsed = OverridesParser.create(self.loader).parse_overrides(list(overrides))
-        groups = [_text(o) for o in parsed if self._choices(o.key_or_group) and not o.is_delete()]
+        groups = [_text(o) for o in parsed if self.choices(o.key_or_group) and not o.is_delete()]
         try:
             known = _known_keys(self.composed([*self.search_path, *groups]))
         except HydraException:
