@@ -40,10 +40,15 @@ def main(arguments: list[str]) -> None:
 
     settings = read_settings(arguments, PictureSettings, "python scripts/pictures.py run=<run folder>")
     folder = RunFolder(settings.run)
-    if folder.read_config() is None:
-        raise UserError(f"run={folder.path} is not a run's folder: it has no config.yaml.")
+    if folder.read_config() is None and not folder.result.exists():  # a published run has no config.yaml
+        raise UserError(f"run={folder.path} is not a run's folder: it has neither config.yaml nor result.json.")
     heads = None
     if settings.heads != ("telling",):
+        if not folder.gates.exists():
+            raise UserError(
+                f"heads={','.join(settings.heads)}: run={folder.path} has no figures/gates.npz; allowed: runs that have it, as "
+                "finished ones of pe=cope, and of published ones those whose gates the report draws."
+            )
         heads = [] if settings.heads == ("all",) else [tuple(map(int, head.split("."))) for head in settings.heads]
     for path in draw_run(folder, heads).values():
         print(f"picture: {path}")

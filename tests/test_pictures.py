@@ -11,6 +11,7 @@ import pytest
 from conftest import ENCODINGS
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
+from runs import command_here
 
 from cope.errors import UserError
 from cope.report.drawing import draw_published, draw_seeds, value_axis
@@ -110,3 +111,13 @@ def test_learning_curves_have_every_split_and_no_line_twice(folder: RunFolder, m
     ]  # fmt: skip
     assert loss.get_ylabel() and scores.get_ylabel() == "sequence error (%)"
     plt.close("all")
+
+
+def test_pictures_of_a_published_run_are_drawn_which_has_no_settings(folder: RunFolder) -> None:
+    folder.config.rename(folder.result)
+    assert "learning_curves.png" in command_here("scripts/pictures.py", f"run={folder.path}").stdout
+    folder.gates.unlink()
+    refused = command_here("scripts/pictures.py", f"run={folder.path}", "heads=1.1").stderr
+    assert refused.startswith(f"heads=1.1: run={folder.path} has no figures/gates.npz; allowed: ")
+    folder.result.unlink()
+    assert "is not a run's folder" in command_here("scripts/pictures.py", f"run={folder.path}").stderr
