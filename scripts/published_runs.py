@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> None:
     made, left_alone = make_runs(settings.report / "runs", settings.to)
     for arrays in (settings.report / "runs").rglob(ARRAYS):
         draw_position_alone(settings.to / arrays.parent.relative_to(settings.report / "runs"))
-    print("".join(f"left alone: {path} is there already\n" for path in left_alone) + f"{counted(made, 'run')} in {settings.to}")
+    print(f"{counted(made, 'run')} made in {settings.to}")
+    if left_alone:
+        print(f"{counted(len(left_alone), 'run')} left alone, there already, such as {left_alone[0]}")
 
 
 if __name__ == "__main__":

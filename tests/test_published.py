@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
 from plans import plan_in
 from report_runs import CLAIMS_PLAN, plans_with_runs
+from runs import command_here
 
 from cope.errors import UserError
 from cope.report.page import collect, write_report
@@ -69,8 +71,14 @@ def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
         '{"step": 10, "eval/validation/token_error": 0.123456789}\n'
     )
     copy_runs(report.findings, tmp_path / "runs")
-    make_runs(tmp_path / "runs", tmp_path / "there")
-    (copied,) = collect([plan_in(tmp_path / "there", "table2", 2)], CLAIMS_PLAN).findings.runs()[:1]
+    there = tmp_path / "there"
+    typed = ("scripts/published_runs.py", f"report={tmp_path}", f"to={there}")
+    made = command_here(*typed).stdout
+    assert re.fullmatch(rf"[1-9]\d* runs made in {there}\n", made)
+    assert command_here(*typed).stdout.startswith(
+        f"0 runs made in {there}\n{made.partition(' made')[0]} left alone, there already, such as {there}/"
+    )
+    (copied,) = collect([plan_in(there, "table2", 2)], CLAIMS_PLAN).findings.runs()[:1]
     assert copied[0].folder.read_metrics() == [
         {"step": 10, "train/loss": 0.1235}, {"step": 10, "eval/validation/token_error": 0.123456789}
     ]  # fmt: skip
