@@ -60,7 +60,7 @@ def keys(script: Path, chosen: dict[str, str]) -> Iterator[str]:
 
 
 def groups() -> list[str]:
-    return ["pe", "task", "corpus", "scale", "logger"]
+    return ["pe", "task", "corpus", "scale", "logger", "hydra/launcher"]
 
 
 def values(key: str, value: str) -> Iterator[str]:
@@ -76,10 +76,12 @@ def values(key: str, value: str) -> Iterator[str]:
 
 
 def runs(value: str) -> Iterator[str]:
-    """Folders, and the hashes that ``value`` begins."""
+    """Folders, the hashes that ``value`` begins, and after one of them its seeds."""
     yield from (path for path in paths(value) if path.endswith("/"))
-    if re.fullmatch(r"[0-9a-f]{1,8}", value):
-        yield from sorted({path.name for path in Path("outputs").glob(f"*/*/{value}*")})
+    code, slash, _ = value.partition("/")
+    if re.fullmatch(r"[0-9a-f]{1,8}", code):
+        found = Path("outputs").glob(f"*/*/{code}*/seed=*" if slash else f"*/*/{code}*")
+        yield from sorted({f"{code}/{path.name}" if slash else path.name for path in found})
 
 
 def paths(value: str) -> Iterator[str]:
