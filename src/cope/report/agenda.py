@@ -97,6 +97,7 @@ def progress_line(verdict: Verdict, agenda: Agenda) -> str:
     )
     state = f"{evidence.wins} won, {evidence.losses} lost, E {verdict.e_now:.3g}"
     if verdict.outcome in (Outcome.OPEN, Outcome.MISSING):
-        left, needed = counted(len(agenda.waiting(verdict)), "seed"), agenda.seeds_needed(verdict)
-        state += f"; needs {needed} of {left} left" if needed else f"; {left} left cannot decide"
+        waiting, needed = len(agenda.waiting(verdict)), agenda.seeds_needed(verdict)
+        left = f"{counted(waiting, 'seed')} left"
+        state += f"; needs {needed} of {left}" if needed else f"; {left} cannot decide" if waiting else "; no seed is left"
     return f"{verdict.number:2} {verdict.outcome:13} {verdict.topic:24} {state}"
