@@ -114,7 +114,7 @@ def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyP
 
 
 @WITH_JOBS
-def test_ctrl_c_stops_a_sweep_with_its_state_saved(tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_sweep_with_its_state_saved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Here, where a server for jobs is there; the signals below reach commands in processes of their own."""
     endless = ("scale=smoke", "logger=none", "trainer.steps=1000000", "trainer.eval_every=50", "hydra.launcher.jobs=1")
 
@@ -129,6 +129,9 @@ def test_ctrl_c_stops_a_sweep_with_its_state_saved(tmp_path: Path) -> None:
         sweep = train_here("-m", "pe=none,rope", *endless, folder=tmp_path)
     interrupted.result()
     assert (sweep.returncode, sweep.stderr) == (INTERRUPTED, "Stopped; the same command goes on from there.\n")
+    assert capfd.readouterr().err.endswith(
+        "Stopping: the runs that go on save their state. Ctrl-C once more ends them without.\n"
+    )
     (log,) = tmp_path.glob("outputs/counting/*/*/seed=*/output.log")
     assert "Stopped after step" in log.read_text()
 

@@ -33,6 +33,8 @@ from cope.signals import handled_by
 # Elsewhere a fork can break the system's own libraries, so that each process imports for itself.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
+NEW_LINE = "\n"  # after the ^C of a terminal, and the line that tells how far the jobs are
+SAVING = "Stopping: the runs that go on save their state. Ctrl-C once more ends them without."
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what jobs are stopped by; the process that they are forked from is not
 
 # A process's exit status can be read once, and starting one reads the status of all that have ended: one thread at a time.
@@ -90,8 +92,15 @@ class Processes:
         return self._stopping
 
     def stopped_by_signals(self) -> AbstractContextManager[None]:
-        """Inside, Ctrl-C and SIGTERM are told to :meth:`stop`."""
-        return handled_by(lambda number, frame: self.stop(), *STOPPING)
+        """Inside, Ctrl-C and SIGTERM are told to :meth:`stop`, and the first of them is answered: to save takes a while."""
+
+        def stop(number: int, frame: object) -> None:
+            if not self._stopping:
+                with suppress(OSError):  # nobody to be told; os.write, since a print may be what was interrupted
+                    os.write(2, f"{NEW_LINE if os.isatty(2) else ''}{SAVING}\n".encode())
+            self.stop()
+
+        return handled_by(stop, *STOPPING)
 
     def as_they_end(
         self, at_once: int, next_work: Callable[[], Work | None], limit_s: float | None = None
