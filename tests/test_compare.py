@@ -11,6 +11,7 @@ import yaml
 from runs import command_here, completed
 
 from cope.errors import UserError
+from cope.report.sheets import Sheet, as_text
 from cope.run.lookup import run_path
 
 
@@ -127,3 +128,8 @@ def test_without_runs_it_lists_what_there_is(outputs: Path, monkeypatch: pytest.
     monkeypatch.setattr("cope.run.lookup.OUTPUTS", outputs)
     assert "3 runs, all with" in compare().stdout and compare("seed=2").stdout.count("rope") > 0
     assert compare("runs=nowhere").stderr.startswith("nowhere holds no finished run")
+
+
+def test_a_sheet_without_rows_is_its_title_and_notes() -> None:
+    """As the ranking of a task that nothing was run of."""
+    assert as_text([Sheet("MQAR: missing", (), ()), Sheet("A", ("x",), (), ("note",))], "table") == "MQAR: missing\n\nA\nnote"

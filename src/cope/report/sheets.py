@@ -91,7 +91,7 @@ def _draw(sheet: Sheet, console: Console) -> None:
         places.remove(movable.pop())
     if _width(sheet, places, NARROW_GAP) > console.width:
         _draw_as_records(sheet, console)
-    else:
+    elif sheet.rows:
         with console.capture() as drawn:
             console.print(_grid(sheet, places, GAP if _width(sheet, places, GAP) <= console.width else NARROW_GAP))
         lines = drawn.get().splitlines()
