@@ -52,6 +52,7 @@ def copy_runs(findings: Findings, folder: Path) -> None:
         if path.suffix == ".json":
             write_text(folder / place, json.dumps(json.loads(path.read_text()), separators=(",", ":")) + "\n")
         else:
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
     runs = {run.folder.place: run.folder for run, _ in findings.runs()}
     with lzma.open(folder / CURVES, "wb") as file:
