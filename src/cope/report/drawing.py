@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,14 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     path = folder / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+    in_few_digits(path)
     return path
+
+
+def in_few_digits(picture: Path) -> None:
+    """An SVG with places to the hundredth of a point, where Matplotlib tells millionths: a third smaller."""
+    text = picture.read_text(encoding="utf-8")
+    picture.write_text(re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text), encoding="utf-8")
 
 
 def in_few_colours(picture: Path) -> None:
