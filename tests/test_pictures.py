@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from matplotlib.colors import to_rgb
 from runs import command_here
 
 from cope.errors import UserError
-from cope.report.drawing import draw_published, draw_seeds, value_axis
+from cope.report.drawing import draw_published, draw_seeds, save, value_axis
 from cope.report.figures import draw_run, gates_figure, run_title
 from cope.report.names import ENCODINGS as NAMES
 from cope.report.names import row_name, section_name, split_name
-from cope.report.style import look_of
+from cope.report.style import look_of, picture_style
 from cope.run.folder import RunFolder
 
 
@@ -121,3 +122,12 @@ def test_pictures_of_a_published_run_are_drawn_which_has_no_settings(folder: Run
     assert refused.startswith(f"heads=1.1: run={folder.path} has no figures/gates.npz; allowed: ")
     folder.result.unlink()
     assert "is not a run's folder" in command_here("scripts/pictures.py", f"run={folder.path}").stderr
+
+
+def test_a_picture_takes_little_room_and_its_words_stay(tmp_path: Path) -> None:
+    with picture_style("thirds"):
+        figure, axis = plt.subplots()
+        axis.plot([1 / 3, 2 / 7])
+        axis.set_title("p 0.00061")
+        text = save(figure, tmp_path, "thirds").read_text()
+    assert "p 0.00061" in text and re.findall(r"\d\.\d{3,}", text) == ["0.00061"]

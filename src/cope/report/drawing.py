@@ -44,8 +44,11 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 def in_few_digits(picture: Path) -> None:
     """An SVG with places to the hundredth of a point, where Matplotlib tells millionths: a third smaller."""
-    text = picture.read_text(encoding="utf-8")
-    picture.write_text(re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text), encoding="utf-8")
+
+    def rounded(tag: re.Match[str]) -> str:  # not what is written between tags, such as a p-value
+        return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
+
+    picture.write_text(re.sub(r"<[^>]+>", rounded, picture.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def in_few_colours(picture: Path) -> None:
