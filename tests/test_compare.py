@@ -82,6 +82,7 @@ def test_runs_are_told_apart_however_much_they_differ_in(tmp_path: Path) -> None
     ("argument", "said"),
     [
         ("pe=cpoe", "pe=cpoe: no run has it; allowed: cope, rope. Did you mean 'cope'?"),
+        ("state=failed", "state=failed: no run has it; allowed: finished.\n"),
         ("optimizer.lrr=1", "optimizer.lrr is no setting of these runs. Did you mean 'optimizer.lr'?"),
         ("sort=name", "sort=name is not known; allowed: task,"),
         ("format=html", "format=html is not known; allowed: table, markdown, csv, latex, json"),

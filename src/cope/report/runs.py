@@ -21,6 +21,8 @@ from cope.sweep.clock import duration
 HIDDEN = ("output_dir", "data_dir", "force", "dry", "seed", "scale", "pe.name", "pe._target_", "task.name", "task._target_")
 SHORT = {"task": "task.name", "pe": "pe.name"}
 
+STATES = ("finished", "failed", "begun")  # of which begun is stopped, or still running
+
 
 @dataclass(frozen=True)
 class FoundRun:
@@ -32,10 +34,11 @@ class FoundRun:
 
     @property
     def state(self) -> str:
-        """finished, failed, or begun: stopped, or still running."""
+        """One of ``STATES``."""
+        finished, failed, begun = STATES
         if self.result is not None:
-            return "finished"
-        return "failed" if self.folder.failure.exists() else "begun"
+            return finished
+        return failed if self.folder.failure.exists() else begun
 
     @cached_property
     def age_s(self) -> float:
@@ -145,7 +148,9 @@ def _kept(runs: list[FoundRun], text: str) -> list[FoundRun]:
         raise UserError(f"{key} is no setting of these runs.{nearest(key, known)}")
     missing = [one for one in wanted if not any(_same(one, other) for other in there)]
     if missing:
-        raise UserError(f"{key}={missing[0]}: no run has it; allowed: {', '.join(sorted(there))}.{nearest(missing[0], there)}")
+        is_state = key == "state" and missing[0] in STATES  # which is no slip of another
+        meant = "" if is_state else nearest(missing[0], there)
+        raise UserError(f"{key}={missing[0]}: no run has it; allowed: {', '.join(sorted(there))}.{meant}")
     return [run for run in runs if any(_same(one, value(run) or "") for one in wanted)]
 
 
