@@ -35,6 +35,7 @@ from pathlib import Path
 from cope.cli import run_command, split_settings
 from cope.endings import LEFT_OVER
 from cope.errors import check_at_least, check_choice, counted
+from cope.files import lock
 from cope.run.configuration import Problems
 from cope.sweep.plan import composed
 from cope.sweep.trial import TrialRun
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> None:
         places = (f"output_dir={settings.folder}", "logger=none")
         return (f"task={settings.task}", f"pe={encoding}", *others, *own, *places)
 
+    held = lock(storage.with_suffix(".lock"))  # another command would run, and tell Optuna of, the same trials
     opened = storage_of(storage)
     tunings = [
         Tuning(opened, encoding, search, others, composed(CONFIGS, all_overrides(encoding)))
@@ -90,6 +92,7 @@ def main(arguments: list[str]) -> None:
     file = settings.to / f"{settings.task}.csv"
     tuner = Tuner(tunings, run_of, settings.jobs or num_cores(), lambda: write_trials(tunings, file))
     is_done = tuner.run(settings.limit)
+    held.release()
     for tuning in tunings:
         tell(tuning)
     print(f"every trial: {file}")

@@ -16,7 +16,9 @@ from conftest import CONFIGS, ROOT
 from omegaconf import DictConfig
 from runs import clean_environment, command_here
 
+from cope.endings import BUSY
 from cope.errors import UserError
+from cope.files import lock
 from cope.run.folder import RunFolder
 from cope.sweep import trial as trial_module
 from cope.sweep.trial import TrialRun
@@ -171,6 +173,16 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     told = said("pe=cope", "trainer.stps=4", "optimizer.lr=0.1", "output_dir=elsewhere")
     assert "trainer.stps is not a setting" in told
     assert "optimizer.lr is what trials set themselves" in told and "output_dir is what trials set" in told
+
+
+def test_a_second_command_beside_the_first_is_refused(tmp_path: Path) -> None:
+    with lock(tmp_path / "counting.lock"):
+        done = command_here(
+            "scripts/tune.py", "task=counting", "pe=rope", "scale=smoke", f"folder={tmp_path}", f"to={tmp_path}"
+        )
+    assert (done.returncode, "Traceback" in done.stderr) == (BUSY, False)
+    assert f"{tmp_path} is being written by another process." in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["counting.lock"]
 
 
 @pytest.mark.slow
