@@ -17,7 +17,7 @@ from runs import train_here
 
 from cope.endings import INTERRUPTED
 from cope.errors import Interrupted
-from cope.sweep.process import CONTEXT, Processes
+from cope.sweep.process import CONTEXT, SAVING, Processes
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
@@ -171,7 +171,7 @@ def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
         _, said = sweep.communicate(timeout=120)
         assert sweep.returncode == INTERRUPTED
         doing = {"table": "reading configs and runs", "sweep": "composing the runs"}[kind]
-        assert said == f"{doing} ...\nStopped; the same command goes on from there.\n"
+        assert said == f"{doing} ...\n{SAVING}\nStopped; the same command goes on from there.\n"
         wait_until(lambda: not alive(sweep.pid), seconds=30)
     finally:
         if alive(sweep.pid):
