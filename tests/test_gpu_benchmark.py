@@ -70,7 +70,7 @@ def test_a_cell_that_takes_too_long_is_given_up_and_the_next_is_measured(tmp_pat
     workers = Workers()
     cell = next(cell for cell in plan("alone") if cell.way == "eager" and cell.precision == "32-true")
     assert workers.measure(replace(cell, seconds=1000.0), longest=12.0) == {"error": "given up after 12 s"}
-    found = workers.measure(replace(cell, processes=2, seconds=2.0), longest=300.0)  # to start them takes long where much is done
+    found = workers.measure(replace(cell, processes=2, seconds=2.0), longest=300.0)  # starting them takes long
     assert found.get("tokens_per_s", 0) > 0, found
     workers.end()
 
