@@ -42,7 +42,8 @@ def draw_run(folder: RunFolder, heads: Heads | None = None) -> dict[str, Path]:
 
 def run_title(folder: RunFolder) -> str:
     """``CoPE, counting, seed 1, laptop scale``."""
-    scale = (folder.read_config() or {}).get("scale")
+    contents = (folder.read_config(), folder.sound_result())  # a published run has its result alone
+    scale = next((content["scale"] for content in contents if content and "scale" in content), "")
     seed = folder.place.name.replace("=", " ")
     parts = [encoding_name(folder.encoding), task_in_text(folder.task), seed, f"{scale} scale" if scale else ""]
     return ", ".join(part for part in parts if part)
