@@ -96,7 +96,7 @@ def from_pretrained(path: str, **settings: Any) -> Any:
     # Tables must be there before weights are read, wherever those are put: a class of the same name, and the same in all else.
     with_cope: Any = type(plain.__name__, (plain,), {"__init__": make, "__module__": plain.__module__})
     loaded, found = with_cope.from_pretrained(path, config=config, **settings | {"output_loading_info": True})
-    if lost := [key for key in found["missing_keys"] if key.endswith("cope_table")]:
+    if lost := sorted(key for key in found["missing_keys"] if key.endswith("cope_table")):  # a set of strings has no order
         raise UserError(
             f"{path} lacks {lost[0]}: its config names CoPE, but what saved its weights left the tables out; allowed: a model "
             "that save_pretrained wrote."
