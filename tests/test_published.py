@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -71,10 +72,14 @@ def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
     run.folder.metrics.write_text(
         '{"step": 10, "train/loss": 0.123456789, "train/lr": 0.1, "train/tokens_per_s": 9.5}\n'
         '{"step": 10, "eval/validation/token_error": 0.123456789}\n'
+        '{"step": 20, "eval/validation/perplexity": 4.4816890703380645, "eval/validation/loss": 1.5}\n'  # its exponential
+        '{"step": 20, "eval/longer/perplexity": 5.0, "eval/longer/loss": 1.5}\n'  # another number: it is kept
     )
     for path in (tmp_path / "here").rglob("position_alone"):  # without which gates are published too
         shutil.rmtree(path)
     copy_runs(report.findings, tmp_path / "runs")
+    with lzma.open(tmp_path / "runs" / "curves.jsonl.xz", "rt") as file:
+        assert [line.count("perplexity") for line in file if run.folder.place.as_posix() in line] == [0, 0, 0, 1]
     there = tmp_path / "there"
     typed = ("scripts/published_runs.py", f"report={tmp_path}", f"to={there}")
     made = command_here(*typed).stdout
@@ -84,8 +89,11 @@ def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
     )
     (copied,) = collect([plan_in(there, "table2", 2)], CLAIMS_PLAN).findings.runs()[:1]
     assert copied[0].folder.read_metrics() == [
-        {"step": 10, "train/loss": 0.1235}, {"step": 10, "eval/validation/token_error": 0.123456789}
-    ]  # fmt: skip
+        {"step": 10, "train/loss": 0.1235},
+        {"step": 10, "eval/validation/token_error": 0.123456789},
+        {"step": 20, "eval/validation/perplexity": 4.4816890703380645, "eval/validation/loss": 1.5},
+        {"step": 20, "eval/longer/perplexity": 5.0, "eval/longer/loss": 1.5},
+    ]
 
 
 def test_runs_are_found_by_what_defines_them_wherever_they_are(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cope.files import write_text
 from cope.report.findings import Findings
 from cope.report.run_pictures import drawn_measurements, runs_with_gates
 from cope.run.folder import RunFolder
+from cope.tasks.scores import LARGEST_EXPONENT
 
 CURVES = "curves.jsonl.xz"
 MEASURED = "figures/position_alone/*/scores.json"
@@ -77,7 +79,7 @@ def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
         with lzma.open(published / CURVES, "rt") as file:
             for text in file:
                 line = json.loads(text)
-                curves.setdefault(line.pop("run"), []).append(json.dumps(line) + "\n")
+                curves.setdefault(line.pop("run"), []).append(json.dumps(_whole(line)) + "\n")
     except (EOFError, lzma.LZMAError, ValueError, KeyError) as error:
         raise UserError(f"{published / CURVES} cannot be read ({reason_of(error)}): it is damaged or was cut off.") from error
     made, left_alone = 0, []
@@ -99,8 +101,29 @@ def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
 
 def _shortened(line: dict[str, Any]) -> dict[str, Any]:
     """A line of ``metrics.jsonl`` with what verdicts are made of as it is, and the training loss as a picture needs it."""
-    kept = {key: value for key, value in line.items() if key not in LEFT_OUT}
+    kept = {key: value for key, value in line.items() if key not in LEFT_OUT and not _follows_from_loss(key, line)}
     return kept | ({"train/loss": float(f"{line['train/loss']:.{LOSS_DIGITS}g}")} if "train/loss" in line else {})
+
+
+def _follows_from_loss(key: str, line: dict[str, Any]) -> bool:
+    """Whether a number is the exponential of the loss beside it, to the bit: a quarter of all that would be published."""
+    split, _, metric = key.rpartition("/")
+    return metric == "perplexity" and f"{split}/loss" in line and line[key] == _perplexity(line[f"{split}/loss"])
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, LARGEST_EXPONENT))
+
+
+def _whole(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as it was before ``_shortened``, but for what nobody reads."""
+    found: dict[str, Any] = {}
+    for key, value in line.items():
+        split, _, metric = key.rpartition("/")
+        if metric == "loss" and split.startswith("eval/"):
+            found.setdefault(f"{split}/perplexity", _perplexity(value))
+        found[key] = value
+    return found
 
 
 def _files(findings: Findings) -> dict[Path, Path]:
