@@ -38,17 +38,18 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     path = folder / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-    in_few_digits(path)
+    in_few_bytes(path)
     return path
 
 
-def in_few_digits(picture: Path) -> None:
-    """An SVG with places to the hundredth of a point, where Matplotlib tells millionths: a third smaller."""
+def in_few_bytes(picture: Path) -> None:
+    """An SVG without indentation, its places to the hundredth of a point (Matplotlib's: a millionth): two fifths smaller."""
 
     def rounded(tag: re.Match[str]) -> str:  # not what is written between tags, such as a p-value
         return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
 
-    picture.write_text(re.sub(r"<[^>]+>", rounded, picture.read_text(encoding="utf-8")), encoding="utf-8")
+    text = re.sub(r"\n +", "\n", picture.read_text(encoding="utf-8"))
+    picture.write_text(re.sub(r"<[^>]+>", rounded, text), encoding="utf-8")
 
 
 def in_few_colours(picture: Path) -> None:

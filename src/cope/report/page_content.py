@@ -132,7 +132,7 @@ def _described(run: PlannedRun, result: dict[str, Any] | None, curve: list[tuple
         "command": run.command,
         "folder": str(run.folder.path),
         "hardware": ", ".join(f"{key} {value}" for key, value in found.get("hardware", {}).items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in found.get("versions", {}).items()),
+        "torch": found["versions"]["torch"] if result else "",  # the others are in result.json
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
-from cope.report.drawing import Drawing, in_few_colours, in_few_digits, save
+from cope.report.drawing import Drawing, in_few_colours, in_few_bytes, save
 from cope.report.figures import gates_figure
 from cope.report.findings import Findings, measurement
 from cope.report.names import encoding_name, row_name, section_name, task_in_text
@@ -71,7 +71,7 @@ def copy_position_alone(findings: Findings, folder: Path) -> list[Drawing]:
         if not picture.exists():  # a measurement made before there was one
             picture = picture.with_suffix(".png")
         path = Path(shutil.copyfile(picture, folder / f"position_alone_{encoding}{picture.suffix}"))
-        (in_few_colours if path.suffix == ".png" else in_few_digits)(path)
+        (in_few_colours if path.suffix == ".png" else in_few_bytes)(path)
         drawn.append(
             Drawing(
                 path,
