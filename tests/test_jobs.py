@@ -100,6 +100,24 @@ def test_a_run_that_was_finished_when_its_process_was_lost_is_finished(
     assert (list(left_over), run.folder.failure.exists()) == (([], False) if is_lost else ([run.folder.path], True))
 
 
+def test_a_line_tells_what_sets_its_run_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = read_plan(CONFIGS, "table3", [f"output_dir={tmp_path}"], [1])
+    runs = [run for run in plan.runs if run.folder.encoding == "cope"]
+    left = iter(runs)
+
+    def end_so(*_: object) -> JobReturn:
+        finish(next(left).folder.path, "counting", 1.0)
+        return JobReturn(status=JobStatus.COMPLETED)
+
+    monkeypatch.setattr(Processes, "call", end_so)
+    with launcher_for(CONFIGS, ["hydra.launcher.jobs=1"], lambda config: None) as launcher:
+        run_jobs(launcher, runs)
+    names = [line.split("] ")[1].split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert names == ["counting cope seed=1", *(f"counting cope num_variables={number} seed=1" for number in (3, 5))]
+
+
 def test_what_another_process_has_and_finishes_meanwhile_is_not_left_over(tmp_path: Path) -> None:
     runs = plan_in(tmp_path, "table4", 1).runs[:2]
 

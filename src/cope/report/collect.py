@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cope.run.configuration import flatten
 from cope.run.folder import RunFolder
 
 
@@ -28,14 +29,3 @@ def describe_differences(configs: list[dict[str, Any]]) -> list[str]:
         keys = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
         labels.append(" ".join(f"{key}={settings[key]}" for key in keys))
     return labels
-
-
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a nested configuration by its whole name, such as ``optimizer.lr``."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

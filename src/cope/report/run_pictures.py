@@ -9,7 +9,7 @@ from pathlib import Path
 from cope.errors import UserError
 from cope.metrics import METRICS
 from cope.report.cells import BASELINE
-from cope.report.drawing import Drawing, in_few_colours, in_few_bytes, save
+from cope.report.drawing import Drawing, in_few_bytes, in_few_colours, save
 from cope.report.figures import gates_figure
 from cope.report.findings import Findings, measurement
 from cope.report.names import encoding_name, row_name, section_name, task_in_text

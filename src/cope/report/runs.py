@@ -13,8 +13,8 @@ import yaml
 
 from cope.errors import UserError, nearest
 from cope.metrics import METRICS, test_and_worst
-from cope.report.collect import flatten
 from cope.report.sheets import Sheet
+from cope.run.configuration import flatten
 from cope.run.folder import RunFolder
 from cope.sweep.clock import duration
 

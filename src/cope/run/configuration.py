@@ -173,3 +173,14 @@ def _defined_by(path: Path, modified_ns: int) -> dict[str, Any] | None:
         return None
     named_for_it = path.parts[-3] == _hash(_part_of_the_run(resolved(found)))
     return definition(found) if named_for_it else None
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a nested configuration by its whole name, such as ``optimizer.lr``."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cope.errors import counted
@@ -18,8 +19,12 @@ def how_it_ended(result: dict[str, Any]) -> str:
     return f"ended after {counted(result['steps'], 'step')}: {why}"
 
 
-def run_line(result: dict[str, Any]) -> str:
-    """What it was, its headline metric on ``test`` and on the worst split out of distribution, its time: some 80 columns."""
+def run_line(result: dict[str, Any], settings: Sequence[str] = ()) -> str:
+    """What it was, its headline metric on ``test`` and on the worst split out of distribution, its time: some 80 columns.
+
+    Args:
+        settings: what else tells it apart, such as ``num_variables=3``.
+    """
     headline = result["headline"]
     metric = METRICS[headline]
     test, worst = test_and_worst({split: found[headline] for split, found in result["splits"].items()})
@@ -27,4 +32,5 @@ def run_line(result: dict[str, Any]) -> str:
     scores = f"{metric.label.removesuffix(' %')} {metric.text(test)}{unit}"
     elsewhere = "" if worst is None else f", OOD {metric.text(worst)}{unit}"
     ending = ", still improving" if result.get("still_improving") else ""
-    return f"{result['task']} {result['encoding']} seed={result['seed']}: {scores}{elsewhere}; {result['time_s']:.0f} s{ending}"
+    name = " ".join([result["task"], result["encoding"], *settings, f"seed={result['seed']}"])
+    return f"{name}: {scores}{elsewhere}; {result['time_s']:.0f} s{ending}"

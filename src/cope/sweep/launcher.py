@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cope.cli import message_of
 from cope.errors import Interrupted, UserError
 from cope.files import user_path
-from cope.run.configuration import run_folder
+from cope.run.configuration import flatten, run_folder
 from cope.run.summary import run_line
 from cope.sweep.clock import Clock, duration
 from cope.sweep.jobs import Job, error_of, job_of, without_hydra
@@ -34,6 +34,7 @@ from cope.sweep.process import Lost, Processes, Work, output_to
 from cope.threads import num_cores
 
 GPUS = "CUDA_VISIBLE_DEVICES"
+NAMED = ("task", "pe", "seed")  # in every line that tells of a run
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Progress:
     def __init__(self, calls: Sequence[Call], at_once: int | None) -> None:
         self.clock = Clock(user_path("output_dir", calls[0].composed().output_dir))
         self.waiting = {call.number: _kind(call) for call in calls}
+        self.shared = frozenset.intersection(*(frozenset(call.overrides) for call in calls))
         self.num_jobs = len(calls)
         self.started = time.monotonic()
         self.besides: list[float] = []  # seconds that jobs took apart from training: to start, and to score their splits
@@ -221,7 +223,13 @@ class Progress:
         assert result is not None
         self.clock.add(result)
         self.besides.append(max(0.0, seconds - result["time_s"]))
-        return run_line(result)
+        return run_line(result, self._settings(job, result["config"]))
+
+    def _settings(self, job: Job, config: dict[str, Any]) -> list[str]:
+        """What tells a job apart from others of its task and encoding: ``num_variables=3``, also where that was a reference."""
+        ran_with = flatten(config)
+        own = [override.split("=", 1) for override in job.overrides if override not in self.shared and "=" in override]
+        return [f"{key.rpartition('.')[2]}={ran_with.get(key, value)}" for key, value in own if key not in NAMED]
 
 
 def _kind(call: Call) -> tuple[str, str]:
