@@ -125,3 +125,17 @@ def test_a_value_that_is_not_allowed_is_told_before_pytorch_is_waited_for() -> N
     command = [sys.executable, "-X", "importtime", "evaluate.py", "run=nowhere", "format=cvs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "Did you mean 'csv'?" in done.stderr and "| torch\n" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("train", "task=flip_flop", "--help"), 0, "cope-lab train pe=cope task=counting"),
+        (("evaluate", "--help"), 0, "cope-lab evaluate run="),
+        (("train", "pe=cope", "-m", "seed=1"), 1, "allowed: cope-lab train -m key=value"),
+    ],
+)
+def test_the_installed_command_names_itself(arguments: tuple[str, ...], status: int, told: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "cope.command", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status
+    assert told in done.stdout + done.stderr and "python train" not in done.stdout + done.stderr

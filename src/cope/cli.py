@@ -24,7 +24,7 @@ from cope.building import converted
 from cope.endings import BUSY, INTERRUPTED, NO_READER, STOPPED, end_at_once
 from cope.errors import AlreadyRunning, Interrupted, UserError, nearest
 from cope.help import show_help
-from cope.lines import write_whole
+from cope.lines import as_typed, write_whole
 from cope.memory import is_out_of_memory
 from cope.overrides import check_overrides, given_twice, prints_only
 from cope.run.configuration import TOP_LEVEL_KEYS
@@ -119,7 +119,7 @@ def run_command(main: Callable[[list[str]], None], documentation: str | None) ->
     arguments = _typed()
     with reporting_errors():
         if {"-h", "--help"} & set(arguments):
-            print(documentation or "python -OO leaves no texts to show.")
+            print(as_typed(documentation or "python -OO leaves no texts to show."))
         else:
             main(arguments)
 
@@ -222,6 +222,6 @@ def message_of(error: BaseException) -> str:
 
 def _tell(message: str) -> None:
     try:
-        print(message, file=sys.stderr, flush=True)
+        print(as_typed(message), file=sys.stderr, flush=True)
     except OSError:  # there is nobody to be told
         _silence(sys.stderr)

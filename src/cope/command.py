@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from cope.errors import nearest
+from cope.lines import commands_are
 
 COMMANDS = ("train", "evaluate", "generate")
 COMPLETION = "completion"  # prints where the script for the shell is
@@ -42,6 +43,7 @@ def main() -> None:
     if name not in COMMANDS:
         allowed = (*COMMANDS, COMPLETION)
         sys.exit(f"cope-lab {name}: there is no such command; allowed: {', '.join(allowed)}.{nearest(name, allowed)}")
+    commands_are("cope-lab")
     path = folder() / f"{name}.py"
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 
 from cope.endings import NO_READER, end_at_once
+from cope.lines import as_typed, break_lines_of
 
 # Variables for whose wrong values PyTorch cannot be imported.
 PYTORCH_REFUSES = ("TORCH_LOGS", "TORCH_LOGS_OUT", "TORCH_LOGS_FORMAT", "TORCH_DISTRIBUTED_DEBUG")
@@ -27,7 +28,7 @@ def start_command(documentation: str | None = None, doing: str = "", has_setting
     _open_standard_streams()
     if documentation is not None and {"-h", "--help"} & set(sys.argv[1:]):
         try:
-            print(documentation, flush=True)
+            print(as_typed(documentation), flush=True)
         except BrokenPipeError:
             os._exit(NO_READER)
         except OSError as error:
@@ -61,8 +62,6 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
         if stream.isatty():
-            from cope.lines import break_lines_of
-
             break_lines_of(stream)
     import logging
 

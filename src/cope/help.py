@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from cope.errors import UserError
-from cope.lines import WIDTH
+from cope.lines import WIDTH, as_typed
 from cope.overrides import Composer
 
 KEY_WIDTH = 36  # what is said of a key begins there
@@ -35,7 +35,7 @@ def show_help(documentation: str | None, config_folder: str, config_name: str = 
     if problems := composer.problems(overrides, typed.multirun):
         raise UserError("\n".join(problems))
     config = composer.first_composed(overrides)
-    print(f"{documentation}\n{_groups(composer, config)}{_keys(configs, config_name, config)}")
+    print(f"{as_typed(documentation or '')}\n{_groups(composer, config)}{_keys(configs, config_name, config)}")
     sys.exit()
 
 

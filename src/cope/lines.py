@@ -1,4 +1,5 @@
-"""How wide lines are: on a terminal they break between words where it ends; a path, or a command to copy, stays whole."""
+"""How lines are printed: commands as they are typed here, and on a terminal broken between words where it ends, but no path or
+command to copy."""
 
 from __future__ import annotations
 
@@ -12,6 +13,19 @@ _WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""  # as a shell has it: between quotes
 _NO_WORD_OF_A_SENTENCE = r"""(?=[-'"]|\S*[=/*]|\S+\.\w)"""
 # The program, what comes right after it, and further arguments up to a comma or the like.
 COMMAND = rf"\b(?:python|pip|make|wandb|scancel|cope-lab) {_WORD}(?:(?<![.,;:)]) {_NO_WORD_OF_A_SENTENCE}{_WORD})*"
+
+_command = "python"
+
+
+def commands_are(name: str) -> None:
+    """From now on, ``python train.py`` is said as ``name train``."""
+    global _command
+    _command = name
+
+
+def as_typed(text: str) -> str:
+    """``text`` with the commands in it as whoever reads it would type them."""
+    return text if _command == "python" else re.sub(r"\bpython (train|evaluate|generate)\.py", rf"{_command} \1", text)
 
 
 def width_of(stream: TextIO) -> int:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from cope.cli import message_of
 from cope.errors import AlreadyRunning, Interrupted, UserError, counted
 from cope.files import user_path, write_text
+from cope.lines import as_typed
 from cope.run.configuration import Problems, run_folder
 from cope.run.folder import RunFolder
 from cope.run.loggers import waits_for_upload
@@ -38,7 +39,7 @@ class Job:
     @property
     def command(self) -> str:
         """What to type for it."""
-        return shlex.join(["python", "train.py", *self.overrides])
+        return as_typed(shlex.join(["python", "train.py", *self.overrides]))
 
     def result(self) -> dict[str, Any] | None:
         """Its result; None while it is not finished, and of a damaged one, which is told."""
