@@ -45,6 +45,7 @@ from cope.errors import check_between, check_choice
 from cope.report.claims import ClaimsPlan, Verdict, judge
 from cope.report.field import field_cells, field_claims, ranking, write_field
 from cope.report.findings import Findings
+from cope.report.names import task_name
 from cope.report.published import copy_runs
 from cope.report.sheets import show
 from cope.sweep.jobs import tell_end
@@ -89,7 +90,10 @@ def main(arguments: list[str]) -> None:
             left_over |= run_until_decided(judged, rule, list(plan.runs), launcher)
     findings = Findings([plan])
     cells = field_cells(plan, findings)
-    show([ranking(task, cells, findings, claims, rule.margins, in_full=False) for task in plan.sections])
+    begun = set(cells.loc[cells["seeds"] > 0, "task"])
+    show([ranking(task, cells, findings, claims, rule.margins, in_full=False) for task in plan.sections if task in begun])
+    if without := [task_name(task) for task in plan.sections if task not in begun]:
+        print(f"Without a run: {', '.join(without)}")
     rankings = [ranking(task, cells, findings, claims, rule.margins, in_full=True) for task in plan.sections]
     page = write_field(plan, cells, findings, rankings, settings.to, shlex.join(["python", "scripts/field.py", *arguments]))
     if settings.with_runs:

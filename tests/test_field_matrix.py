@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,16 @@ def test_rankings_have_ties_published_figures_time_and_memory(tmp_path: Path) ->
     shown = ranking("navigation_1d", cells, findings, claims, margins, in_full=False).notes
     assert [len(note) < 120 for note in shown if note.startswith("- not decided: ")] == [True] * 4
     assert any("PaTH" in note and "with 3 of 3 seeds" in note for note in shown)
+    assert not any(note.startswith("Without a run") for note in shown)
+    for seed in plan.seeds[:2]:
+        shutil.rmtree(
+            next(run.folder.path for run in plan.runs if (run.row, run.seed) == ("alibi", seed) and run.section != "a5")
+        )
+    findings = Findings([plan])
+    cells = field_cells(plan, findings)
+    shown_sheet, in_full = (ranking("navigation_1d", cells, findings, claims, margins, each) for each in (False, True))
+    assert [row[0] for row in shown_sheet.rows] == ["PaTH", "RoPE", "CoPE"] and len(in_full.rows) == 4
+    assert shown_sheet.notes[0] == "Without a run: ALiBi"
     table = pd.read_csv(tmp_path / "field" / "field.csv").set_index(["task", "encoding", "split"])
     assert table.loc[("navigation_1d", "rope", "test"), "rank"] == 2
     assert pd.isna(table.loc[("a5", "rope", "test"), "mean"])

@@ -94,14 +94,21 @@ def field_cells(plan: Plan, findings: Findings) -> pd.DataFrame:
 def ranking(
     task: str, table: pd.DataFrame, findings: Findings, claims: Sequence[Mapping[str, Any]], margins: Margins, in_full: bool
 ) -> Sheet:
-    """A task's encodings by their mean error on its first split. What the rule says, and published orders, are below."""
+    """A task's encodings by their mean error on its first split. What the rule says, and published orders, are below.
+
+    Args:
+        in_full: with the figures behind what the rule says, and a row for every encoding, run or not.
+    """
     own = table[table["task"] == task]
     if not own["seeds"].any():
         return Sheet(f"{task_name(task)}: {MISSING}", ("encoding",), ())
     metric, splits = METRICS[findings.headline(task)], list(dict.fromkeys(own["split"]))
-    rows = []
+    rows, without = [], []
     for encoding in own[own["split"] == splits[0]].sort_values("mean")["encoding"]:
         of_encoding = own[own["encoding"] == encoding].set_index("split")
+        if not (in_full or of_encoding["seeds"].any() or findings.failures(task)[encoding]):
+            without.append(encoding_name(encoding))
+            continue
         cells = []
         for split in splits:
             values = [value / metric.factor for value in findings.values(task, encoding, split).values()]
@@ -112,7 +119,8 @@ def ranking(
         seeds = num_runs_text(of_encoding.loc[splits[0], "seeds"], findings.failures(task)[encoding])
         rows.append((encoding_name(encoding), *cells, seeds, *costs))
     columns = ("encoding", *map(split_name, splits), "seeds", "seconds a run", "MiB")
-    notes = by_the_rule(task, claims, findings, margins, in_full) + agreement(task, splits, findings)
+    notes = [f"Without a run: {', '.join(without)}"] if without else []
+    notes += by_the_rule(task, claims, findings, margins, in_full) + agreement(task, splits, findings)
     return Sheet(f"{task_name(task)}: {metric.label} [rank]", columns, tuple(rows), tuple(notes), aside=frozenset(columns[-3:]))
 
 
