@@ -203,6 +203,9 @@ def test_seeds_that_are_lost_are_told_beside_those_that_count(tmp_path: Path) ->
     assert second.finding == "RoPE below Absolute with 10 of 10 seeds"
     seen = replace(CLAIMS_PLAN, seen=frozenset({("flip_flop", "cope", seed) for seed in SEEDS[10:]}))
     assert judge(CLAIMS[1], seen, Findings([plan])).comparisons[0].lost == {SEEDS[9]}
+    all_seen = replace(seen, seen=frozenset({("flip_flop", "rope", seed) for seed in SEEDS}))
+    found = judge(CLAIMS[1], all_seen, Findings([plan])).comparisons[0].finding
+    assert found == "CoPE below RoPE: no seed yet (9 seeds tuning had seen)"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from cope.report.plan_pictures import draw_plans
 from cope.report.plan_sheets import comparison_sheet
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
+from cope.sweep.listing import print_runs
 from cope.sweep.plan import Plan, PlannedRun, all_runs, read_plan, read_plans
 from cope.sweep.plan import composed as composed_settings
 
@@ -295,9 +296,17 @@ def test_reproduce_runs_every_table_and_figure_and_writes_the_report(tmp_path: P
             in subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         )
     assert (
-        "\n0 of "
+        "\nnothing to do: "
         in subprocess.run([*command, "reproduce", "DRY=1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     )
+
+
+def test_a_list_without_anything_to_do_guesses_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = plan_in(tmp_path, "table2", 1).runs[0]
+    run.folder.path.mkdir(parents=True)
+    run.folder.result.write_text(completed({}))
+    print_runs(CONFIGS, [run], [])
+    assert capsys.readouterr().out == f"finished  {run.command}\nnothing to do: 1 run finished\n"
 
 
 def test_an_unknown_table_is_refused_with_those_there_are() -> None:

@@ -206,4 +206,5 @@ def _unseen(part: Comparison, plan: ClaimsPlan) -> Comparison:
     """``part`` without the seeds whose results were known when a recipe was tuned anew."""
     found = {seed: value for seed, value in part.evidence.differences.items() if not plan.is_seen(part, seed)}
     lost = frozenset(seed for seed in part.lost if not plan.is_seen(part, seed))
-    return replace(part, evidence=replace(part.evidence, differences=found), lost=lost)
+    num_seen = len(part.evidence.differences) - len(found)
+    return replace(part, evidence=replace(part.evidence, differences=found), lost=lost, num_seen=num_seen)

@@ -69,6 +69,7 @@ class Comparison:
     limit: str = ""  # in words, where a cell is compared with one
     hint: str = ""  # what to do where nothing was measured
     lost: frozenset[int] = frozenset()  # seeds that are not compared, since a run of theirs ended with an error
+    num_seen: int = 0  # how many are not, since their results were known when a recipe was tuned
 
     @property
     def where(self) -> str:
@@ -104,7 +105,8 @@ class Comparison:
     def finding(self) -> str:
         """In half a sentence."""
         if not self.evidence.differences:
-            return f"{self.sides.claimed}: no seed yet{lost_text(self.lost)}"
+            seen = f" ({counted(self.num_seen, 'seed')} tuning had seen)" if self.num_seen else ""
+            return f"{self.sides.claimed}: no seed yet{lost_text(self.lost)}{seen}"
         side, seeds, _ = self._side
         return f"{side} with {of_seeds(seeds, len(self.evidence.differences))}{lost_text(self.lost)}"
 
