@@ -113,6 +113,14 @@ def test_configurations_of_the_users_own(monkeypatch: pytest.MonkeyPatch, my_con
     assert re.search(r"pe\.num_position is not a setting\. Allowed with pe=mine: .*'pe\.num_positions'", line)
 
 
+@pytest.mark.parametrize("place", ["pkg://my_package.configs", "file:///nowhere/configs"])
+def test_a_place_of_configurations_that_is_not_there(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (line,) = told(monkeypatch, f"hydra.searchpath=[{place}]", "pe=mine")
+    assert line.startswith(
+        f"hydra.searchpath: {place.partition('://')[2]} is not there; allowed: [file:///a/folder] of configs, or"
+    )
+
+
 @pytest.mark.slow
 def test_an_encoding_of_the_users_own_runs(my_configs: Path) -> None:
     few = ("scale=smoke", "trainer.steps=4", "trainer.eval_every=2", "task.num_test=16", "task.num_validation=16")

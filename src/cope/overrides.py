@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,8 @@ class Composer:
         for combination in combinations:
             try:
                 self.composed(combination)
+            except UserError as error:
+                found[str(error)] = None
             except (HydraException, ValueError) as error:  # the latter where a choice is a number or null
                 if unknown := self._unknown_choices(parsed):
                     return unknown
@@ -146,8 +149,21 @@ class Composer:
         return f"scale={scale} has no recipe for task={task}; allowed: {allowed}."
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
-        """What Hydra composes."""
-        return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
+        """What Hydra composes.
+
+        Raises:
+            UserError: a place of ``hydra.searchpath`` is not there, where Hydra only warns.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"provider=hydra\.searchpath")
+            try:
+                return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
+            except UserWarning as error:
+                place = str(error).partition("path=")[2].removesuffix(" is not available.")
+                raise UserError(
+                    f"hydra.searchpath: {place} is not there; allowed: [file:///a/folder] of configs, or "
+                    "[pkg://a_package.configs] of a package that is installed."
+                ) from None
 
     def first_composed(self, overrides: Sequence[str]) -> DictConfig:
         """What Hydra composes for the first run of a sweep, or for the only one."""
