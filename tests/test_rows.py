@@ -62,6 +62,27 @@ def test_the_next_command_composes_nothing_and_has_the_same_runs(configs, monkey
     assert len({run.folder.path for run in again.runs}) == len(again.runs)
 
 
+def test_files_are_put_together_once_for_rows_that_differ_in_settings(configs):
+    of_rows = [("pe=cope", f"pe.num_positions={number}", "output_dir=elsewhere", "model.dropout=0.1") for number in (8, 9)]
+    asked = []
+
+    def noted(_: Path, overrides: tuple[str, ...]) -> DictConfig:
+        asked.append(overrides)
+        return composed_now(configs, overrides)
+
+    found = [row(configs, *overrides, compose=noted) for overrides in of_rows]
+    assert asked == [(*OVERRIDES, "pe=cope")]
+    assert found == [Row.of(composed_now(configs, (*OVERRIDES, *overrides))) for overrides in of_rows]
+
+
+@pytest.mark.parametrize("wrong", ["model.dept=2", "pe.num_positions=1,2"])
+def test_what_cannot_be_set_is_told_of_the_whole_row(configs, wrong):
+    with pytest.raises(UserError) as whole:
+        composed_now(configs, (*OVERRIDES, wrong))
+    with pytest.raises(UserError, match=re.escape(str(whole.value))):
+        row(configs, wrong, compose=composed_now)
+
+
 @pytest.mark.parametrize("through_a_link", [False, True])
 def test_what_was_kept_of_other_configs_is_not_taken(configs, through_a_link):
     if through_a_link:

@@ -3,6 +3,8 @@
 To compose a row takes Hydra a tenth of a second, and a report reads over a hundred. So what it comes to is kept in the user's
 cache folder (``$COPE_CACHE``, or ``~/.cache/cope-lab``), if it hangs on nothing but files that are looked at again each time:
 the package's and its configs. Where it may hang on more (the environment, other packages, other folders) it is not.
+
+Rows that are new differ in few choices of files and in many settings. Files are put together once for each set of choices.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,10 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
@@ -39,7 +45,10 @@ NOT_PLAIN = re.compile(r"_target_|(^|[=/])\.\.(/|$)")
 # In a config file: what makes it hang on something else. `oc.select` reads the same config.
 OF_ELSEWHERE = re.compile(rb"searchpath|\$\{\s*(?!oc\.select\b|user_path\b)[\w.]+\s*:")
 
+Compose = Callable[[tuple[str, ...]], DictConfig]
+
 log = logging.getLogger(__name__)
+_of_choices: dict[tuple[Path, str, tuple[str, ...]], bytes] = {}  # what choices of files compose to, pickled
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Row:
 
 
 @contextmanager
-def kept_rows(configs: Path, compose: Callable[[tuple[str, ...]], DictConfig]) -> Iterator[Callable[[tuple[str, ...]], Row]]:
+def kept_rows(configs: Path, compose: Compose) -> Iterator[Callable[[tuple[str, ...]], Row]]:
     """What gives the row of some overrides, by ``compose`` where it is not known; new ones are kept at the end of the block."""
     before = _state(configs)
     kept = _read(configs, before) if before else {}
@@ -75,8 +84,10 @@ def kept_rows(configs: Path, compose: Callable[[tuple[str, ...]], DictConfig]) -
     def row_of(overrides: tuple[str, ...]) -> Row:
         key = json.dumps(overrides)
         if key not in kept:
-            row = Row.of(compose(overrides))
-            if not (before and all(map(_is_plain, overrides)) and _is_json(asdict(row))):
+            if not (before and all(map(_is_plain, overrides))):
+                return Row.of(compose(overrides))
+            row = Row.of(_composed_in_two_steps(configs, before, compose, overrides))
+            if not _is_json(asdict(row)):
                 return row
             kept[key] = new[key] = row
         return kept[key]
@@ -88,6 +99,23 @@ def kept_rows(configs: Path, compose: Callable[[tuple[str, ...]], DictConfig]) -
             write_json(_file(configs), {"state": before, "sum": digest_of(rows), "rows": rows})
         except UserError as error:
             log.debug("rows are composed again next time: %s", error)
+
+
+def _composed_in_two_steps(configs: Path, state: str, compose: Compose, overrides: tuple[str, ...]) -> DictConfig:
+    """What ``compose`` makes of plain ``overrides``: of the choices among them; then the others are set as Hydra does it."""
+    choices = tuple(override for override in overrides if (configs / override.partition("=")[0]).is_dir())
+    settings = OverridesParser.create().parse_overrides([override for override in overrides if override not in choices])
+    if not settings or any(override.is_sweep_override() for override in settings):
+        return compose(overrides)
+    key = (configs, state, choices)
+    if key not in _of_choices:
+        _of_choices[key] = pickle.dumps(compose(choices))
+    config: DictConfig = pickle.loads(_of_choices[key])
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(settings, config)
+    except HydraException:
+        return compose(overrides)  # which tells what is wrong with all of them
+    return config
 
 
 def _is_plain(override: str) -> bool:
