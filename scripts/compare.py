@@ -31,7 +31,7 @@ from cope.errors import UserError, check_choice
 from cope.report.collect import read_results
 from cope.report.run_sheets import comparison_sheets
 from cope.report.runs import list_runs
-from cope.report.sheets import FORMATS, show
+from cope.report.sheets import FOR_PROGRAMS, FORMATS, show
 from cope.run.lookup import OUTPUTS, run_path
 
 FILTERS = {"task": "task", "pe": "encoding", "seed": "seed", "scale": "scale"}  # what is typed -> the key in result.json
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         if settings.split:
             raise UserError("split= needs runs=: without them runs are listed, not compared.")
         filters = [f"{key}={','.join(values)}" for key, values in wanted.items()]
-        show([list_runs([OUTPUTS], filters)], settings.format)
+        show([list_runs([OUTPUTS], filters, whole=settings.format in FOR_PROGRAMS)], settings.format)
         return
     results = []
     for folder in (run_path(text, key="runs") for text in settings.runs):

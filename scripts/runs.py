@@ -16,8 +16,8 @@ folder of every run.
                      state (finished, failed, begun), or any setting of train.py
                      by its whole name, such as optimizer.lr=1e-3
 
-A column that all runs share is not shown but said above. `run=` of other
-commands takes the folder, or the beginning of its hash.
+A column that all runs share is not shown but said above; csv and json have all.
+`run=` of other commands takes the folder, or the beginning of its hash.
 """
 
 if __name__ == "__main__":
@@ -31,7 +31,7 @@ from cope.cli import run_command, split_settings
 from cope.errors import check_choice
 from cope.files import user_path
 from cope.report.runs import SORTS, list_runs
-from cope.report.sheets import FORMATS, show
+from cope.report.sheets import FOR_PROGRAMS, FORMATS, show
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunsSettings:
 def main(arguments: list[str]) -> None:
     settings, filters = split_settings(arguments, RunsSettings, "python scripts/runs.py [task=counting ...]", None)
     folders = [user_path("runs", text) for text in settings.runs]
-    show([list_runs(folders, filters, settings.sort)], settings.format)
+    show([list_runs(folders, filters, settings.sort, settings.format in FOR_PROGRAMS)], settings.format)
 
 
 if __name__ == "__main__":

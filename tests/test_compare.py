@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 from pathlib import Path
 
@@ -61,11 +62,26 @@ def test_the_list_of_runs_says_what_they_share_once(outputs: Path) -> None:
     assert [(row["encoding"], row["seed"], row["test"], row["worst OOD"]) for row in rows] == [
         ("cope", "1", "0.1", "0.2"), ("rope", "1", "25.0", "50.0"), ("rope", "2", "30.0", "60.0")
     ]  # fmt: skip
-    assert "task" not in rows[0] and rows[1]["differs in"] == "optimizer.lr=0.1"
+    assert rows[1]["differs in"] == "optimizer.lr=0.1"
     assert all((Path(row["folder"]) / "result.json").exists() for row in rows)
     assert "all with task counting, scale smoke, state finished" in call("runs.py", f"runs={outputs}").stdout
     assert [row["seed"] for row in listed("optimizer.lr=2e-1")] == ["2"]
     assert [row["encoding"] for row in listed("pe=cope,rope", "seed=1")] == ["cope", "rope"]
+
+
+def test_programs_read_the_same_columns_whatever_was_run(outputs: Path) -> None:
+    for arguments in ([], ["pe=cope"]):
+        lines = call("runs.py", f"runs={outputs}", "format=csv", *arguments).stdout.splitlines()
+        assert lines[0] == "task,encoding,scale,differs in,seed,state,metric,test,worst OOD,age,folder"
+        assert lines[1].startswith("counting,cope,smoke,,1,finished,")
+        (listed,) = json.loads(call("runs.py", f"runs={outputs}", "format=json", *arguments).stdout)
+        assert ",".join(listed["rows"][0]) == lines[0]
+
+
+def test_csv_of_several_tables_says_which_one_a_row_is_of() -> None:
+    sheets = [Sheet(title, ("pe", "test"), (("cope", "0.1"),)) for title in ("counting", "flip_flop")]
+    assert as_text(sheets, "csv") == "table,pe,test\ncounting,cope,0.1\n\ntable,pe,test\nflip_flop,cope,0.1"
+    assert as_text(sheets[:1], "csv") == "pe,test\ncope,0.1"
 
 
 def test_runs_are_told_apart_however_much_they_differ_in(tmp_path: Path) -> None:

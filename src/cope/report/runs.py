@@ -71,11 +71,12 @@ SORTS: dict[str, Callable[[FoundRun], Any]] = {
 }
 
 
-def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task") -> Sheet:
+def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task", whole: bool = False) -> Sheet:
     """A row for each run; columns in which all agree are said in the title instead.
 
     Args:
         filters: ``key=value,value``: what is kept has one of the values.
+        whole: every column stays, whatever was run: for programs that read the list.
 
     Raises:
         UserError: no run is there, a key that no run has, or a value that none has.
@@ -99,10 +100,10 @@ def list_runs(folders: Sequence[Path], filters: Sequence[str], sort: str = "task
         "worst OOD": [run.score_text(ood=True) for run in found],
         "age": [duration(run.age_s) for run in found],
     }
-    always = ("seed", "test", "worst OOD", "age")
+    always = columns if whole else ("seed", "test", "worst OOD", "age")
     shared = {name: values[0] for name, values in columns.items() if name not in always and len(set(values)) == 1}
     parts = [f"{name} {value}" for name, value in shared.items() if value]
-    shown = {name: values for name, values in columns.items() if name not in shared and any(values)}
+    shown = {name: values for name, values in columns.items() if whole or (name not in shared and any(values))}
     shown["folder"] = [str(run.folder.path) for run in found]
     title = f"{len(found)} run{'s' * (len(found) != 1)}" + (f", all with {', '.join(parts)}" if parts else "")
     return Sheet(

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 from rich import box
@@ -20,6 +20,7 @@ from cope.errors import check_choice
 from cope.lines import broken, width_of, write_whole
 
 FORMATS = ("table", "markdown", "csv", "latex", "json")
+FOR_PROGRAMS = ("csv", "json")
 ANY_WIDTH, ANY_HEIGHT = 10_000, 100
 LEAST_ROOM = 20  # for a cell beside its column's name, however narrow the terminal is
 GAP, NARROW_GAP = 2, 1  # between columns; narrow where all of them then have room side by side
@@ -77,6 +78,8 @@ def as_text(sheets: Sequence[Sheet], form: str) -> str:
             for sheet in sheets
         ]
         return json.dumps(content, indent=2, ensure_ascii=False)
+    if form == "csv" and len(sheets) > 1:  # which has no place for titles
+        sheets = [_with_title(sheet) for sheet in sheets]
     made = {"markdown": _markdown, "csv": _csv, "latex": _latex}[form]
     return "\n\n".join(made(sheet) for sheet in sheets)
 
@@ -155,6 +158,11 @@ def _markdown(sheet: Sheet) -> str:
     rules = ["---" if place == 0 or name in sheet.words else "---:" for place, name in enumerate(sheet.columns)]
     lines += [f"| {' | '.join(cells)} |" for cells in (sheet.columns, rules, *sheet.rows)]
     return "\n".join([*lines, *(f"\n{note}" for note in sheet.notes)])
+
+
+def _with_title(sheet: Sheet) -> Sheet:
+    """Its title is the first cell of each row."""
+    return replace(sheet, columns=("table", *sheet.columns), rows=tuple((sheet.title, *row) for row in sheet.rows))
 
 
 def _csv(sheet: Sheet) -> str:
