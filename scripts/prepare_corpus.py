@@ -30,8 +30,16 @@ def main(config: DictConfig) -> None:
     from cope.corpora.tokenizer import TokenizerSettings
 
     with reporting_errors():
-        settings = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
-        prepared = prepare(build(config.corpus, "corpus"), settings, config.data_dir)
+        asked = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
+        corpus = build(config.corpus, "corpus")
+        tiny = corpus.size_of_tiny()
+        settings = asked.fitting(*tiny) if tiny else asked  # as train.py takes it
+        if settings != asked:
+            print(
+                f"corpus {corpus.name} has little text: a vocabulary of {settings.vocab_size} tokens instead of "
+                f"{asked.vocab_size} (tokenizer.vocab_size)."
+            )
+        prepared = prepare(corpus, settings, config.data_dir)
     splits = json.loads((prepared.folder / MANIFEST).read_bytes())["splits"].values()
     seconds = sum(sizes["seconds"] for sizes in splits)
     if seconds:

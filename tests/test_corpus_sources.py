@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,14 @@ def test_the_script_prepares_and_tells_sizes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Licence: that of your files" in done.stdout and "tokens/s a core" in done.stdout
     assert list((tmp_path / "data" / "corpora" / "files").glob("*/manifest.json"))
+
+
+def test_the_script_gives_a_tiny_text_a_vocabulary_that_it_can_fill(tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("".join(f"Sentence {number} of a short text. " for number in range(50)))
+    done = command_here(
+        "scripts/prepare_corpus.py", "corpus=files", f"corpus.train={tmp_path}/tiny.txt", f"data_dir={tmp_path}/data"
+    )
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    told = re.search(r"has little text: a vocabulary of (\d+) tokens instead of 2048 \(tokenizer\.vocab_size\)", said)
+    assert told is not None and f"vocabulary: bpe, {told[1]} tokens" in said

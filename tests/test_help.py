@@ -51,6 +51,7 @@ def test_help_of_what_hydra_configures_tells_each_keys_value_and_meaning(command
     place = next(place for place, line in enumerate(lines) if line.strip().startswith(key))
     assert meaning in " ".join(line.strip() for line in lines[place : place + 3]) and "${" not in done.stdout
     assert max(map(len, lines)) <= TERMINAL
+    assert ("  scale=laptop, night, paper, smoke" in lines) == (command == "train.py")  # others refuse it
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def _groups(composer: Composer, config: DictConfig) -> str:
     lines = []
     for group in SHOWN_GROUPS:
         names = [choice for choice in composer.choices(group) if "/" not in choice]
-        if names and (group in config or group == "scale"):
+        if names and group in config:
             lines.append(textwrap.fill(", ".join(names), WIDTH, initial_indent=f"  {group}=", subsequent_indent=" " * 8))
     return "Groups and their choices\n" + "\n".join(lines) + "\n\n" if lines else ""
 
