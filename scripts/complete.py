@@ -19,6 +19,7 @@ COMMANDS = ("train", "evaluate", "generate", "completion")  # of cope-lab
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SETTING = re.compile(r"^ *(\w+)=", re.MULTILINE)  # of a command's documentation: a line a key
+CHOICES = r"^ *{key}=(\w+) +or (\w+(?:, \w+)*)$"  # where that line says all that may follow
 # Whose settings are those of train.py too.
 COMPOSED = ("train", "table", "report", "decide", "field", "costs", "tune", "position_term", "half_context", "runs")
 CONFIG = {"prepare_corpus": "prepare_corpus.yaml", "probe_llm": "probe/llm.yaml"} | dict.fromkeys(COMPOSED, "train.yaml")
@@ -41,34 +42,39 @@ def candidates(line: str) -> list[str]:
     if equals:
         *earlier, last = value.split(",")
         prefix = f"{key}={','.join(earlier)}," if earlier else f"{key}="
-        return [prefix + found for found in values(key, last) if found.startswith(last)]
+        return [prefix + found for found in values(script, key, last) if found.startswith(last)]
     chosen = dict(part.split("=", 1) for part in before if "=" in part)
     return sorted({found for found in keys(script, chosen) if found.startswith(word)})
 
 
 def keys(script: Path, chosen: dict[str, str]) -> Iterator[str]:
-    yield from (f"{key}=" for key in SETTING.findall(script.read_text(encoding="utf-8").split('"""')[1]))
+    yield from (f"{key}=" for key in SETTING.findall(documentation(script)))
     if script.stem in CONFIG:
         yield from (f"{key}=" for key in yaml_keys(CONFIGS / CONFIG[script.stem]))
-    if script.stem not in COMPOSED:
-        return
-    yield from (f"{group}=" for group in groups())
-    for group in ("pe", "task", "corpus"):
+    own = groups() if script.stem in COMPOSED else ["corpus"] if script.stem == "prepare_corpus" else []
+    yield from (f"{group}=" for group in own)
+    for group in {"pe", "task", "corpus"} & set(own):
         path = CONFIGS / group / f"{chosen.get(group, 'cope' if group == 'pe' else 'counting')}.yaml"
         if path.exists():
             yield from (f"{group}.{key}=" for key in yaml_keys(path) if not key.startswith(("_", "defaults")))
+
+
+def documentation(script: Path) -> str:
+    return script.read_text(encoding="utf-8").split('"""')[1]
 
 
 def groups() -> list[str]:
     return ["pe", "task", "corpus", "scale", "logger", "hydra/launcher"]
 
 
-def values(key: str, value: str) -> Iterator[str]:
-    if key in (*groups(), "table"):
-        folder = CONFIGS / key
+def values(script: Path, key: str, value: str) -> Iterator[str]:
+    if told := re.search(CHOICES.format(key=re.escape(key)), documentation(script), re.MULTILINE):
+        yield from (told[1], *told[2].split(", "))
+    elif key == "tasks":  # of scripts/field.py
+        yield from (name[len("tasks.") :] for name in yaml_keys(CONFIGS / "field.yaml") if name.startswith("tasks."))
+    elif key in (*groups(), "table", "encodings"):
+        folder = CONFIGS / {"encodings": "pe"}.get(key, key)
         yield from sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    elif key == "format":
-        yield from ("table", "markdown", "csv", "latex", "json")
     elif key in ("run", "runs"):
         yield from runs(value)
     elif "/" in value or key in ("to", "output_dir", "data_dir", "report", "corpus.train"):
