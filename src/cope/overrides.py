@@ -99,6 +99,7 @@ class Composer:
         Hydra(config_name, self.loader)  # registers Hydra's resolvers and the job's name, on which configurations rely
         self.config_name = config_name
         self.search_path: list[str] = []  # the override of hydra.searchpath, if there is one
+        self._choices: dict[tuple[str, ...], list[str]] = {}  # Hydra copies all it has read before it looks one up
 
     def problems(self, overrides: Sequence[str], sweeps: bool = False) -> list[str]:
         """Why ``overrides`` cannot be composed; none if they can.
@@ -172,8 +173,12 @@ class Composer:
 
     def choices(self, group: str) -> list[str]:
         """Of a group, those in groups below it as ``below/choice``; none if there is no such group."""
-        if not group:
-            return []
+        key = (group, *self.search_path)
+        if key not in self._choices:
+            self._choices[key] = self._read_choices(group) if group else []
+        return self._choices[key]
+
+    def _read_choices(self, group: str) -> list[str]:
         where = (self.config_name, self.search_path)
         below = self.loader.get_group_options(group, ObjectType.GROUP, *where)
         return [
