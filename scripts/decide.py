@@ -28,6 +28,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -41,6 +42,7 @@ from cope.report.agenda import Agenda, progress_line
 from cope.report.claims import ClaimsPlan, Verdict, judge
 from cope.report.comparisons import rows_of
 from cope.report.findings import Findings
+from cope.report.rule import e_value
 from cope.sweep.clock import Clock
 from cope.sweep.jobs import check_jobs, run_jobs, tell_end
 from cope.sweep.plan import PlannedRun, composed, of_hydra_and_of_runs, read_plans, tables_with
@@ -66,6 +68,9 @@ def main(arguments: list[str]) -> None:
     if settings.seeds is not None:
         check_between("seeds", settings.seeds, 1, len(plan.seeds))
         plan = plan.with_seeds(settings.seeds)
+        fewest = next(wins for wins in count(1) if e_value(wins, 0) >= plan.margins.rule.needed)
+        if settings.seeds < fewest:
+            print(f"seeds={settings.seeds}: fewer than {fewest} decide nothing, so none is begun.", file=sys.stderr)
     claims = [plan.claim(number) for number in settings.claims] or plan.claims
     cells = {(relation["section"], row) for claim in claims for relation in claim["relations"] for row in rows_of(relation)}
     names = tables_with(CONFIGS, {section for section, _ in cells})

@@ -68,7 +68,9 @@ def test_a_claim_is_run_until_it_is_decided(stubbed: list[PlannedRun], capsys: p
 
 def test_fewer_seeds_than_can_decide_are_not_run(stubbed: list[PlannedRun], capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["claims=9", "seeds=8"])
-    assert stubbed == [] and capsys.readouterr().out.endswith("8 seeds left cannot decide\n")
+    said = capsys.readouterr()
+    assert stubbed == [] and said.out.endswith("8 seeds left cannot decide\n")
+    assert said.err == "seeds=8: fewer than 9 decide nothing, so none is begun.\n"
     with pytest.raises(SystemExit):  # one of nine fails
         command.main(["claims=9", "seeds=9"])
     done = len(stubbed) // 2 - 1
