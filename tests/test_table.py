@@ -242,6 +242,7 @@ def test_what_reproduce_asks_of_a_launcher_keeps_no_report_from_being_written(tm
     assert misspelt.returncode == 1 and "Did you mean 'hydra.launcher.partition'?" in misspelt.stderr
 
 
+@pytest.mark.slow  # a sweep's failing job goes the same way
 @WITH_JOBS
 def test_a_failed_run_of_a_table_is_told_with_its_reason_at_once_and_at_the_end(tmp_path: Path) -> None:
     settings = ["scale=smoke", "logger=none", "optimizer.lr=1e30", "task.num_test=16", f"output_dir={tmp_path}"]
