@@ -79,6 +79,6 @@ def settings(server: Server | None = None, **changes: Any) -> ProbeSettings:
     defaults: dict[str, Any] = {
         "endpoint": server.address if server else None, "model": "small-chat" if server else None, "local": None,
         "temperature": 1.0, "top_p": 1.0, "max_tokens": 512, "samples": 1, "seed": 1, "lengths": [2, 4], "prompts": 0,
-        "timeout_s": 5.0,
+        "timeout_s": 60.0,
     }  # fmt: skip
     return ProbeSettings(**arguments(OmegaConf.create({**defaults, **changes}), ProbeSettings, ""))

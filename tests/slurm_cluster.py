@@ -67,7 +67,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
             daemons.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while "idle" not in _said(["sinfo", "-h", "-o", "%t"], environment):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()
             time.sleep(0.2)
@@ -85,7 +85,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _said(command: list[str], environment: dict[str, str]) -> str:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout
 
 
 def free_ports(number: int) -> list[int]:

@@ -56,7 +56,7 @@ class Shell:
         return printed, line
 
     def read_until(self, pattern: str) -> re.Match[str]:
-        text, last = "", time.monotonic() + 60
+        text, last = "", time.monotonic() + 300
         while not (found := re.search(pattern, text, re.DOTALL)):
             assert select.select([self.terminal], [], [], max(0.0, last - time.monotonic()))[0], f"{text!r} has no {pattern!r}"
             text += os.read(self.terminal, 65536).decode()

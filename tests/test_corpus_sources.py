@@ -25,7 +25,7 @@ CORPORA = sorted(path.stem for path in (CONFIGS / "corpus").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_every_configured_corpus_can_be_built(name: str, tmp_path: Path) -> None:
+def test_every_configured_corpus_can_be_built(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("text")
     node = OmegaConf.load(CONFIGS / "corpus" / f"{name}.yaml")
     assert isinstance(node, type(OmegaConf.create({})))
@@ -35,9 +35,8 @@ def test_every_configured_corpus_can_be_built(name: str, tmp_path: Path) -> None
         node.train = str(tmp_path / "text")
     corpus = build(node, "corpus")
     assert corpus.name == name == node.name and corpus.license
-    start = time.perf_counter()
+    monkeypatch.setattr(corpus, "documents", lambda split: pytest.fail("an identity reads no text"))
     assert json.loads(json.dumps(corpus.identity())) == corpus.identity()
-    assert time.perf_counter() - start < 5  # cheap: no text is read
 
 
 # Python's own sources
@@ -156,10 +155,9 @@ def test_an_unreachable_hub_is_told_at_once_with_the_ways_out(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
-    start = time.perf_counter()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("nothing waits for a second try"))
     with pytest.raises(UserError, match=rf"corpus={corpus.name}: http://127\.0\.0\.1:9 cannot be reached") as told:
         next(corpus.documents("train"))
-    assert time.perf_counter() - start < 15
     for way_out in ("corpus=enwiki_sample", "corpus=python_stdlib", "corpus=files corpus.train="):
         assert way_out in str(told.value)
 

@@ -124,7 +124,7 @@ def test_a_slip_is_told_by_every_command_before_pytorch_is_waited_for(mistakes: 
 
 def test_a_value_that_is_not_allowed_is_told_before_pytorch_is_waited_for() -> None:
     command = [sys.executable, "-X", "importtime", "evaluate.py", "run=nowhere", "format=cvs"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "Did you mean 'csv'?" in done.stderr and "| torch\n" not in done.stderr
 
 

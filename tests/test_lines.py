@@ -93,7 +93,7 @@ def test_an_error_breaks_between_words_on_a_terminal(tmp_path: Path) -> None:
     environment = {key: value for key, value in clean_environment().items() if key != "COLUMNS"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "pe=coep"], stdin=side_of_the_program, stdout=side_of_the_program,
-        stderr=side_of_the_program, cwd=tmp_path, env=environment, timeout=120,
+        stderr=side_of_the_program, cwd=tmp_path, env=environment, timeout=300,
     )  # fmt: skip
     os.close(side_of_the_program)
     told = b""

@@ -201,6 +201,6 @@ def test_annotated_shapes_hold(compose):
     code = textwrap.dedent(CHECK_ANNOTATED_SHAPES)
     configs = json.dumps([OmegaConf.to_container(compose(f"pe={name}").pe, resolve=True) for name in ENCODINGS])
     found = subprocess.run(
-        [sys.executable, "-c", code], input=configs, capture_output=True, text=True, timeout=120, env=clean_environment()
+        [sys.executable, "-c", code], input=configs, capture_output=True, text=True, timeout=300, env=clean_environment()
     )
     assert found.returncode == 0, found.stderr

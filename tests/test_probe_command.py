@@ -159,7 +159,7 @@ def test_a_local_model_that_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch
 def probe_command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "probe_llm.py"), *arguments],
-        cwd=folder, env={**clean_environment(), **environment}, capture_output=True, text=True, timeout=120,
+        cwd=folder, env={**clean_environment(), **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

@@ -327,7 +327,7 @@ def test_it_works_in_a_browser_on_a_phone_and_on_a_desk(page: Path, tmp_path: Pa
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--enable-logging=stderr",
                "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr
     by_width = {found["width"]: found for found in json.loads(html.unescape(title.group(1)))}

@@ -20,7 +20,7 @@ from cope.errors import Interrupted
 from cope.sweep.process import CONTEXT, SAVING, Processes
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 300) -> None:
     """Return once ``happened()``; fail if it has not in time."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -64,14 +64,14 @@ def test_jobs_that_go_on_can_be_stopped_and_no_more_start(tmp_path: Path) -> Non
 
     def go_on() -> None:
         sign.touch()
-        time.sleep(60)
+        time.sleep(3600)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(processes.call, go_on, os.environ)
         wait_until(sign.exists)
         processes.stop()
         with pytest.raises(Interrupted, match="was stopped"):
-            running.result(timeout=30)
+            running.result(timeout=300)
     with pytest.raises(Interrupted, match="not begun"):
         processes.call(go_on, os.environ)
 
@@ -94,7 +94,7 @@ Processes().call(go_on, os.environ)
         finally:
             sweep.kill()
     stat = Path(f"/proc/{sign.read_text()}/stat")
-    wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", seconds=60)
+    wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 @WITH_JOBS
@@ -107,10 +107,8 @@ def test_a_job_that_was_just_starting_is_stopped_too(monkeypatch: pytest.MonkeyP
         processes.stop()  # before it is among those that go on
 
     monkeypatch.setattr(CONTEXT.Process, "start", start_slowly)
-    began = time.monotonic()
     with pytest.raises(Interrupted):
-        processes.call(lambda: time.sleep(60), os.environ)
-    assert time.monotonic() - began < 30
+        processes.call(lambda: time.sleep(3600), os.environ)
 
 
 @WITH_JOBS
@@ -168,7 +166,7 @@ def test_a_signal_stops_a_sweep_and_its_jobs_wherever_they_are(
             os.killpg(sweep.pid, number)
         else:
             sweep.send_signal(number)
-        _, said = sweep.communicate(timeout=120)
+        _, said = sweep.communicate(timeout=300)
         assert sweep.returncode == INTERRUPTED
         doing = {"table": "reading configs and runs", "sweep": "composing the runs"}[kind]
         assert said == f"{doing} ...\n{SAVING}\nStopped; the same command goes on from there.\n"

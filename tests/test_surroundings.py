@@ -45,7 +45,7 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line(tmp_path: Path, m
             if line.rpartition("|")[2].strip() == moment:
                 process.send_signal(signal.SIGINT)
                 break
-        said, told = process.communicate(timeout=60)
+        said, told = process.communicate(timeout=300)
     finally:
         process.kill()  # whatever went wrong, it does not go on
     first_line = "cope on counting, scale smoke, seed 1: loading PyTorch ...\n" if moment == "torch" else ""
@@ -69,7 +69,7 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line(tmp_path: Path, m
 def test_output_that_nobody_takes(tmp_path: Path, command: str, output: str, status: int, told: str) -> None:
     shown = subprocess.run(
         ["bash", "-c", f"{sys.executable} {ROOT}/{command} {output}"], capture_output=True, text=True, cwd=tmp_path,
-        env=clean_environment(), timeout=120,
+        env=clean_environment(), timeout=300,
     )  # fmt: skip
     assert (shown.returncode, shown.stderr) == (status, told)
 
