@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS, ROOT
+from omegaconf import OmegaConf
 from runs import command_here
+
+from cope.help import comments, leaves
 
 FOLDERS = (ROOT, ROOT / "scripts", ROOT / "benchmarks", ROOT / "examples")
 COMMANDS = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text())
@@ -52,6 +55,26 @@ def test_help_of_what_hydra_configures_tells_each_keys_value_and_meaning(command
     assert meaning in " ".join(line.strip() for line in lines[place : place + 3]) and "${" not in done.stdout
     assert max(map(len, lines)) <= TERMINAL
     assert ("  scale=laptop, night, paper, smoke" in lines) == (command == "train.py")  # others refuse it
+
+
+DESCRIBED = [
+    CONFIGS / "train.yaml",
+    *(path for group in ("corpus", "task", "pe", "logger") for path in CONFIGS.glob(f"{group}/*.yaml")),
+]
+NO_SETTINGS = ("_target_", "name", "defaults", "corpus", "data_dir", "hydra")
+
+
+@pytest.mark.parametrize("path", DESCRIBED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_has_words(path: Path) -> None:
+    said = {
+        key
+        for base in (path.stem.partition("_")[0], path.stem)
+        for file in path.parent.glob(f"{base}.yaml")
+        for key, _ in comments(file)
+    }
+    for key in leaves(OmegaConf.create(path.read_text())):
+        of_the_task = key.rpartition(".")[2] if key.startswith("splits.") else ""  # which a split's help refers to
+        assert key in said or of_the_task in said or key.split(".")[0] in NO_SETTINGS, key
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from conftest import ENCODINGS, ROOT
 from runs import clean_environment
 
 from cope.lines import WIDTH, break_lines_of, broken
-from cope.report.sheets import Sheet, show
+from cope.report.sheets import Sheet, as_text, show
 
 LONG_PATH = "outputs/counting/cope/b0e00cfa/seed=1/wandb/offline-run-20261127_222316-b0e00cfa-cope-1/files"
 TRAIN = "python train.py task=selective_copy pe=stick_breaking 'task.splits.rare={pass weight: 400}' seed=101"
@@ -80,6 +80,22 @@ def test_a_table_is_narrow_in_a_pipe_and_has_every_cell() -> None:
     stream = io.StringIO()
     show([replace(sheet, is_list=True)], stream=stream)  # such as of runs, among which somebody looks for one
     assert [line.split()[0] for line in stream.getvalue().splitlines() if differences in line] == ["cope", "absolute"]
+
+
+def test_long_names_of_rows_are_folded_and_the_last_figures_go_below() -> None:
+    columns = ("", *(f"context {number}" for number in range(1, 7)))
+    rows = (
+        ("as many positions as the context", *("100.0 (10.0)",) * 6),
+        ("  as many positions as the context, paper", "23.31"),
+    )
+    sheet = Sheet("", columns, tuple((*row, *[""] * (len(columns) - len(row))) for row in rows), faint=frozenset({1}))
+    assert as_text([sheet], "table").splitlines()[2:] == [
+        "as many positions as the",
+        "context                  100.0 (10.0) 100.0 (10.0) 100.0 (10.0) 100.0 (10.0)",
+        "    context 5 100.0 (10.0)  context 6 100.0 (10.0)",
+        "  as many positions as",
+        "  the context, paper            23.31",
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")

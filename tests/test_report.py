@@ -272,9 +272,9 @@ addEventListener("load", () => {
   const encodings = () => [...new Set(visible("#table2 tbody tr").map(row => row.dataset.encoding))].sort();
   choose("rope", "cope"); found.two = encodings(); found.count = document.getElementById("filter-count").textContent;
   choose(); found.all = encodings();
-  const table = document.querySelectorAll("#table2 .wide table")[1];
-  const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].textContent.trim());
-  const head = table.tHead.rows[0].cells[1];
+  const table = document.querySelectorAll("#table2 .wide table")[3];  // every number of flip-flop
+  const column = () => [...table.tBodies[0].rows].map(row => row.cells[2].textContent.trim());
+  const head = table.tHead.rows[0].cells[2];
   head.querySelector("button").click(); found.up = column();
   head.querySelector("button").click(); found.down = column();
   found.sort = head.getAttribute("aria-sort");
@@ -340,7 +340,7 @@ def test_it_works_in_a_browser_on_a_phone_and_on_a_desk(page: Path, tmp_path: Pa
         assert found["two"] == ["cope", "rope"] and found["count"].startswith("2 of ")
         assert found["all"] == ["absolute", "cope", "none", "relative", "rope"]
         up, down = ([float(value.split()[0]) for value in found[way] if value != "missing"] for way in ("up", "down"))
-        assert up == sorted(up) and down == up[::-1] and len(up) == 3 and found["sort"] == "descending"
+        assert up == sorted(up) and down == up[::-1] and len(up) == 6 and found["sort"] == "descending"
         assert found["up"][-1] == found["down"][-1] == "missing"
         assert (found["target"], found["shown"], found["focused"], found["reachable"]) == ("run-1", True, True, True)
         assert found["needless"] == found["hidden"] == 0 and (width > 390 or found["wide"] > 0)

@@ -21,7 +21,7 @@ from cope.errors import UserError
 from cope.report.findings import Findings
 from cope.report.paper import paper_values
 from cope.report.plan_pictures import draw_plans
-from cope.report.plan_sheets import comparison_sheet
+from cope.report.plan_sheets import comparison_sheet, plan_sheets
 from cope.report.provenance import provenance_line
 from cope.report.sheets import as_text
 from cope.sweep.listing import print_runs
@@ -72,6 +72,30 @@ def test_a_table_shows_finished_runs_beside_the_papers_figures_and_says_what_is_
     assert "| RoPE | missing | missing | 0 |  |\n|   RoPE, paper |  | 4.1 |  |  |\n" in text
 
 
+def test_what_neither_a_run_nor_the_paper_has_a_figure_of_is_named_below(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "table2", 1)
+    sheet = comparison_sheet(plan, "flip_flop", Findings([plan]))
+    assert [row[0] for row in sheet.rows][::2] == ["Absolute", "RoPE", "CoPE"] and sheet.faint == {1, 3, 5}
+    assert sheet.notes == ("Not run: NoPE; Relative.",)
+    ablation = plan_in(tmp_path, "ablations/code", 1)  # of which nothing is run, and which the paper does not have
+    (section, rows), *_ = ((section, ablation.rows(section)) for section in ablation.sections)
+    assert len(comparison_sheet(ablation, section, Findings([ablation])).rows) == len(rows)
+
+
+def test_sections_of_one_split_stand_side_by_side_as_in_the_paper(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "table3", 1)
+    for run in plan.runs:
+        if run.row == "cope" and run.section != "counting":
+            run.folder.path.mkdir(parents=True)
+            scores = {"error": 0.25 if "3" in run.section else 0.5}
+            (result,) = results_of({"headline": "error", "splits": {"test": scores, "validation": scores}, "time_s": 7})
+            run.folder.result.write_text(completed(result))
+    together, *sections = plan_sheets(plan, Findings([plan]))
+    assert together.columns == ("", "Counting", "Counting, 3 variables", "Counting, 5 variables")
+    assert together.rows[-2:] == (("CoPE", "missing", "25.0", "50.0"), ("  CoPE, paper", "0.0 (0.0)", "1.2 (2.1)", "7.4 (8.5)"))
+    assert len(sections) == 3 and len(together.faint) == len(together.rows) / 2
+
+
 def results_of(*results: dict[str, Any]) -> list[dict[str, Any]]:
     common = {"scale": "laptop", "versions": {"torch": "2"}, "commit": None, "date": "2026-01-02"}
     common |= {"hardware": {"processor": "A", "threads": 1}}
@@ -91,7 +115,7 @@ def test_a_tables_last_line_names_kernels_and_says_where_runs_are_of_different_c
     new = {"code": "0a1b", "kernel": "native (g++ 12)"}
     assert "; attention by native (g++ 12); commit not known; code 0a1b; " in provenance_line(results_of(new, new))
     said = provenance_line(results_of(new, {}, new | {"code": "2c3d"}, new))
-    assert "; **runs of different code**: 0a1b (2), not recorded (1), 2c3d (1); " in said
+    assert "; runs of different code: 0a1b (2), not recorded (1), 2c3d (1); " in said
 
 
 def test_pictures_with_other_settings_do_not_replace_those_of_the_scale(tmp_path: Path) -> None:

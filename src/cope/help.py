@@ -16,6 +16,7 @@ from cope.lines import WIDTH, as_typed
 from cope.overrides import Composer
 
 KEY_WIDTH = 36  # what is said of a key begins there
+NOT_SHOWN = ("recipe.", "hydra.", "task.corpus", "task.data_dir")  # the last two are corpus and data_dir
 SHOWN_GROUPS = ("pe", "task", "corpus", "scale", "logger", "recipe")
 
 
@@ -50,17 +51,19 @@ def _groups(composer: Composer, config: DictConfig) -> str:
 
 def _keys(configs: Path, config_name: str, config: DictConfig) -> str:
     """A line a key: what it is with these settings, and what its file says of it."""
-    comments = dict(_comments(configs / f"{config_name}.yaml"))
+    said_of = dict(comments(configs / f"{config_name}.yaml"))
     for group in ("corpus", "task", "pe", "logger"):
-        name = str(config[group].name) if group in config and "name" in config[group] else ""
-        for path in (configs / group / f"{base}.yaml" for base in (name.partition("_")[0], name)):
-            if path.exists():
-                comments |= {f"{group}.{key}": comment for key, comment in _comments(path)}
+        name = str(config[group].name) if group in config and "name" in config[group] else "*"
+        for base in (name.partition("_")[0], name):
+            for path in (configs / group).glob(f"{base}.yaml"):
+                said_of |= {f"{group}.{key}": comment for key, comment in comments(path)}
     lines = []
-    for key in _leaves(config):
-        if key.startswith(("recipe.", "task.corpus.", "hydra.")) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
+    for key in leaves(config):
+        if key.startswith(NOT_SHOWN) or key.endswith(("._target_", ".name")) or key in SHOWN_GROUPS:
             continue
-        lines += _entry(f"{key}={_value(config, key)}", comments.get(key, ""))
+        last = key.rpartition(".")[2]
+        of_split = f"task.{last}, in this split" if key.startswith("task.splits.") and last in config.task else ""
+        lines += _entry(f"{key}={_value(config, key)}", said_of.get(key, of_split))
     return "Keys, with their values here\n" + "\n".join(lines)
 
 
@@ -74,11 +77,11 @@ def _entry(setting: str, comment: str) -> list[str]:
     return [f"{setting:{KEY_WIDTH}}{first}", *(f"{'':{KEY_WIDTH}}{line}" for line in others)]
 
 
-def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
+def leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in map(str, config):
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation():
-            yield from _leaves(node, f"{prefix}{key}.")
+            yield from leaves(node, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 
@@ -91,7 +94,7 @@ def _value(config: DictConfig, key: str) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _comments(path: Path) -> Iterator[tuple[str, str]]:
+def comments(path: Path) -> Iterator[tuple[str, str]]:
     """Each key's comment, by its whole name."""
     parents: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -73,6 +73,16 @@ class Findings:
         paper = paper_values().get(section, {})
         return plan.splits or self.splits(section) or tuple(dict.fromkeys(split for row in paper.values() for split in row))
 
+    def without_figures(self, plan: Plan, section: str) -> list[str]:
+        """Rows of a table that neither a run nor the paper has a figure of."""
+        paper, failed = paper_values().get(section, {}), self.failures(section)
+        splits = self.shown_splits(plan, section)
+        return [
+            row
+            for row in plan.rows(section)
+            if not self.results(section, row) and not failed[row] and not any(split in paper.get(row, {}) for split in splits)
+        ]
+
     def splits(self, section: str) -> tuple[str, ...]:
         """The test splits that its runs have."""
         found = (split for _, result in self._of_section(section) for split in result["splits"])

@@ -178,7 +178,7 @@ def tables(
                 "title": plan.title,
                 "command": table_command([plan.name]),
                 "claims": [verdict for verdict in verdicts if anchor(verdict.source) == plan.name],
-                "sections": [_matrix(section, rows, runs) for section, rows in own.groupby("section", sort=False)],
+                "sections": _matrices(own, runs),
                 "details": _sections(own, lambda cell: _cell(cell, runs)),
                 "differences": _sections(beside, lambda cell: _difference(cell, runs)),
                 "pictures": [(drawing, runs.behind(drawing)) for drawing in pictures],
@@ -197,27 +197,43 @@ def table_of(drawing: Drawing) -> str:
     return "figure4" if drawing.path.stem.startswith("position_alone") else drawing.path.stem
 
 
-def _matrix(section: Any, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
-    """In the paper's form: a row an encoding or variant, a column a split; ours, and beside it the paper's where it has any."""
-    metric = LABELLED[cells["metric"].iloc[0]]
-    published = set(cells[cells["paper"].notna()]["split"])
-    rows = []
+def _matrices(cells: pd.DataFrame, runs: RunList) -> list[dict[str, Any]]:
+    """One for each section, a column a split; where sections have one split each, one for all of them, a column a section."""
+    by_split = [(str(section), own) for section, own in cells.groupby("section", sort=False)]
+    if len(by_split) > 1 and all(own["split"].nunique() == 1 for _, own in by_split):
+        return [_matrix("", cells.assign(column=cells["section"].map(section_name)), runs)]
+    return [
+        _matrix(section_name(section), own.assign(column=[_split(cell) for cell in own.to_dict("records")]), runs)
+        for section, own in by_split
+    ]
+
+
+def _matrix(name: str, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
+    """In the paper's form: a row an encoding or variant; ours, and beside it the paper's where it has any."""
+    in_paper = set(cells[cells["paper"].notna()]["column"])
+    columns = list(cells["column"].unique())
+    rows, not_run = [], []
     for row, own in cells.groupby("row", sort=False):
-        first = own.iloc[0].to_dict()
+        if not own[["seeds", "failed"]].any(axis=None) and own["paper"].isna().all():
+            not_run.append(row_name(str(row)))
+            continue
+        of = {cell["column"]: cell for cell in own.to_dict("records")}
+        counts = dict.fromkeys(num_runs_text(int(cell["seeds"]), int(cell["failed"])) for cell in of.values())
         rows.append(
-            _identity(first, runs)
+            _identity(next(iter(of.values())), runs)
             | {
                 "name": row_name(str(row)),
-                "cells": [
-                    (_ours(cell), _as_printed(cell) if cell["split"] in published else None) for cell in own.to_dict("records")
-                ],
-                "count": num_runs_text(int(first["seeds"]), int(first["failed"])),
+                "cells": [_beside(of.get(column), column in in_paper) for column in columns],
+                "count": "; ".join(counts),
             }
         )
-    columns = []
-    for split in cells["split"].unique():
-        columns += [split_name(split, not metric.is_percentage), *(["paper"] if split in published else [])]
-    return {"name": section_name(str(section)), "metric": metric.label, "columns": columns, "rows": rows}
+    heads = [head for column in columns for head in ([column, "paper"] if column in in_paper else [column])]
+    return {"name": name, "metric": cells["metric"].iloc[0], "columns": heads, "rows": rows, "not_run": not_run}
+
+
+def _beside(cell: dict[Any, Any] | None, has_paper: bool) -> tuple[str, str | None]:
+    """Our figure, and the paper's where the column has any."""
+    return _ours(cell) if cell else "", (_as_printed(cell) if cell else "") if has_paper else None
 
 
 def _sections(table: pd.DataFrame, show: Callable[[dict[Any, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -236,9 +252,13 @@ def _identity(cell: dict[Any, Any], runs: RunList) -> dict[str, Any]:
     return {
         "encoding": cell["encoding"],
         "name": row_name(cell["row"]),
-        "split": split_name(cell["split"], not LABELLED[cell["metric"]].is_percentage),
+        "split": _split(cell),
         "runs": runs.of_row(cell["section"], cell["row"]),
     }
+
+
+def _split(cell: dict[Any, Any]) -> str:
+    return split_name(cell["split"], not LABELLED[cell["metric"]].is_percentage)
 
 
 def _ours(cell: dict[Any, Any]) -> str:

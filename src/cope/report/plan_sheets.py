@@ -19,13 +19,18 @@ from cope.report.statistics import MISSING, spread
 from cope.sweep.plan import Plan
 
 FAILED = "failed"
+PAPER_INDENT = "  "  # of a row with the paper's figures, which stands below ours
 
 
 def plan_sheets(plan: Plan, findings: Findings) -> list[Sheet]:
     """A table's sections; below the last, what they were made from."""
     sheets = [comparison_sheet(plan, section, findings) for section in plan.sections]
+    if len(sheets) > 1 and all(len(findings.shown_splits(plan, section)) == 1 for section in plan.sections):
+        sheets.insert(0, _side_by_side(plan, sheets, METRICS[findings.headline(next(iter(plan.sections)))]))
     finished = [result for section in plan.sections for row in plan.rows(section) for result in findings.results(section, row)]
-    return [*sheets[:-1], replace(sheets[-1], notes=(provenance_line(finished),))] if finished else sheets
+    if finished:
+        sheets[-1] = replace(sheets[-1], notes=(*sheets[-1].notes, provenance_line(finished)))
+    return sheets
 
 
 def show_tables(plans: Iterable[Plan], findings: Findings, form: str) -> None:
@@ -51,7 +56,8 @@ def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame,
 def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
     """Mean (standard deviation) over seeds, below it the paper's; how many seeds there are, how many learned, their time.
 
-    Where no run is finished the figure is "missing" or "failed". If runs ended after different numbers of steps, the validation
+    Where no run is finished the figure is "missing" or "failed"; what the paper has no figure of either is named below, unless
+    nothing is. If runs ended after different numbers of steps, the validation
     at the step that all came to stands beside what each came to in the end.
     """
     metric = METRICS[findings.headline(section)]
@@ -60,19 +66,22 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
     failed = findings.failures(section)
     equal_step, at_equal_step = findings.at_equal_steps(section, plan.rows(section))
     rows: list[dict[str, str]] = []
-    published = set()
     equal = f"validation at step {equal_step}"
     numbers = set()  # of the seeds of a row
+    lacking = findings.without_figures(plan, section)
+    not_run = [] if len(lacking) == len(plan.rows(section)) else lacking
     for row in plan.rows(section):
+        if row in not_run:
+            continue
         runs, learned = findings.results(section, row), findings.learned(section, row)
         improving = findings.still_improving(section, row)
+        name = row_name(row)
         lost = no_figure(failed[row])
         numbers |= {len(runs)} if runs else set()
-        name = row_name(row)
         cells = {"": name}
         for split in splits:
-            shown = _shown(findings.values(section, row, split), metric)
-            cells[split_name(split, not metric.is_percentage)] = shown if runs else lost
+            figure = _shown(findings.values(section, row, split), metric)
+            cells[split_name(split, not metric.is_percentage)] = figure if runs else lost
         if equal_step is not None:
             cells[equal] = _shown(at_equal_step.get(row, {}), metric)
         cells["seeds"] = num_runs_text(len(runs), failed[row])
@@ -83,18 +92,32 @@ def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
         cells["seconds"] = f"{np.mean([run['time_s'] for run in runs]):.0f}" if runs else ""
         rows.append(cells)
         if any(split in paper.get(row, {}) for split in splits):
-            published.add(len(rows))
             figures = {split: published_text(paper[row].get(split), metric) for split in splits}
             rows.append(
-                {"": f"  {name}, paper"}
+                {"": f"{PAPER_INDENT}{name}, paper"}
                 | {split_name(split, not metric.is_percentage): figure for split, figure in figures.items()}
             )
     return Sheet.of(
         f"{section_name(section)}, {metric.label}{_over_seeds(numbers)}",
         rows,
-        faint=frozenset(published),
+        notes=[f"Not run: {'; '.join(map(row_name, not_run))}."] if not_run else [],
+        faint=_published(cells[""] for cells in rows),
         aside=frozenset({equal, "seeds", "learned", "still improving", "seconds"}),
     )
+
+
+def _side_by_side(plan: Plan, sheets: Iterable[Sheet], metric: Metric) -> Sheet:
+    """The first figures of each section, which is a column then; for the others there is its own sheet."""
+    rows: dict[str, dict[str, str]] = {}
+    for section, sheet in zip(plan.sections, sheets, strict=True):
+        for name, figure, *_ in sheet.rows:
+            rows.setdefault(name, {"": name})[section_name(section)] = figure
+    return Sheet.of(f"{plan.title}, {metric.label}", list(rows.values()), faint=_published(rows))
+
+
+def _published(names: Iterable[str]) -> frozenset[int]:
+    """Which rows have the paper's figures."""
+    return frozenset(index for index, name in enumerate(names) if name.startswith(PAPER_INDENT))
 
 
 def _over_seeds(numbers: set[int]) -> str:

@@ -39,7 +39,7 @@ def _code(results: list[dict[str, Any]]) -> str:
     counts = Counter(result.get("code", NOT_RECORDED) for result in results)
     if len(counts) == 1:
         return f"code {next(iter(counts))}"
-    return "**runs of different code**: " + ", ".join(f"{code} ({number})" for code, number in counts.items())
+    return "runs of different code: " + ", ".join(f"{code} ({number})" for code, number in counts.items())
 
 
 def _threads(hardware: list[dict[str, Any]]) -> str:

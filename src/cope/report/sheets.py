@@ -23,6 +23,8 @@ FORMATS = ("table", "markdown", "csv", "latex", "json")
 FOR_PROGRAMS = ("csv", "json")
 ANY_WIDTH, ANY_HEIGHT = 10_000, 100
 LEAST_ROOM = 20  # for a cell beside its column's name, however narrow the terminal is
+NAME_ROOM = 24  # for a row's name, which is folded where the figures beside it need the room
+LEAST_BESIDE = 2  # figures that stand side by side; fewer are no table
 GAP, NARROW_GAP = 2, 1  # between columns; narrow where all of them then have room side by side
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -85,13 +87,17 @@ def as_text(sheets: Sequence[Sheet], form: str) -> str:
 
 
 def _draw(sheet: Sheet, console: Console) -> None:
-    """What is too wide for a line has its words on a line below each row, or each figure on a line of its own."""
+    """What is too wide for a line has its words on a line below each row, then its last figures; or each on its own line."""
     if sheet.title:
         _print_sentence(sheet.title, console, "bold")
     places = list(range(len(sheet.columns)))
     movable = sorted((p for p in places[1:] if sheet.columns[p] in sheet.words | sheet.aside), key=lambda p: _longest(sheet, p))
     while movable and _width(sheet, places, NARROW_GAP) > console.width:
         places.remove(movable.pop())
+    if _width(sheet, places, NARROW_GAP) > console.width:
+        sheet = _with_folded_names(sheet)
+    while len(places) > 1 + LEAST_BESIDE and _width(sheet, places, NARROW_GAP) > console.width:
+        places.pop()
     if _width(sheet, places, NARROW_GAP) > console.width:
         _draw_as_records(sheet, console)
     elif sheet.rows:
@@ -126,6 +132,17 @@ def _longest(sheet: Sheet, place: int) -> int:
 
 def _width(sheet: Sheet, places: Sequence[int], gap: int) -> int:
     return sum(_longest(sheet, place) + gap for place in places) - 1
+
+
+def _with_folded_names(sheet: Sheet) -> Sheet:
+    """Long names of rows in several lines, the figures beside the last."""
+    rows: list[tuple[str, ...]] = []
+    faint = set()
+    for index, row in enumerate(sheet.rows):
+        *above, last = broken(row[0], NAME_ROOM).split("\n")
+        rows += [(line, *[""] * (len(row) - 1)) for line in above] + [(last, *row[1:])]
+        faint |= set(range(len(rows) - len(above) - 1, len(rows))) if index in sheet.faint else set()
+    return replace(sheet, rows=tuple(rows), faint=frozenset(faint))
 
 
 def _grid(sheet: Sheet, places: Sequence[int], gap: int) -> Table:

@@ -70,6 +70,8 @@ def draw_table_figures(plans: Iterable[Plan], findings: Findings, folder: Path) 
             caption += f" {OTHER_TEXT}"
         if absent := [section_name(section) for section in plan.sections if section not in sections]:
             caption += f" Missing: {'; '.join(absent)}."
+        if empty := dict.fromkeys(row_name(row) for section in sections for row in findings.without_figures(plan, section)):
+            caption += f" Not run: {'; '.join(empty)}."
         title = f"{table_title(plan.name)}: {plan.title}"
         drawn.append(Drawing(path, title, caption, tuple(sections)))
     return drawn
@@ -89,7 +91,8 @@ def _panels(plan: Plan, section: str, findings: Findings) -> list[_Panel]:
 def _rows(plan: Plan, section: str, findings: Findings) -> tuple[tuple[_Row, ...], dict[str, float]]:
     """Each row on a line of its own; where rows are an encoding and a shape, encodings of a shape share one."""
     failed = findings.failures(section)
-    runs = plan.rows(section)
+    empty = findings.without_figures(plan, section)
+    runs = {name: run for name, run in plan.rows(section).items() if name not in empty}
     shapes = {name: name.partition(", ")[2] for name in runs if name.partition(", ")[0] in ENCODINGS}
     if not (all(shapes.values()) and len(shapes) == len(runs)):
         rows = [
