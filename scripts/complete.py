@@ -51,6 +51,8 @@ def keys(script: Path, chosen: dict[str, str]) -> Iterator[str]:
     yield from (f"{key}=" for key in SETTING.findall(documentation(script)))
     if script.stem in CONFIG:
         yield from (f"{key}=" for key in yaml_keys(CONFIGS / CONFIG[script.stem]))
+    if script.stem == "evaluate" and (path := config_of(chosen.get("run", ""))):
+        yield from (f"{key}=" for key in yaml_keys(path) if key.startswith("task."))
     own = groups() if script.stem in COMPOSED else ["corpus"] if script.stem == "prepare_corpus" else []
     yield from (f"{group}=" for group in own)
     for group in {"pe", "task", "corpus"} & set(own):
@@ -88,6 +90,13 @@ def runs(value: str) -> Iterator[str]:
     if re.fullmatch(r"[0-9a-f]{1,8}", code):
         found = Path("outputs").glob(f"*/*/{code}*/seed=*" if slash else f"*/*/{code}*")
         yield from sorted({f"{code}/{path.name}" if slash else path.name for path in found})
+
+
+def config_of(run: str) -> Path | None:
+    """The settings of a run, named by its folder or by the beginning of its hash and perhaps its seed."""
+    code, _, seed = run.partition("/")
+    found = Path("outputs").glob(f"*/*/{code}*/{seed or '*'}/config.yaml") if re.fullmatch(r"[0-9a-f]{1,8}", code) else ()
+    return next((path for path in (Path(run, "config.yaml"), *found) if path.is_file()), None)
 
 
 def paths(value: str) -> Iterator[str]:

@@ -15,12 +15,15 @@ if __name__ == "__main__":
     start_command()  # before anything slow is imported
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hydra
 from omegaconf import DictConfig
 
 from cope.building import arguments, build
 from cope.cli import reporting_errors, run_hydra_command
+from cope.errors import UserError
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_corpus")
@@ -29,7 +32,7 @@ def main(config: DictConfig) -> None:
     from cope.corpora.prepared import MANIFEST, prepare
     from cope.corpora.tokenizer import TokenizerSettings
 
-    with reporting_errors():
+    with reporting_errors(), _named_as_here():
         asked = TokenizerSettings(**arguments(config.tokenizer, TokenizerSettings, "tokenizer"))
         corpus = build(config.corpus, "corpus")
         tiny = corpus.size_of_tiny()
@@ -46,6 +49,15 @@ def main(config: DictConfig) -> None:
         print(f"  encoded at {sum(sizes['num_tokens'] for sizes in splits) / seconds:,.0f} tokens/s a core")
     print(f"  vocabulary: {settings.kind}, {settings.vocab_size:,} tokens")
     print(f"folder: {prepared.folder}")
+
+
+@contextmanager
+def _named_as_here() -> Iterator[None]:
+    """What is refused by the name that it has in a run's settings is told by the name that it has here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("task.tokenizer.", "tokenizer.")) from error
 
 
 if __name__ == "__main__":

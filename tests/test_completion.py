@@ -73,6 +73,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     for name in ("train.py", "evaluate.py", "generate.py", "scripts", "benchmarks", "configs"):
         (folder / name).symlink_to(ROOT / name)
     (folder / RUN / "seed=7").mkdir(parents=True)
+    (folder / RUN / "seed=7" / "config.yaml").write_text("task:\n  name: counting\n  num_test: 7\n  num_train: 7\n")
     (folder / "outputs" / "README.md").write_text("no run")
     shell = Shell(folder)
     yield shell
@@ -87,6 +88,8 @@ LINES = [
     ("python evaluate.py run=outputs/", "python evaluate.py run=outputs/counting/"),
     (f"python evaluate.py run={RUN}/", f"python evaluate.py run={RUN}/seed=7/"),
     (f"python evaluate.py run={RUN}/seed=", f"python evaluate.py run={RUN}/seed=7/"),
+    ("python evaluate.py run=1a2b task.num_te", "python evaluate.py run=1a2b task.num_test="),
+    (f"python evaluate.py run={RUN}/seed=7 task.num_tr", f"python evaluate.py run={RUN}/seed=7 task.num_train="),
     ("python generate.py run=1a", "python generate.py run=1a2b3c4d"),
     ("python generate.py run=1a2b3c4d/", "python generate.py run=1a2b3c4d/seed=7"),
     ("python generate.py run=1a/seed=", "python generate.py run=1a/seed=7"),

@@ -201,6 +201,14 @@ def test_the_script_prepares_and_tells_sizes(tmp_path: Path) -> None:
     assert list((tmp_path / "data" / "corpora" / "files").glob("*/manifest.json"))
 
 
+def test_the_script_calls_its_keys_by_its_own_names(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a line\n")
+    settings = [f"corpus.train={tmp_path}/lines.txt", "tokenizer.kind=gpt2", f"data_dir={tmp_path}/data"]
+    done = command_here("scripts/prepare_corpus.py", "corpus=files", *settings)
+    assert done.returncode == 1 and "task." not in done.stderr
+    assert done.stderr.startswith("tokenizer.vocab_size=2048 is not GPT-2's; allowed with tokenizer.kind=gpt2: ")
+
+
 def test_the_script_gives_a_tiny_text_a_vocabulary_that_it_can_fill(tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("".join(f"Sentence {number} of a short text. " for number in range(50)))
     done = command_here(
