@@ -83,4 +83,5 @@ def costs_sheets(plans: Sequence[Plan], costs: Mapping[Path, tuple[Cost, str]], 
 
 def size(number: float) -> str:
     """Bytes, as people say them."""
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
+    amount, unit = (number / 2**30, "GiB") if number >= 2**30 else (number / 2**20, "MiB")
+    return f"{amount:,.{1 if amount < 100 else 0}f} {unit}"
