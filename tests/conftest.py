@@ -5,6 +5,7 @@ What takes long to import is imported where it is used: the process that hands o
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import os
@@ -102,6 +103,7 @@ def put_files_together_once() -> None:
     What is typed besides is set by Hydra each time. Of this project's configs alone: those that a test makes may change.
     """
     from hydra._internal import config_loader_impl as hydra
+    from hydra._internal.config_repository import ConfigRepository
 
     find, put_together = hydra.create_defaults_list, hydra.ConfigLoaderImpl._compose_config_from_defaults_list
     found: dict[Any, Any] = {}
@@ -130,6 +132,8 @@ def put_files_together_once() -> None:
             made[key] = pickle.dumps(put_together(self, defaults, repo))
         return pickle.loads(made[key])
 
+    # Hydra copies what it looks for files in, and with it all of its own configs, before it reads anew where they are.
+    ConfigRepository.__deepcopy__ = lambda self, memo: copy.copy(self)  # type: ignore[attr-defined]
     hydra.create_defaults_list = find_once
     hydra.ConfigLoaderImpl._compose_config_from_defaults_list = put_together_once  # type: ignore[method-assign]
 

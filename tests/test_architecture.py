@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 from functools import cache
@@ -268,3 +269,9 @@ def test_every_scale_has_a_recipe_for_every_task_it_is_for() -> None:
 def test_the_name_of_a_choice_is_that_of_its_file(group: str) -> None:
     for path in (CONFIGS / group).glob("*.yaml"):
         assert f"\nname: {path.stem}" in path.read_text(), path.name  # it is the folder that runs go to
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="all tests are in one process")
+def test_tests_of_a_file_are_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist groups by the end of a test's name, and says nothing where it does not: then all that is shared is made twice."""
+    assert request.node.nodeid.endswith("@test_architecture")

@@ -175,10 +175,10 @@ def test_silence_is_a_failure_of_that_request(server: Server, tmp_path: Path, pa
         return completion("0")
 
     server.answer = answer
-    result, _ = run_probe(settings(server, timeout_s=0.5), str(tmp_path))
+    result, _ = run_probe(settings(server, timeout_s=0.25), str(tmp_path))
     given_up.set()
     assert [score["failed"] for score in result["scores"]] == [0, 1]
-    assert "no answer within 0.5 s (timeout_s)" in failures_line(result)
+    assert "no answer within 0.25 s (timeout_s)" in failures_line(result)
 
 
 def test_a_server_that_is_not_there_is_told_once(tmp_path: Path, server: Server, pauses: list[float]) -> None:

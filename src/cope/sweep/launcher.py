@@ -82,9 +82,9 @@ Ended = tuple[Call, JobReturn, float, int]
 def calls_for(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> list[Call]:
     """What runs ``jobs`` of the sweep that ``launcher`` was set up for, numbered from ``first``."""
     context, task_function, config = launcher.hydra_context, launcher.task_function, launcher.config  # type: ignore[attr-defined]
+    state = Singleton.get_state()  # a copy, which takes a while, and the same for all
     return [
-        Call(context, task_function, config, tuple(overrides), first + index, Singleton.get_state())
-        for index, overrides in enumerate(jobs)
+        Call(context, task_function, config, tuple(overrides), first + index, state) for index, overrides in enumerate(jobs)
     ]
 
 
