@@ -54,6 +54,7 @@ settings.register_profile("cope", deadline=None, derandomize=True)
 settings.load_profile("cope")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What pytest-xdist keeps in one process: a file, for its tests share what they have made, and all that read the tables.
 

@@ -273,5 +273,5 @@ def test_the_name_of_a_choice_is_that_of_its_file(group: str) -> None:
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="all tests are in one process")
 def test_tests_of_a_file_are_in_one_process(request: pytest.FixtureRequest) -> None:
-    """pytest-xdist groups by the end of a test's name, and says nothing where it does not: then all that is shared is made twice."""
+    """pytest-xdist groups by the end of a test's name. Where it does not, it says nothing, and what is shared is made twice."""
     assert request.node.nodeid.endswith("@test_architecture")
