@@ -213,6 +213,14 @@ def _texts_are_prepared_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     rows.cache_folder = lambda: cache_folder() if "COPE_CACHE" in os.environ else shared
 
 
+@pytest.fixture(autouse=True)
+def _nothing_was_left_out_before() -> None:
+    """It is said once of each path, and a test may have the folder that one before it had."""
+    from cope import files
+
+    files._left_out.clear()
+
+
 def composed_in(folder: Path, *overrides: str) -> DictConfig:
     """What ``train.py`` would see, at scale=smoke, with its runs under ``folder`` and the texts that all tests share."""
     # These are set afterwards, so that one answer of Hydra's serves several tests.
