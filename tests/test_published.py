@@ -15,7 +15,7 @@ from runs import command_here
 
 from cope.errors import UserError
 from cope.report.page import collect, write_report
-from cope.report.published import copy_runs, make_runs
+from cope.report.published import LOSS_POINTS, _thinned, copy_runs, make_runs
 from cope.report.run_pictures import draw_gates_of_tasks
 from cope.run.folder import RunFolder
 from cope.run.trained import load_trained
@@ -94,6 +94,14 @@ def test_curves_are_published_without_what_nobody_reads(tmp_path: Path) -> None:
         {"step": 20, "eval/validation/perplexity": 4.4816890703380645, "eval/validation/loss": 1.5},
         {"step": 20, "eval/longer/perplexity": 5.0, "eval/longer/loss": 1.5},
     ]
+
+
+def test_of_a_training_loss_as_much_is_published_as_a_picture_shows_whenever_it_is_published() -> None:
+    lines = [{"step": step, "train/loss": 1.0} for step in range(20, 4001, 20)]
+    lines += [{"step": 4000, "train/loss": 1.0, "eval/validation/loss": 1.0}, {"step": 4000, "eval/validation/loss": 1.0}]
+    thinned = list(_thinned(lines))
+    assert 40 <= len(thinned) - 2 <= LOSS_POINTS and thinned[-2:] == lines[-2:]
+    assert list(_thinned(thinned)) == thinned and list(_thinned(lines[:50])) == lines[:50] and list(_thinned([])) == []
 
 
 def test_runs_are_found_by_what_defines_them_wherever_they_are(tmp_path: Path) -> None:

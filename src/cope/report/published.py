@@ -14,6 +14,7 @@ import json
 import lzma
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ CURVES = "curves.jsonl.xz"
 MEASURED = "figures/position_alone/*/scores.json"
 ARRAYS = "arrays.npz"  # beside it
 LEFT_OUT = ("train/lr", "train/tokens_per_s")  # of the curves: the one follows from the settings, the other is in result.json
-LOSS_DIGITS = 4
+LOSS_DIGITS, LOSS_POINTS = 4, 60  # of a run's training loss: what a picture can show
 
 
 def check_nothing_is_lost(findings: Findings, folder: Path, with_runs: bool) -> None:
@@ -59,8 +60,8 @@ def copy_runs(findings: Findings, folder: Path) -> None:
     runs = {run.folder.place: run.folder for run, _ in findings.runs()}
     with lzma.open(folder / CURVES, "wb") as file:
         for place, run_folder in sorted(runs.items()):
-            for line in run_folder.read_metrics():
-                file.write((json.dumps({"run": place.as_posix()} | _shortened(line)) + "\n").encode())
+            for line in _thinned([_shortened(line) for line in run_folder.read_metrics()]):
+                file.write((json.dumps({"run": place.as_posix()} | line) + "\n").encode())
 
 
 def make_runs(published: Path, outputs: Path) -> tuple[int, list[Path]]:
@@ -103,6 +104,18 @@ def _shortened(line: dict[str, Any]) -> dict[str, Any]:
     """A line of ``metrics.jsonl`` with what verdicts are made of as it is, and the training loss as a picture needs it."""
     kept = {key: value for key, value in line.items() if key not in LEFT_OUT and not _follows_from_loss(key, line)}
     return kept | ({"train/loss": float(f"{line['train/loss']:.{LOSS_DIGITS}g}")} if "train/loss" in line else {})
+
+
+def _thinned(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """``lines`` with so many of the training loss as a picture can show; all of them, where they were thinned before."""
+    apart = max((line["step"] for line in lines), default=0) / LOSS_POINTS
+    last = -math.inf
+    for line in lines:
+        if line.keys() == {"step", "train/loss"}:
+            if line["step"] - last < apart:
+                continue
+            last = line["step"]
+        yield line
 
 
 def _follows_from_loss(key: str, line: dict[str, Any]) -> bool:
