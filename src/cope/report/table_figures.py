@@ -34,7 +34,7 @@ CAPTION = (
 OTHER_TEXT = (
     "The paper's perplexities have axes of their own, since those of other texts, vocabularies and sizes cannot be compared."
 )
-ROW_HEIGHT = 0.17  # inches
+ROW_HEIGHT, PANEL_HEIGHT = 0.17, 0.62  # inches; of a row, and of what is above and below the rows
 OFFSET = 0.17  # of the paper's mark from ours, in rows
 
 
@@ -118,7 +118,7 @@ def _draw(lines: Sequence[Sequence[_Panel]], findings: Findings, folder: Path, n
     panels = [panel for section in lines for panel in section]
     by_two = [panels] if all(len(section) == 1 for section in lines) else list(lines)
     grid = [list(section[start : start + 2]) for section in by_two for start in range(0, len(section), 2)]
-    heights = [ROW_HEIGHT * (max(max(row.place for row in panel.rows) for panel in line) + 1) + 0.42 for line in grid]
+    heights = [ROW_HEIGHT * (max(max(row.place for row in panel.rows) for panel in line) + 1) + PANEL_HEIGHT for line in grid]
     num_columns = max(len(line) for line in grid)
     grouped = any(len(panel.ticks) < len(panel.rows) for panel in panels)
     figure, axes = plt.subplots(
