@@ -200,7 +200,7 @@ def table_of(drawing: Drawing) -> str:
 def _matrices(cells: pd.DataFrame, runs: RunList) -> list[dict[str, Any]]:
     """One for each section, a column a split; where sections have one split each, one for all of them, a column a section."""
     by_split = [(str(section), own) for section, own in cells.groupby("section", sort=False)]
-    if len(by_split) > 1 and all(own["split"].nunique() == 1 for _, own in by_split):
+    if len(by_split) > 1 and cells["metric"].nunique() == 1 and all(own["split"].nunique() == 1 for _, own in by_split):
         return [_matrix("", cells.assign(column=cells["section"].map(section_name)), runs)]
     return [
         _matrix(section_name(section), own.assign(column=[_split(cell) for cell in own.to_dict("records")]), runs)
@@ -218,13 +218,13 @@ def _matrix(name: str, cells: pd.DataFrame, runs: RunList) -> dict[str, Any]:
             not_run.append(row_name(str(row)))
             continue
         of = {cell["column"]: cell for cell in own.to_dict("records")}
-        counts = dict.fromkeys(num_runs_text(int(cell["seeds"]), int(cell["failed"])) for cell in of.values())
+        counts = [num_runs_text(int(cell["seeds"]), int(cell["failed"])) for cell in of.values()]
         rows.append(
             _identity(next(iter(of.values())), runs)
             | {
                 "name": row_name(str(row)),
                 "cells": [_beside(of.get(column), column in in_paper) for column in columns],
-                "count": "; ".join(counts),
+                "count": "; ".join(counts if len(set(counts)) > 1 else counts[:1]),
             }
         )
     heads = [head for column in columns for head in ([column, "paper"] if column in in_paper else [column])]

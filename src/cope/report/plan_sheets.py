@@ -25,8 +25,10 @@ PAPER_INDENT = "  "  # of a row with the paper's figures, which stands below our
 def plan_sheets(plan: Plan, findings: Findings) -> list[Sheet]:
     """A table's sections; below the last, what they were made from."""
     sheets = [comparison_sheet(plan, section, findings) for section in plan.sections]
-    if len(sheets) > 1 and all(len(findings.shown_splits(plan, section)) == 1 for section in plan.sections):
-        sheets.insert(0, _side_by_side(plan, sheets, METRICS[findings.headline(next(iter(plan.sections)))]))
+    headlines = {findings.headline(section) for section in plan.sections}
+    has_one_split = all(len(findings.shown_splits(plan, section)) == 1 for section in plan.sections)
+    if len(sheets) > 1 and len(headlines) == 1 and has_one_split:
+        sheets.insert(0, _side_by_side(plan, sheets, METRICS[headlines.pop()]))
     finished = [result for section in plan.sections for row in plan.rows(section) for result in findings.results(section, row)]
     if finished:
         sheets[-1] = replace(sheets[-1], notes=(*sheets[-1].notes, provenance_line(finished)))
@@ -56,9 +58,9 @@ def write_tables(plans: Iterable[Plan], findings: Findings, cells: pd.DataFrame,
 def comparison_sheet(plan: Plan, section: str, findings: Findings) -> Sheet:
     """Mean (standard deviation) over seeds, below it the paper's; how many seeds there are, how many learned, their time.
 
-    Where no run is finished the figure is "missing" or "failed"; what the paper has no figure of either is named below, unless
-    nothing is. If runs ended after different numbers of steps, the validation
-    at the step that all came to stands beside what each came to in the end.
+    Where no run is finished the figure is "missing" or "failed"; what the paper has no figure of either is named below. Where
+    that is every row, all are "missing". If runs ended after different numbers of steps, the validation at the step that all
+    came to stands beside what each came to in the end.
     """
     metric = METRICS[findings.headline(section)]
     splits = findings.shown_splits(plan, section)
